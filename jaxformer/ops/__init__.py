@@ -1,0 +1,25 @@
+"""Pure functions on arrays: attention, masks, positions, normalisation, losses, dropout and activations."""
+
+from jaxformer.ops.activations import ACTIVATIONS, Activation
+from jaxformer.ops.attention import attention_scores, attention_weights, dot_product_attention, weighted_values
+from jaxformer.ops.dropout import dropout
+from jaxformer.ops.losses import cross_entropy, token_cross_entropy
+from jaxformer.ops.masks import causal_mask, padding_mask
+from jaxformer.ops.norms import layer_norm
+from jaxformer.ops.positions import sinusoidal_positions
+
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "attention_scores",
+    "attention_weights",
+    "causal_mask",
+    "cross_entropy",
+    "dot_product_attention",
+    "dropout",
+    "layer_norm",
+    "padding_mask",
+    "sinusoidal_positions",
+    "token_cross_entropy",
+    "weighted_values",
+]

@@ -1,0 +1,17 @@
+"""Element-wise non-linearities by the names that checkpoints use."""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+
+# "gelu" is x * Phi(x) with the exact error function, as in PyTorch; jax.nn.gelu alone would be the tanh approximation.
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}

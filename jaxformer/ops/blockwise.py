@@ -1,0 +1,162 @@
+"""Attention without a [T, S] array: softmax computed block by block, with its own gradient.
+
+The dense form holds the scores of all queries for all keys, T * S numbers per head, and keeps them for the gradient. Here
+a block of queries meets one block of keys after the other and carries along, per query, the largest score so far, the sum
+of exponentials and the sum of values under them; both sums are rescaled when a larger score appears (online softmax:
+Milakov and Gimelshein 2018). The gradient computes the scores again from the queries, the keys and one number per query,
+the logarithm of its sum of exponentials (Dao et al. 2022), so that memory grows linearly with T.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.ops.masks import window_mask
+from jaxformer.ops.structure import Rules
+
+# Finite, so that the running maximum of a query that has seen nothing can be subtracted from -inf without a NaN.
+_LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+class Sight(NamedTuple):
+    """What may depend on data: where the first query of each row stands [B|1], which keys are real [blocks, B|1, size]."""
+
+    offsets: jax.Array
+    real_keys: jax.Array
+
+
+def blockwise_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    rules: Rules,
+    *,
+    offsets: jax.Array,
+    real_keys: jax.Array,
+    block: int = 256,
+) -> jax.Array:
+    """softmax(scale Q K^T) V, section 3.2.1, equation 1, in memory that is linear in T and S: [B, T, N, Hv].
+
+    query [B, T, N, H], key [B, S, K, H], value [B, S, K, Hv]; offsets integer [B|1], real_keys boolean [B|1, S]. Blocks
+    that the window rules out for every row are never computed, in neither direction. Reverse-mode gradients of first
+    order only; the offsets and real keys have none.
+    """
+    B, T, N, _ = query.shape
+    _, _, K, Hv = value.shape
+    grouped = query.reshape(B, T, K, N // K, -1)
+    queries = jnp.transpose(_split(grouped, block), (0, 1, 3, 4, 2, 5))  # [T blocks, B, K, G, size, H]
+    keys = jnp.swapaxes(_split(key, block), 2, 3)  # [S blocks, B, K, size, H]
+    values = jnp.swapaxes(_split(value, block), 2, 3)
+    sight = Sight(offsets, _split(real_keys, block))  # the padding of the last block is not real
+    output = _attend(rules, queries, keys, values, sight)
+    return jnp.transpose(output, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, Hv)[:, :T]
+
+
+def _split(x: jax.Array, block: int) -> jax.Array:
+    """[B, T, ...] padded with zeros to whole blocks, as blocks [T / size, B, size, ...]; size is at most T."""
+    size = min(block, x.shape[1])
+    padding = [(0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.moveaxis(jnp.pad(x, padding).reshape(len(x), -1, size, *x.shape[2:]), 1, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(rules: Rules, queries: jax.Array, keys: jax.Array, values: jax.Array, sight: Sight) -> jax.Array:
+    """The attention of every query block [T blocks, B, K, G, size, Hv]."""
+    return _forward(rules, queries, keys, values, sight)[0]
+
+
+def _forward(rules, queries, keys, values, sight):
+    """The output blocks, and what the gradient needs."""
+
+    def attend_block(_, numbered):
+        index, query = numbered
+
+        def visit(at, carry):
+            largest, total, mixed = carry
+            scores = _scores(rules, query, keys[at], visible(index, at))[1]
+            new_largest = jnp.maximum(largest, scores.max(axis=-1))
+            shrink = jnp.exp(largest - new_largest)
+            weights = jnp.exp(scores - new_largest[..., None])
+            total = total * shrink + weights.sum(axis=-1)
+            mixed = mixed * shrink[..., None] + _dot("BKGTS,BKSH->BKGTH", weights.astype(values.dtype), values[at])
+            return new_largest, total, mixed
+
+        rows = query.shape[:-1]
+        carry = jnp.full(rows, _LOWEST), jnp.zeros(rows), jnp.zeros((*rows, values.shape[-1]))
+        largest, total, mixed = jax.lax.fori_loop(*key_range(index), visit, carry)
+        output = (mixed / jnp.where(total == 0, 1, total)[..., None]).astype(values.dtype)
+        # With +inf every weight of a query that sees nothing, exp(score - inf), is 0 in the gradient as well.
+        return None, (output, jnp.where(total == 0, jnp.inf, largest + jnp.log(total)))
+
+    visible, key_range = _geometry(rules, queries, keys, sight)
+    _, (output, log_total) = jax.lax.scan(attend_block, None, (jnp.arange(len(queries)), queries))
+    return output, (queries, keys, values, sight, output, log_total)
+
+
+def _backward(rules, saved, d_output):
+    """Gradients: with weights P, dV = P^T dO, dP = dO V^T, and dScores = P * (dP - sum of dO * O), the softmax's own."""
+    queries, keys, values, sight, output, log_total = saved
+    visible, key_range = _geometry(rules, queries, keys, sight)
+    pull = jnp.sum(d_output.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
+
+    def gradient_block(carry, numbered):
+        index, query, d_out, log_total, pull = numbered
+
+        def visit(at, carry):
+            d_query, d_keys, d_values = carry
+            capped, scores = _scores(rules, query, keys[at], visible(index, at))
+            weights = jnp.exp(scores - log_total[..., None])
+            d_weights = _dot("BKGTH,BKSH->BKGTS", d_out, values[at])
+            d_scores = weights * (d_weights - pull[..., None]) * rules.scale
+            if rules.softcap is not None:
+                d_scores *= 1 - jnp.square(capped / rules.softcap)  # the derivative of softcap * tanh(x / softcap)
+            d_scores = d_scores.astype(query.dtype)
+            d_query += _dot("BKGTS,BKSH->BKGTH", d_scores, keys[at])
+            d_keys = d_keys.at[at].add(_dot("BKGTS,BKGTH->BKSH", d_scores, query))
+            d_values = d_values.at[at].add(_dot("BKGTS,BKGTH->BKSH", weights.astype(d_out.dtype), d_out))
+            return d_query, d_keys, d_values
+
+        d_query, *carry = jax.lax.fori_loop(*key_range(index), visit, (jnp.zeros(query.shape), *carry))
+        return tuple(carry), d_query.astype(query.dtype)
+
+    numbered = jnp.arange(len(queries)), queries, d_output, log_total, pull
+    zeros = jnp.zeros(keys.shape), jnp.zeros(values.shape)
+    (d_keys, d_values), d_queries = jax.lax.scan(gradient_block, zeros, numbered)
+    return d_queries, d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _scores(rules, query, key, visible):
+    """The scores of one block, capped, without and with -inf at keys that are not visible: float32 [B, K, G, T, S]."""
+    capped = _dot("BKGTH,BKSH->BKGTS", query, key) * rules.scale
+    if rules.softcap is not None:
+        capped = rules.softcap * jnp.tanh(capped / rules.softcap)
+    return capped, jnp.where(visible[:, None, None], capped, -jnp.inf)
+
+
+def _geometry(rules, queries, keys, sight):
+    """Two functions: which keys of a block a block of queries sees, and the range of key blocks that it sees at all."""
+    query_size, key_size = queries.shape[-2], keys.shape[-2]
+
+    def visible(index, at):
+        positions = sight.offsets[:, None] + index * query_size + jnp.arange(query_size)[None]
+        window = window_mask(positions, at * key_size + jnp.arange(key_size), rules.left, rules.right)
+        return window & sight.real_keys[at][:, None]
+
+    def key_range(index):
+        first, stop = 0, len(keys)
+        if rules.left is not None:
+            first = (sight.offsets.min() + index * query_size - rules.left) // key_size
+        if rules.right is not None:
+            stop = (sight.offsets.max() + (index + 1) * query_size - 1 + rules.right) // key_size + 1
+        return jnp.clip(first, 0, len(keys)), jnp.clip(stop, 0, len(keys))
+
+    return visible, key_range
+
+
+def _dot(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)

@@ -1,0 +1,53 @@
+"""Sinusoidal positional encodings (section 3.5)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.errors import InputError
+
+SinusoidalLayout = Literal["interleaved", "halves"]
+
+
+def sinusoidal_positions(
+    positions: int | jax.Array, dim: int, layout: SinusoidalLayout = "interleaved", base: float = 10000.0
+) -> jax.Array:
+    """The encoding of each position, float32 [T, D] for a length T, or [..., D] for an array of positions [...].
+
+    Section 3.5: PE(pos, 2i) = sin(pos / base^(2i/D)), PE(pos, 2i + 1) = cos(pos / base^(2i/D)), a geometric range of
+    wavelengths from 2 pi to base * 2 pi. layout "interleaved" is the paper's order; "halves" puts all sines before all
+    cosines, as Marian and Pegasus do. With an odd width D there is one sine more than there are cosines. Any length
+    and any position will do: the values are computed, never learned.
+
+    An integer gives the table of positions 0 .. T-1 as a constant of the program. Arrays, traced ones too, are computed
+    in place. Both work in float64, because sin(8191.0) in float32 would already be wrong in the fourth digit.
+
+    Raises InputError for a width below 1, a negative length, positions that are not integers or an unknown layout.
+    """
+    if dim < 1:
+        raise InputError(f"sinusoidal positions need a width of at least 1, not {dim}")
+    if layout not in ("interleaved", "halves"):
+        raise InputError(f'layout must be "interleaved" or "halves", not {layout!r}')
+    if isinstance(positions, int):
+        if positions < 0:
+            raise InputError(f"the number of positions must not be negative, not {positions}")
+        return jnp.asarray(_sinusoids(np, np.arange(positions), dim, layout, base), jnp.float32)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise InputError(f"positions must be integers, not {positions.dtype}")
+    with jax.enable_x64(True):
+        return _sinusoids(jnp, positions, dim, layout, base).astype(jnp.float32)
+
+
+def _sinusoids(xp, positions, dim, layout, base):
+    """Sines and cosines in float64, by NumPy or jax.numpy (`xp`)."""
+    wavelengths = np.power(base, np.arange(0, dim, 2) / dim)[None]
+    angles = positions.astype(np.float64).reshape(-1, 1) / wavelengths
+    sines, cosines = xp.sin(angles), xp.cos(angles)
+    if layout == "halves":
+        encoding = xp.concatenate([sines, cosines], axis=-1)
+    else:
+        encoding = xp.stack([sines, cosines], axis=-1).reshape(len(angles), -1)
+    # For an odd width the last cosine, in either layout the last column, is left over.
+    return encoding[:, :dim].reshape(*positions.shape, dim)
