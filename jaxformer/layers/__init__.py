@@ -1,0 +1,26 @@
+"""Flax modules: they own parameters, make projections and call one operation each; no caches, keys or modes inside."""
+
+from jaxformer.layers.attention import Attention, KeyValue, Visibility
+from jaxformer.layers.block import Block, Source, split_key
+from jaxformer.layers.embedding import Embedding, Head
+from jaxformer.layers.feed_forward import FeedForward
+from jaxformer.layers.linear import Linear
+from jaxformer.layers.norm import LayerNorm
+from jaxformer.layers.stack import Stack, Trace, count_positions
+
+__all__ = [
+    "Attention",
+    "Block",
+    "Embedding",
+    "FeedForward",
+    "Head",
+    "KeyValue",
+    "LayerNorm",
+    "Linear",
+    "Source",
+    "Stack",
+    "Trace",
+    "Visibility",
+    "count_positions",
+    "split_key",
+]

@@ -1,0 +1,105 @@
+"""Multi-head attention, section 3.2.2, and what it remembers."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxformer.config import AttentionConfig, head_width
+from jaxformer.layers.linear import Linear
+from jaxformer.ops import attention_weights, dot_product_attention, dropout, weighted_values
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one attention layer, both [B, S, K, H]."""
+
+    key: jax.Array
+    value: jax.Array
+
+    def write(self, new: "KeyValue", start: int | jax.Array) -> "KeyValue":
+        """A copy whose slots from `start` on hold `new` [B, T, K, H]."""
+        return KeyValue(
+            *(jax.lax.dynamic_update_slice_in_dim(old, x, start, 1) for old, x in zip(self, new, strict=True))
+        )
+
+    def first(self, slots: int) -> "KeyValue":
+        """Its first `slots` slots."""
+        return KeyValue(self.key[:, :slots], self.value[:, :slots])
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys a query may see: the structure, not a [T, S] array, so that the operation can choose how to compute.
+
+    valid: boolean [B, S], True where the key is a real token (None: everywhere). causal: only keys at or before the
+    query's own slot, the first query standing at slot `query_offset`.
+    """
+
+    valid: jax.Array | None = None
+    causal: bool = False
+    query_offset: int | jax.Array = 0
+
+    def reach(self, queries: int, slots: int) -> int:
+        """How many of a cache's slots can matter to this many queries: all, unless the offset is known when compiling."""
+        return min(self.query_offset + queries, slots) if isinstance(self.query_offset, int) else slots
+
+
+class Attention(nnx.Module):
+    """Several heads of attention side by side: Concat(head_1 .. head_N) W^O, head_i = Attention(q W_i^Q, k W_i^K, v W_i^V).
+
+    Self-attention takes keys and values from the same states as queries, cross-attention from the encoder's output.
+    """
+
+    def __init__(self, config: AttentionConfig, dim: int, *, rngs: nnx.Rngs):
+        heads, width = config.heads, head_width(config, dim)
+        kv_heads = config.kv_heads or heads
+        self.config = config
+        self.query = Linear(dim, (heads, width), bias=config.bias, rngs=rngs)
+        self.key = Linear(dim, (kv_heads, width), bias=config.bias, rngs=rngs)
+        self.value = Linear(dim, (kv_heads, width), bias=config.bias, rngs=rngs)
+        self.output = Linear((heads, width), dim, bias=config.bias, rngs=rngs)
+
+    def keys_values(self, x: jax.Array) -> KeyValue:
+        """What the states x [B, S, D] offer to queries."""
+        return KeyValue(self.key(x), self.value(x))
+
+    def __call__(
+        self, x: jax.Array, seen: KeyValue, visibility: Visibility, *, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """[R, T, D] queries over keys and values `seen` [B, S, ...]: [R, T, D].
+
+        R = B, or a multiple of it: adjacent rows, such as beams over one source, then share keys and values.
+        """
+        query, visible = self._grouped(x, seen), self._visible(visibility)
+        if dropout_key is None or not self.config.dropout:
+            mixed = dot_product_attention(query, *seen, **visible)
+        else:
+            weights = dropout(attention_weights(query, seen.key, **visible), self.config.dropout, dropout_key)
+            mixed = weighted_values(weights, seen.value)
+        return self.output(mixed.reshape(*x.shape[:2], *mixed.shape[2:]))
+
+    def weights(self, x: jax.Array, seen: KeyValue, visibility: Visibility) -> jax.Array:
+        """The attention map [R, N, T, S] behind a call. Under `jax.jit` the compiler merges what both compute."""
+        weights = attention_weights(self._grouped(x, seen), seen.key, **self._visible(visibility))
+        B, N, _, S = weights.shape
+        R, T, _ = x.shape
+        return jnp.swapaxes(weights.reshape(B, N, R // B, T, S), 1, 2).reshape(R, N, T, S)
+
+    def _grouped(self, x: jax.Array, seen: KeyValue) -> jax.Array:
+        """Queries [B, R/B * T, N, H]: rows that share keys stand in line, so that the keys are read once."""
+        query = self.query(x)
+        return query.reshape(seen.key.shape[0], -1, *query.shape[2:])
+
+    def _visible(self, visibility: Visibility) -> dict[str, Any]:
+        valid, window = visibility.valid, self.config.window
+        both_sides = None if window is None else (window - 1, 0 if visibility.causal else window - 1)
+        return {
+            "mask": None if valid is None else valid[:, None, None, :],
+            "causal": visibility.causal,
+            "query_offset": visibility.query_offset,
+            "window": both_sides,
+            "scale": self.config.scale,
+            "softcap": self.config.softcap,
+        }

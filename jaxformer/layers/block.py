@@ -1,0 +1,97 @@
+"""One layer of an encoder or decoder: sub-layers, residual connections, norms; section 3.1."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from jaxformer.config import BlockConfig
+from jaxformer.layers.attention import Attention, KeyValue, Visibility
+from jaxformer.layers.feed_forward import FeedForward
+from jaxformer.layers.norm import LayerNorm
+from jaxformer.ops import dropout
+
+
+@dataclass(frozen=True)
+class Source:
+    """What cross-attention looks at: keys and values of the encoder's output, and which of them are real."""
+
+    seen: KeyValue
+    visibility: Visibility
+
+
+class BlockOutput(NamedTuple):
+    """New states [B, T, D], the cache written to, and the attention maps [B, N, T, S] if they were asked for."""
+
+    x: jax.Array
+    cache: KeyValue | None
+    attention: jax.Array | None
+    cross_attention: jax.Array | None
+
+
+class Block(nnx.Module):
+    """Self-attention, cross-attention where the configuration has it, and feed-forward, each a residual sub-layer."""
+
+    def __init__(self, config: BlockConfig, dim: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.attention = Attention(config.attention, dim, rngs=rngs)
+        self.attention_norm = LayerNorm(config.norm, dim)
+        self.cross = Attention(config.cross, dim, rngs=rngs) if config.cross else None
+        self.cross_norm = LayerNorm(config.norm, dim) if config.cross else None
+        self.feed_forward = FeedForward(config.feed_forward, dim, rngs=rngs)
+        self.feed_forward_norm = LayerNorm(config.norm, dim)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        visibility: Visibility,
+        *,
+        cache: KeyValue | None = None,
+        source: Source | None = None,
+        observe: bool = False,
+        dropout_key: jax.Array | None = None,
+    ) -> BlockOutput:
+        """[B, T, D] -> [B, T, D]. A cache is written from slot `visibility.query_offset` on, then attended to."""
+        keys = split_key(dropout_key, 5)
+        attention_map = cross_map = None
+
+        states = self._enter(x, self.attention_norm)
+        seen = self.attention.keys_values(states)
+        if cache is not None:
+            cache = cache.write(seen, visibility.query_offset)
+            seen = cache.first(visibility.reach(x.shape[1], cache.key.shape[1]))
+        if observe:
+            attention_map = self.attention.weights(states, seen, visibility)
+        mixed = self.attention(states, seen, visibility, dropout_key=keys[0])
+        x = self._leave(x, mixed, self.attention_norm, keys[1])
+
+        if self.cross is not None and self.cross_norm is not None:
+            assert source is not None, "a block with cross-attention needs a source"
+            states = self._enter(x, self.cross_norm)
+            if observe:
+                cross_map = self.cross.weights(states, source.seen, source.visibility)
+            mixed = self.cross(states, source.seen, source.visibility, dropout_key=keys[2])
+            x = self._leave(x, mixed, self.cross_norm, keys[3])
+
+        mixed = self.feed_forward(self._enter(x, self.feed_forward_norm))
+        x = self._leave(x, mixed, self.feed_forward_norm, keys[4])
+        return BlockOutput(x, cache, attention_map, cross_map)
+
+    def _enter(self, x: jax.Array, norm: LayerNorm) -> jax.Array:
+        """What a sub-layer sees: the normalised states (pre-LN) or the states themselves (post-LN)."""
+        return norm(x) if self.config.placement == "pre" else x
+
+    def _leave(self, x: jax.Array, mixed: jax.Array, norm: LayerNorm, key: jax.Array | None) -> jax.Array:
+        """The residual sum of the states and a sub-layer's output, normalised in post-LN.
+
+        The sum gives every layer a path of slope one to the loss, whatever its weights do: without it the gradient of
+        a deep stack is a product of as many Jacobians as there are layers.
+        """
+        total = x + dropout(mixed, self.config.dropout, key)
+        return norm(total) if self.config.placement == "post" else total
+
+
+def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
+    """`count` independent keys, or as many None where there is none to split."""
+    return (None,) * count if key is None else tuple(jax.random.split(key, count))

@@ -1,0 +1,22 @@
+"""Position-wise feed-forward network, section 3.3."""
+
+import jax
+from flax import nnx
+
+from jaxformer.config import FeedForwardConfig
+from jaxformer.layers.linear import Linear
+from jaxformer.ops import ACTIVATIONS
+
+
+class FeedForward(nnx.Module):
+    """Equation 2: activation(x W_up + b_up) W_down + b_down, the same at every position."""
+
+    def __init__(self, config: FeedForwardConfig, dim: int, *, rngs: nnx.Rngs):
+        hidden = config.hidden or 4 * dim
+        self.activation = ACTIVATIONS[config.activation]
+        self.up = Linear(dim, hidden, bias=config.bias, rngs=rngs)
+        self.down = Linear(hidden, dim, bias=config.bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down(self.activation(self.up(x)))

@@ -1,0 +1,295 @@
+"""The Transformer: encoder-decoder, decoder-only or encoder-only, by configuration.
+
+There is one forward path. Training, reading a prompt and generating all *extend a cache*: the full forward extends an
+empty cache of exactly T slots, generation extends a longer one token by token.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxformer.config import LearnedPositions, StackConfig, TransformerConfig
+from jaxformer.errors import InputError
+from jaxformer.layers import (
+    Embedding,
+    Head,
+    KeyValue,
+    Source,
+    Stack,
+    Trace,
+    Visibility,
+    count_positions,
+    split_key,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """What a decoder remembers of the tokens it has seen: an immutable pytree, in and out.
+
+    layers: keys and values [B, slots, K, H] of each block. cross: keys and values [B', S, K, H] of the encoder's output;
+    B = B' or a multiple (beams over one source). source_valid: boolean [B', S]. valid: boolean [B, slots], real tokens
+    (None: all). length: slots in use; in a fresh cache the Python integer 0, so that a compiler sees a constant.
+    """
+
+    layers: tuple[KeyValue, ...]
+    cross: tuple[KeyValue, ...] = ()
+    source_valid: jax.Array | None = None
+    valid: jax.Array | None = None
+    length: int | jax.Array = 0
+
+    @property
+    def slots(self) -> int:
+        """How many tokens it can hold."""
+        return self.layers[0].key.shape[1]
+
+    def select(self, rows: jax.Array) -> "Cache":
+        """The cache of the batch rows `rows` [R], in that order. `cross` stays: rows of one source share it."""
+        layers, valid = jax.tree.map(lambda leaf: leaf[rows], (self.layers, self.valid))
+        return dataclasses.replace(self, layers=layers, valid=valid)
+
+
+class Observed(NamedTuple):
+    """Logits [B, T, V] (hidden states where the model has no head) and what the encoder and decoder did on the way."""
+
+    logits: jax.Array
+    encoder: Trace
+    decoder: Trace
+
+
+class Transformer(nnx.Module):
+    """The model of "Attention Is All You Need" and its decoder-only and encoder-only relatives.
+
+    An immutable pytree of parameters: use it with `jax.jit`, `jax.grad` and the other transformations of jax directly.
+    Dropout is off unless a `dropout_key` is given.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        main = config.decoder or config.encoder
+        assert main is not None
+        self.embedding = Embedding(main.embedding, config.dim, rngs=rngs)
+        own_table = config.encoder is not None and config.decoder is not None and not config.share_embeddings
+        self.source_embedding = Embedding(config.encoder.embedding, config.dim, rngs=rngs) if own_table else None
+        self.encoder = Stack(config.encoder, config.dim, rngs=rngs) if config.encoder else None
+        self.decoder = Stack(config.decoder, config.dim, rngs=rngs) if config.decoder else None
+        self.head = Head(config.head, main.embedding, config.dim, rngs=rngs) if config.head else None
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest sequence that the decoder's (else the encoder's) positions allow; None: any."""
+        return positions_limit(self.config.decoder or self.config.encoder)
+
+    @property
+    def max_source_length(self) -> int | None:
+        """Longest source that the encoder's positions allow; None: any."""
+        return positions_limit(self.config.encoder)
+
+    @property
+    def vocab_sizes(self) -> tuple[int | None, int | None]:
+        """Sizes of the encoder's and the decoder's vocabulary; None where there is no such stack."""
+        encoder, decoder = self.config.encoder, self.config.decoder
+        return encoder and encoder.embedding.vocab_size, decoder and decoder.embedding.vocab_size
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        targets: jax.Array | None = None,
+        *,
+        inputs_valid: jax.Array | None = None,
+        targets_valid: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits float32 [B, T, V] for every position at once.
+
+        inputs: token ids [B, S]: the source of an encoder-decoder, or all there is. targets: decoder ids [B, T] of an
+        encoder-decoder, shifted right (what the decoder reads, not what it should say). *_valid: boolean, True at real
+        tokens (None: all). position_ids: [B, S] positions of `inputs` instead of those that the configuration counts.
+        """
+        return self._forward(
+            inputs, targets, inputs_valid, targets_valid, position_ids, dropout_key, observe=False
+        ).logits
+
+    def observe(
+        self,
+        inputs: jax.Array,
+        targets: jax.Array | None = None,
+        *,
+        inputs_valid: jax.Array | None = None,
+        targets_valid: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> Observed:
+        """The same forward, returning also every hidden state and attention map."""
+        return self._forward(inputs, targets, inputs_valid, targets_valid, position_ids, dropout_key, observe=True)
+
+    def encode(
+        self,
+        tokens: jax.Array,
+        *,
+        valid: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The encoder's output [B, S, D] for token ids [B, S]."""
+        return self._encode(tokens, valid, position_ids, dropout_key, observe=False)[0]
+
+    def empty_cache(
+        self, batch: int, slots: int, *, encoded: jax.Array | None = None, encoded_valid: jax.Array | None = None
+    ) -> Cache:
+        """A cache for `slots` tokens of `batch` rows. Cross-attention's keys and values are computed here, once."""
+        decoder = self._decoder
+        cross = tuple(block.cross.keys_values(encoded) for block in decoder.blocks) if encoded is not None else ()
+        dtype = self.embedding.table[...].dtype
+        layers = []
+        for block in decoder.blocks:
+            shape = (batch, slots, *block.attention.key.outputs)
+            layers.append(KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)))
+        return Cache(tuple(layers), cross, encoded_valid)
+
+    def extend(
+        self,
+        tokens: jax.Array,
+        cache: Cache,
+        *,
+        valid: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """The decoder's states [B, T, D] for the next tokens [B, T], and the cache with these tokens in it."""
+        hidden, cache, _ = self._extend(tokens, cache, valid, position_ids, dropout_key, observe=False)
+        return hidden, cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Float32 logits [..., V] of hidden states [..., D]; the states themselves where the model has no head."""
+        return hidden if self.head is None else self.head(hidden, self.embedding.table[...])
+
+    def prefill(
+        self, tokens: jax.Array, cache: Cache, *, length: int | jax.Array, valid: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Read prompts [B, P] of which the first `length` slots count: logits [B, V] after them, and the cache.
+
+        What lies behind `length` is room for a prompt of any length up to P in one compiled program: no query sees it,
+        and later tokens overwrite it.
+        """
+        position_ids = None
+        if valid is None:
+            position_ids = jnp.minimum(jnp.arange(tokens.shape[1])[None], length - 1)
+        hidden, cache = self.extend(tokens, cache, valid=valid, position_ids=position_ids)
+        last = jax.lax.dynamic_index_in_dim(hidden, length - 1, axis=1, keepdims=False)
+        return self.logits(last), dataclasses.replace(cache, length=length)
+
+    def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Logits [B, V] of the token after the next tokens [B, T], and the new cache: what the decoding loops call."""
+        hidden, cache = self.extend(tokens, cache)
+        return self.logits(hidden[:, -1]), cache
+
+    @property
+    def _decoder(self) -> Stack:
+        if self.decoder is None:
+            raise InputError("an encoder-only model cannot generate: it has no decoder")
+        return self.decoder
+
+    def _forward(
+        self,
+        inputs: jax.Array,
+        targets: jax.Array | None,
+        inputs_valid: jax.Array | None,
+        targets_valid: jax.Array | None,
+        position_ids: jax.Array | None,
+        dropout_key: jax.Array | None,
+        *,
+        observe: bool,
+    ) -> Observed:
+        encoder_key, decoder_key = split_key(dropout_key, 2)
+        if (targets is None) == (self.encoder is not None and self.decoder is not None):
+            raise InputError("an encoder-decoder needs inputs and targets; any other model needs inputs alone")
+        if self.encoder is None:
+            cache = self.empty_cache(*inputs.shape)
+            hidden, _, trace = self._extend(inputs, cache, inputs_valid, position_ids, decoder_key, observe=observe)
+            return Observed(self.logits(hidden), Trace(), trace)
+        encoded, encoder_trace = self._encode(inputs, inputs_valid, position_ids, encoder_key, observe=observe)
+        if targets is None:
+            return Observed(self.logits(encoded), encoder_trace, Trace())
+        cache = self.empty_cache(*targets.shape, encoded=encoded, encoded_valid=inputs_valid)
+        hidden, _, trace = self._extend(targets, cache, targets_valid, None, decoder_key, observe=observe)
+        return Observed(self.logits(hidden), encoder_trace, trace)
+
+    def _encode(
+        self,
+        tokens: jax.Array,
+        valid: jax.Array | None,
+        position_ids: jax.Array | None,
+        dropout_key: jax.Array | None,
+        *,
+        observe: bool,
+    ) -> tuple[jax.Array, Trace]:
+        if self.encoder is None:
+            raise InputError("a decoder-only model has no encoder to encode with")
+        if position_ids is None:
+            position_ids = jnp.arange(tokens.shape[1])[None]
+            if valid is not None and self.encoder.config.position_index == "valid":
+                position_ids = count_positions(valid)
+        embedded = (self.source_embedding or self.embedding)(tokens)
+        visibility = Visibility(valid)
+        hidden, _, trace = self.encoder(embedded, position_ids, visibility, observe=observe, dropout_key=dropout_key)
+        return hidden, trace
+
+    def _extend(
+        self,
+        tokens: jax.Array,
+        cache: Cache,
+        valid: jax.Array | None,
+        position_ids: jax.Array | None,
+        dropout_key: jax.Array | None,
+        *,
+        observe: bool,
+    ) -> tuple[jax.Array, Cache, Trace]:
+        T = tokens.shape[1]
+        end = cache.length + T
+        if isinstance(end, int) and end > cache.slots:
+            raise InputError(f"{end} tokens do not fit a cache of {cache.slots} slots: make a larger one")
+        remembered = mark_valid(cache, valid, tokens.shape)
+        if position_ids is None:
+            position_ids = cache.length + jnp.arange(T)[None]
+            if remembered is not None and self._decoder.config.position_index == "valid":
+                counted = count_positions(remembered)
+                position_ids = jax.lax.dynamic_slice_in_dim(counted, cache.length, T, axis=1)
+        visibility = Visibility(remembered, causal=True, query_offset=cache.length)
+        if remembered is not None:
+            reach = visibility.reach(T, cache.slots)
+            visibility = dataclasses.replace(visibility, valid=remembered[:, :reach])
+        sources = tuple(Source(seen, Visibility(cache.source_valid)) for seen in cache.cross)
+        hidden, layers, trace = self._decoder(
+            self.embedding(tokens),
+            position_ids,
+            visibility,
+            caches=cache.layers,
+            sources=sources,
+            observe=observe,
+            dropout_key=dropout_key,
+        )
+        return hidden, dataclasses.replace(cache, layers=layers, valid=remembered, length=end), trace
+
+
+def mark_valid(cache: Cache, valid: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """Which slots hold real tokens once `valid` [B, T] (None: all real) is written: boolean [B, slots]; None: all.
+
+    Slots not yet written count as real: no query reaches them before they are.
+    """
+    if cache.valid is None and valid is None:
+        return None
+    before = jnp.ones((shape[0], cache.slots), bool) if cache.valid is None else cache.valid
+    now = jnp.ones(shape, bool) if valid is None else valid
+    return jax.lax.dynamic_update_slice_in_dim(before, now, cache.length, axis=1)
+
+
+def positions_limit(stack: StackConfig | None) -> int | None:
+    """How many positions a stack has; None: no limit."""
+    return stack.positions.length if stack and isinstance(stack.positions, LearnedPositions) else None

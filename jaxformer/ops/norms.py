@@ -1,0 +1,19 @@
+"""Normalisation over the model width."""
+
+import jax
+import jax.numpy as jnp
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
+    """x brought to mean 0 and variance 1 along its last axis, then scaled and shifted: [..., D] -> [..., D].
+
+    Ba et al. (2016), equation 4: (x - mean) / sqrt(variance + epsilon) * scale + shift; scale and shift are [D]. In
+    float32 whatever the type of x, and with the variance as the mean of squared deviations: the one-pass formula
+    E[x^2] - E[x]^2 loses 3e-4 where the mean is 30 times the deviation.
+    """
+    deviation = x.astype(jnp.float32)
+    deviation -= deviation.mean(axis=-1, keepdims=True)
+    variance = jnp.square(deviation).mean(axis=-1, keepdims=True)
+    normal = deviation * jax.lax.rsqrt(variance + epsilon)
+    broadcast = (1,) * (x.ndim - 1) + (-1,)
+    return (normal * scale.reshape(broadcast) + shift.reshape(broadcast)).astype(x.dtype)

@@ -1,0 +1,103 @@
+"""Ready-made configurations: the paper's models, and one function for each shape of Transformer."""
+
+from collections.abc import Callable
+
+from jaxformer.config import (
+    AttentionConfig,
+    BlockConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    LayerNormConfig,
+    LearnedPositions,
+    Placement,
+    SinusoidalPositions,
+    StackConfig,
+    TransformerConfig,
+)
+
+
+def encoder_decoder(
+    vocab_size: int,
+    *,
+    source_vocab_size: int | None = None,
+    dim: int = 512,
+    layers: int = 6,
+    heads: int = 8,
+    hidden: int | None = None,
+    placement: Placement = "post",
+    dropout: float = 0.1,
+) -> TransformerConfig:
+    """The encoder-decoder of the paper, with its figure-1 blocks and sinusoidal positions.
+
+    One vocabulary (`source_vocab_size` None) shares one table between encoder, decoder and output, section 3.4. Pre-LN
+    stacks end in a norm, because nothing else would bound the sum that leaves them.
+    """
+    attention = AttentionConfig(heads, dropout=dropout)
+    final_norm = LayerNormConfig() if placement == "pre" else None
+
+    def stack(vocab: int, cross: AttentionConfig | None) -> StackConfig:
+        block = BlockConfig(attention, FeedForwardConfig(hidden), cross, placement=placement, dropout=dropout)
+        embedding = EmbeddingConfig(vocab)
+        return StackConfig(embedding, (block,) * layers, SinusoidalPositions(), final_norm=final_norm, dropout=dropout)
+
+    return TransformerConfig(
+        dim,
+        encoder=stack(source_vocab_size or vocab_size, None),
+        decoder=stack(vocab_size, attention),
+        share_embeddings=source_vocab_size is None,
+    )
+
+
+def paper_base(vocab_size: int = 37000) -> TransformerConfig:
+    """The base model of table 3: 6 + 6 layers of width 512, 8 heads, inner width 2048, 65 million parameters."""
+    return encoder_decoder(vocab_size)
+
+
+def paper_big(vocab_size: int = 37000) -> TransformerConfig:
+    """The big model of table 3: 6 + 6 layers of width 1024, 16 heads, inner width 4096, 213 million parameters."""
+    return encoder_decoder(vocab_size, dim=1024, heads=16, dropout=0.3)
+
+
+def decoder_only(
+    vocab_size: int, *, length: int, dim: int, layers: int, heads: int, dropout: float = 0.0
+) -> TransformerConfig:
+    """A language model shaped as GPT-2: pre-LN, GELU, learned positions for `length` tokens, tied output."""
+    return TransformerConfig(dim, decoder=_pre_norm_stack(vocab_size, length, layers, heads, dropout))
+
+
+def encoder_only(
+    vocab_size: int, *, length: int, dim: int, layers: int, heads: int, dropout: float = 0.0
+) -> TransformerConfig:
+    """A bidirectional encoder with learned positions and logits for every token: what masked-language models train."""
+    return TransformerConfig(dim, encoder=_pre_norm_stack(vocab_size, length, layers, heads, dropout))
+
+
+def _pre_norm_stack(vocab_size: int, length: int, layers: int, heads: int, dropout: float) -> StackConfig:
+    block = BlockConfig(
+        AttentionConfig(heads, dropout=dropout), FeedForwardConfig(activation="gelu"), placement="pre", dropout=dropout
+    )
+    return StackConfig(
+        EmbeddingConfig(vocab_size, scale=False),
+        (block,) * layers,
+        LearnedPositions(length),
+        final_norm=LayerNormConfig(),
+        dropout=dropout,
+    )
+
+
+def gpt2(vocab_size: int = 50257) -> TransformerConfig:
+    """The shape of GPT-2 small: 12 layers of width 768, 12 heads, 1024 positions, 124 million parameters."""
+    return decoder_only(vocab_size, length=1024, dim=768, layers=12, heads=12, dropout=0.1)
+
+
+def tiny(vocab_size: int = 35) -> TransformerConfig:
+    """Two and two layers of width 128: the copy, reverse and sort tasks."""
+    return encoder_decoder(vocab_size, dim=128, layers=2, heads=4, placement="pre", dropout=0.0)
+
+
+PRESETS: dict[str, Callable[..., TransformerConfig]] = {
+    "paper-base": paper_base,
+    "paper-big": paper_big,
+    "gpt2": gpt2,
+    "tiny": tiny,
+}

@@ -1,0 +1,244 @@
+"""Laws that hold for every shape of model: caches, padding, causality, gradients, dropout, attention maps."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from torch_reference import flat
+
+from jaxformer import (
+    InputError,
+    Transformer,
+    TransformerConfig,
+    cross_entropy,
+    decoder_only,
+    encoder_decoder,
+    encoder_only,
+)
+from jaxformer.config import AttentionConfig, BlockConfig
+
+V, S, T, B = 29, 7, 11, 3
+
+
+def make(config: TransformerConfig) -> Transformer:
+    """A model whose biases and norms are random too, so that nothing hides behind zeros and ones."""
+    model = Transformer(config, rngs=nnx.Rngs(5))
+    keys = iter(jax.random.split(jax.random.key(6), 1000))
+    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), model)
+
+
+def narrow_window(config: TransformerConfig) -> TransformerConfig:
+    """The same decoder with a window of 3 keys, two key-value heads and soft-capped scores."""
+    attention = AttentionConfig(4, kv_heads=2, window=3, softcap=5.0)
+    block = dataclasses.replace(config.decoder.blocks[0], attention=attention)
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, blocks=(block,) * 2))
+
+
+POST = encoder_decoder(V, dim=20, layers=2, heads=4, dropout=0.0)
+PRE = encoder_decoder(V, source_vocab_size=31, dim=20, layers=2, heads=4, placement="pre", dropout=0.0)
+GPT = decoder_only(V, length=17, dim=20, layers=2, heads=4)
+BERT = encoder_only(V, length=17, dim=20, layers=2, heads=4)
+DECODERS = {"post": POST, "pre": PRE, "gpt": GPT, "window": narrow_window(GPT)}
+
+
+def tokens(*shape: int, seed: int = 0) -> jax.Array:
+    return jax.random.randint(jax.random.key(seed), shape, 0, V)
+
+
+def full(model: Transformer, target: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Logits of decoder ids [B, T], over a fixed source where the model has an encoder."""
+    if model.encoder is None:
+        return model(target, inputs_valid=valid)
+    return model(tokens(target.shape[0], S, seed=1), target, targets_valid=valid)
+
+
+def cache_for(model: Transformer, rows: int, slots: int) -> object:
+    encoded = None if model.encoder is None else model.encode(tokens(rows, S, seed=1))
+    return model.empty_cache(rows, slots, encoded=encoded)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("chunks", [(T,), (1,) * T, (4, 1, 1, 5), (2, 7, 2)], ids=str)
+@pytest.mark.parametrize("slots", [T, T + 6])
+def test_any_chunking_equals_the_full_forward(name: str, chunks: tuple[int, ...], slots: int) -> None:
+    model, target = make(DECODERS[name]), tokens(B, T)
+    expected = full(model, target)
+    extend = jax.jit(lambda model, tokens, cache: model.extend(tokens, cache))
+    cache, start, parts = cache_for(model, B, slots), 0, []
+    for size in chunks:
+        hidden, cache = extend(model, target[:, start : start + size], cache)
+        parts.append(model.logits(hidden))
+        start += size
+    assert int(cache.length) == T
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_real_token(name: str, side: str) -> None:
+    model, target = make(DECODERS[name]), tokens(B, T)
+    pad = 4
+    junk = tokens(B, pad, seed=9)
+    expected = full(model, target)
+    parts, marks = [junk, target], [jnp.zeros((B, pad), bool), jnp.ones((B, T), bool)]
+    if side == "right":
+        parts, marks = parts[::-1], marks[::-1]
+    padded = full(model, jnp.concatenate(parts, 1), jnp.concatenate(marks, 1))
+    real = padded[:, pad:] if side == "left" else padded[:, :T]
+    np.testing.assert_allclose(real, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt", "window"])
+def test_left_padded_prompt_then_steps_equal_the_unpadded_run(name: str) -> None:
+    model, target = make(DECODERS[name]), tokens(1, T)
+    prompt, pad = 5, 3
+    expected = full(model, target)[:, prompt - 1 :]
+    room = jnp.concatenate([tokens(1, pad, seed=4), target[:, :prompt], tokens(1, 2, seed=8)], axis=1)
+    valid = jnp.array([[False] * pad + [True] * prompt + [False] * 2])
+    cache = model.empty_cache(1, 16)
+    logits, cache = model.prefill(room, cache, length=jnp.int32(pad + prompt), valid=valid)
+    outputs = [logits]
+    for index in range(prompt, T):
+        logits, cache = jax.jit(Transformer.step)(model, target[:, index : index + 1], cache)
+        outputs.append(logits)
+    np.testing.assert_allclose(jnp.stack(outputs, axis=1), expected, rtol=0, atol=1e-5)
+
+
+def test_prompt_room_without_padding_marks() -> None:
+    model, target = make(GPT), tokens(B, T)
+    room = jnp.concatenate([target[:, :5], tokens(B, 12, seed=8)], axis=1)
+    logits, cache = model.prefill(room, model.empty_cache(B, 20), length=jnp.int32(5))
+    assert cache.valid is None
+    np.testing.assert_allclose(logits, full(model, target)[:, 4], rtol=0, atol=1e-5)
+    logits, _ = model.step(target[:, 5:6], cache)
+    np.testing.assert_allclose(logits, full(model, target)[:, 5], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_source_tokens_change_nothing(config: TransformerConfig, side: str) -> None:
+    model, source, target = make(config), tokens(B, S), tokens(B, T, seed=2)
+    pad = 3
+    expected = model(source, target)
+    for seed in (3, 4):
+        parts, marks = [tokens(B, pad, seed=seed), source], [jnp.zeros((B, pad), bool), jnp.ones((B, S), bool)]
+        if side == "right":
+            parts, marks = parts[::-1], marks[::-1]
+        actual = model(jnp.concatenate(parts, 1), target, inputs_valid=jnp.concatenate(marks, 1))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_future_token_changes_no_earlier_logit(name: str) -> None:
+    model, target = make(DECODERS[name]), tokens(B, T)
+    position = 6
+    changed = target.at[:, position].set((target[:, position] + 1) % V)
+    before, after = full(model, target), full(model, changed)
+    np.testing.assert_array_equal(before[:, :position], after[:, :position])
+    assert np.abs(before[:, position] - after[:, position]).max() > 1e-3
+
+
+def test_an_encoder_sees_both_sides() -> None:
+    model, inputs = make(BERT), tokens(B, S)
+    changed = inputs.at[:, S - 1].set((inputs[:, S - 1] + 1) % V)
+    assert np.abs(model(inputs)[:, 0] - model(changed)[:, 0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "bert"])
+def test_rows_do_not_know_each_other(name: str) -> None:
+    model, target = make({**DECODERS, "bert": BERT}[name]), tokens(B, T)
+    source = tokens(B, S, seed=1)
+    rows = np.array([2, 0, 0, 1])
+    arguments = (source, target) if model.encoder and model.decoder else (target,)
+    expected = model(*arguments)[rows]
+    np.testing.assert_allclose(model(*(array[rows] for array in arguments)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6])
+@pytest.mark.parametrize("placement", ["post", "pre"])
+def test_every_parameter_learns_except_key_biases(layers: int, placement: str) -> None:
+    config = encoder_decoder(V, source_vocab_size=31, dim=20, layers=layers, heads=4, placement=placement, dropout=0.0)
+    model, source, target = make(config), tokens(B, S), tokens(B, T, seed=2)
+
+    def loss(model: Transformer) -> jax.Array:
+        return cross_entropy(model(source, target[:, :-1]), target[:, 1:])
+
+    norms = {name: np.linalg.norm(gradient) for name, gradient in flat(jax.jit(jax.grad(loss))(model)).items()}
+    largest = max(norms.values())
+    for name, norm in norms.items():
+        if name.endswith("key.bias"):
+            # A bias on every key adds the same number q.b to all scores of a query: the softmax does not see it.
+            assert norm < 1e-6 * largest, name
+        else:
+            assert norm > 1e-6 * largest, name
+
+
+@pytest.mark.parametrize("config", [POST, PRE, GPT, BERT], ids=["post", "pre", "gpt", "bert"])
+def test_observing_changes_nothing_and_maps_are_distributions(config: TransformerConfig) -> None:
+    model, target = make(config), tokens(B, T)
+    source = tokens(B, S, seed=1)
+    arguments = (source, target) if model.encoder and model.decoder else (target,)
+    valid = jnp.asarray(np.arange(arguments[0].shape[1]) < np.array([5, 3, 4])[:, None])
+    plain = jax.jit(lambda model: model(*arguments, inputs_valid=valid))(model)
+    seen = jax.jit(lambda model: model.observe(*arguments, inputs_valid=valid))(model)
+    np.testing.assert_array_equal(plain, seen.logits)
+    for trace in (seen.encoder, seen.decoder):
+        for weights in (*trace.attentions, *trace.cross_attentions):
+            np.testing.assert_allclose(weights.sum(axis=-1), np.ones(weights.shape[:-1]), rtol=1e-6)
+    if model.decoder:
+        assert len(seen.decoder.hidden_states) == 3
+        causal = np.triu(np.ones((T, T), bool), 1)
+        assert all((np.asarray(weights)[:, :, causal] == 0).all() for weights in seen.decoder.attentions)
+        np.testing.assert_allclose(model.logits(seen.decoder.hidden_states[-1]), plain, rtol=0, atol=1e-5)
+    if model.encoder:
+        hidden_keys = ~np.asarray(valid)
+        for weights in (*seen.encoder.attentions, *seen.decoder.cross_attentions):
+            masked = np.broadcast_to(hidden_keys[:, None, None, :], weights.shape)
+            assert (np.asarray(weights)[masked] == 0).all()
+
+
+def test_dropout_needs_a_key_and_follows_it() -> None:
+    config = encoder_decoder(V, dim=20, layers=2, heads=4, dropout=0.3)
+    model, source, target = make(config), tokens(B, S), tokens(B, T)
+    forward = jax.jit(lambda model, key: model(source, target, dropout_key=key))
+    np.testing.assert_array_equal(forward(model, None), forward(make(POST), None))
+    first, again, other = (forward(model, jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-2
+
+
+def test_gradient_of_one_model_is_one_program_for_all_weights() -> None:
+    forward = jax.jit(lambda model, target: model(target))
+    for seed in (0, 1):
+        forward(Transformer(GPT, rngs=nnx.Rngs(seed)), tokens(B, T))
+    assert forward._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make(POST)(tokens(B, S)), "needs inputs and targets"),
+        (lambda: make(GPT)(tokens(B, S), tokens(B, T)), "needs inputs alone"),
+        (lambda: make(GPT).encode(tokens(B, S)), "no encoder"),
+        (lambda: make(BERT).empty_cache(B, T), "encoder-only"),
+        (lambda: make(GPT).extend(tokens(B, T), make(GPT).empty_cache(B, 4)), "do not fit a cache of 4 slots"),
+        (lambda: make(GPT)(jnp.ones((B, T))), "tokens must be integers"),
+        (lambda: encoder_decoder(V, dim=20, heads=3), "3 heads do not divide the model width 20"),
+        (lambda: AttentionConfig(4, kv_heads=3), "not a multiple"),
+        (lambda: BlockConfig(dropout=1.0), "dropout"),
+        (lambda: TransformerConfig(20), "needs an encoder"),
+    ],
+)
+def test_misuse_is_explained(call: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_an_id_outside_the_vocabulary_is_never_another_token() -> None:
+    model = make(GPT)
+    for wrong in (-1, V, 10_000):
+        assert np.isnan(model(jnp.array([[wrong]]))).all()
+    assert np.isnan(model(tokens(1, 1), position_ids=jnp.array([[17]]))).all()
