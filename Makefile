@@ -1,0 +1,44 @@
+# `make demo` and `make test` need Python 3.11 or newer, make and a package index; everything else they install.
+PYTHON ?= python3
+# More arguments for pip, for example --extra-index-url https://download.pytorch.org/whl/cpu for PyTorch's CPU build.
+PIP_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint clean help
+
+help: ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/installed ## train on the copy task, then decode with beam search
+	$(BIN)/python train.py --task copy
+	$(BIN)/python generate.py --beam 4
+
+test: .venv/tested ## the tests, under ten minutes on two cores
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --durations 10
+
+test-slow: .venv/tested ## the tests that take longer
+	$(BIN)/python -m pytest -m slow --durations 0
+
+lint: .venv/linted ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+clean: ## remove the environment and everything made
+	rm -rf .venv build dist *.egg-info runs
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxformer needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet $(PIP_ARGS) --editable .
+	@touch $@
+
+.venv/tested: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet $(PIP_ARGS) --editable '.[test]'
+	@touch $@ .venv/installed
+
+.venv/linted: .venv/tested
+	$(BIN)/pip install --quiet $(PIP_ARGS) --editable '.[test,lint]'
+	@touch $@
