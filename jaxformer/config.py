@@ -37,7 +37,7 @@ class LearnedPositions:
 
 @dataclass(frozen=True)
 class SinusoidalPositions:
-    """The fixed sinusoids of section 3.5: sine and cosine interleaved as in the paper, or in two halves as in Marian."""
+    """The fixed sinusoids of section 3.5, sine and cosine interleaved as in the paper, or in halves as in Marian."""
 
     layout: Literal["interleaved", "halves"] = "interleaved"
     base: float = 10000.0
@@ -50,8 +50,8 @@ Positions = LearnedPositions | SinusoidalPositions
 class AttentionConfig:
     """Multi-head attention, section 3.2.2.
 
-    heads: query heads N. kv_heads: key-value heads K, each serving N/K query heads (None: N). head_dim: width H of a head
-    (None: model width / N). scale: factor on the scores (None: 1/sqrt(H)). window: how many keys a query sees, itself
+    heads: query heads N. kv_heads: key-value heads K, each serving N/K query heads (None: N). head_dim: width H of a
+    head (None: model width / N). scale: factor on the scores (None: 1/sqrt(H)). window: how many keys a query sees, itself
     included (None: all). softcap: scores are squashed into (-softcap, softcap) by tanh (None: not). bias: of the four
     projections. dropout: rate on the attention weights.
     """
@@ -90,8 +90,8 @@ class FeedForwardConfig:
 class BlockConfig:
     """One layer of a stack: self-attention, cross-attention if `cross` is given, feed-forward; section 3.1.
 
-    placement: "post" normalises after each residual sum, LayerNorm(x + Sublayer(x)), as the paper does; "pre" normalises
-    the sub-layer's input, x + Sublayer(LayerNorm(x)). Post-LN gradients grow towards the output layers, so deep models
+    placement: "post" normalises after each residual sum, LayerNorm(x + Sublayer(x)), as in the paper; "pre" normalises the
+    sub-layer's input, x + Sublayer(LayerNorm(x)). Post-LN gradients grow towards the output layers, so deep models
     need a slow warm-up; pre-LN leaves the residual path untouched and trains stably when deep (Xiong et al. 2020).
     dropout: rate on the output of each sub-layer, before it is added to its input (section 5.4).
     """
@@ -132,8 +132,8 @@ class EmbeddingConfig:
 class StackConfig:
     """An encoder or a decoder: embedding, positions, blocks, final norm.
 
-    embedding_norm: normalise embedding + positions. position_index: what numbers the positions when no `position_ids` are
-    given: "valid" counts the real tokens, so that padding on either side changes nothing; "slot" counts every slot, as
+    embedding_norm: normalise embedding + positions. position_index: what numbers the positions when no `position_ids`
+    are given: "valid" counts the real tokens, so that padding on either side changes nothing; "slot" counts every slot, as
     most Hugging Face models do. dropout: rate after embedding + positions (section 5.4).
     """
 
@@ -154,7 +154,7 @@ class StackConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The map from hidden states to logits. tied: the token embedding's own table (section 3.4); bias: one per token."""
+    """The map from hidden states to logits. tied: the token embedding's table (section 3.4); bias: one per token."""
 
     tied: bool = True
     bias: bool = False
@@ -164,8 +164,8 @@ class HeadConfig:
 class TransformerConfig:
     """A whole Transformer: encoder-decoder, or decoder-only or encoder-only where the other stack is None.
 
-    dim: model width D. head: None returns hidden states instead of logits. share_embeddings: encoder and decoder read one
-    embedding table.
+    dim: model width D. head: None returns hidden states instead of logits. share_embeddings: encoder and decoder read
+    one embedding table.
     """
 
     dim: int
@@ -228,17 +228,17 @@ def to_dict(config: Any) -> Any:
     return config
 
 
-def from_dict(data: Any) -> Any:
+def from_dict(data: Any, classes: tuple[type, ...] = CONFIGS) -> Any:
     """The configuration that `to_dict` turned into `data`. Raises InputError for an unknown class or field."""
     if isinstance(data, list):
-        return tuple(from_dict(item) for item in data)
+        return tuple(from_dict(item, classes) for item in data)
     if not isinstance(data, dict):
         return data
-    values = {key: from_dict(value) for key, value in data.items() if key != "type"}
-    classes = {config.__name__: config for config in CONFIGS}
-    if data.get("type") not in classes:
-        raise InputError(f"unknown configuration type {data.get('type')!r}: known are {', '.join(classes)}")
+    values = {key: from_dict(value, classes) for key, value in data.items() if key != "type"}
+    known = {config.__name__: config for config in classes}
+    if data.get("type") not in known:
+        raise InputError(f"unknown configuration type {data.get('type')!r}: known are {', '.join(known)}")
     try:
-        return classes[data["type"]](**values)
+        return known[data["type"]](**values)
     except TypeError as error:
         raise InputError(f"cannot build {data['type']}: {error}") from error

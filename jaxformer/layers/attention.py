@@ -42,12 +42,14 @@ class Visibility:
     query_offset: int | jax.Array = 0
 
     def reach(self, queries: int, slots: int) -> int:
-        """How many of a cache's slots can matter to this many queries: all, unless the offset is known when compiling."""
+        """How many of a cache's slots can matter to so many queries: all, unless the offset is static."""
         return min(self.query_offset + queries, slots) if isinstance(self.query_offset, int) else slots
 
 
 class Attention(nnx.Module):
-    """Several heads of attention side by side: Concat(head_1 .. head_N) W^O, head_i = Attention(q W_i^Q, k W_i^K, v W_i^V).
+    """Several heads of attention side by side: Concat(head_1 .. head_N) W^O.
+
+    Each is head_i = Attention(q W_i^Q, k W_i^K, v W_i^V), with projections of its own.
 
     Self-attention takes keys and values from the same states as queries, cross-attention from the encoder's output.
     """

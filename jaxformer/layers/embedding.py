@@ -77,5 +77,5 @@ class Head(nnx.Module):
 
 
 def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
-    """Rows of `table` [R, D] at `index` [...]: [..., D]. Indices outside 0..R-1 give NaN, never a silently wrong row."""
+    """Rows of `table` [R, D] at `index` [...]: [..., D]. Indices outside 0..R-1 give NaN, never a wrong row."""
     return jnp.take(table, jnp.where(index < 0, table.shape[0], index), axis=0, mode="fill", fill_value=jnp.nan)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
-    """x brought to mean 0 and variance 1 along its last axis, then scaled and shifted: [..., D] -> [..., D].
+    """Each vector of x [..., D] brought to mean 0 and variance 1, then scaled and shifted: [..., D].
 
     Ba et al. (2016), equation 4: (x - mean) / sqrt(variance + epsilon) * scale + shift; scale and shift are [D]. In
     float32 whatever the type of x, and with the variance as the mean of squared deviations: the one-pass formula

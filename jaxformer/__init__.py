@@ -1,0 +1,48 @@
+"""jaxformer: the whole Transformer in JAX."""
+
+from jaxformer.config import TransformerConfig, from_dict, to_dict
+from jaxformer.decode import GenerationConfig, decode, generate
+from jaxformer.errors import InputError
+from jaxformer.model import Cache, Transformer
+from jaxformer.ops import (
+    attention_scores,
+    attention_weights,
+    causal_mask,
+    cross_entropy,
+    dot_product_attention,
+    layer_norm,
+    padding_mask,
+    sinusoidal_positions,
+    token_cross_entropy,
+)
+from jaxformer.presets import PRESETS, decoder_only, encoder_decoder, encoder_only, gpt2, paper_base, paper_big
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Cache",
+    "GenerationConfig",
+    "InputError",
+    "Transformer",
+    "TransformerConfig",
+    "attention_scores",
+    "attention_weights",
+    "causal_mask",
+    "cross_entropy",
+    "decode",
+    "decoder_only",
+    "dot_product_attention",
+    "encoder_decoder",
+    "encoder_only",
+    "from_dict",
+    "generate",
+    "gpt2",
+    "layer_norm",
+    "padding_mask",
+    "paper_base",
+    "paper_big",
+    "sinusoidal_positions",
+    "to_dict",
+    "token_cross_entropy",
+]
