@@ -1,0 +1,189 @@
+"""`python train.py --task NAME`: settings, then the loop, then what came of it."""
+
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from flax import nnx
+
+from jaxformer.data import PAD, TASKS, held_out, training_batches
+from jaxformer.data.pipeline import IGNORED
+from jaxformer.errors import InputError
+from jaxformer.ops import cross_entropy
+from jaxformer.programs import runs, terminal
+from jaxformer.programs.evaluate import exact
+from jaxformer.programs.runs import CHECKPOINTS, ROOT, Run, Settings
+from jaxformer.train import (
+    Checkpoints,
+    DivergedError,
+    InterruptedRunError,
+    Plan,
+    Recorder,
+    cast,
+    draw_loss,
+    fit,
+    learning_rates,
+    make_optimizer,
+    make_train_step,
+)
+
+INTERRUPTED, DIVERGED = 130, 1
+HELD_OUT = 1000
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    output: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """folder of the run (default: runs/TASK, or runs/TASK-2 and so on where there is one already)"""
+    resume: bool = False
+    """go on with the run in --output, or else with the newest run of the task, as if it had never stopped"""
+    tensorboard: bool = False
+    """write TensorBoard events into the run's folder as well"""
+
+
+def main() -> None:
+    """Entry point of train.py."""
+    terminal.run(lambda: train(sys.argv[1:]))
+
+
+def train(argv: list[str]) -> None:
+    """Train as the command line says."""
+    task_name, rest = read_task(argv)
+    arguments = parse(task_name, rest, Settings())
+    folder = choose_folder(task_name, arguments)
+    if arguments.resume:
+        saved_task, saved = runs.read_description(folder)
+        if saved_task != task_name:
+            raise InputError(f"{folder} was trained on the task {saved_task!r}: resume it with --task {saved_task}")
+        arguments = parse(task_name, rest, saved)
+        refuse_changes(saved, arguments.settings)
+    runs.fresh_state(
+        dataclasses.replace(arguments.settings, steps=1)
+    )  # what cannot be built fails before it is written
+    runs.describe(folder, task_name, arguments.settings)
+    start = time.perf_counter()
+    try:
+        loss = train_run(folder, task_name, arguments)
+    except InterruptedRunError as stop:
+        print(f"{stop}; go on with: python train.py --task {task_name} --resume --output {folder}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)
+    report(runs.open_run(folder), loss, time.perf_counter() - start)
+
+
+def read_task(argv: list[str]) -> tuple[str, list[str]]:
+    """The task that `--task` names, read first because its flags depend on it, and the other arguments."""
+    names = ", ".join(TASKS)
+    for index, argument in enumerate(argv):
+        if argument == "--task" or argument.startswith("--task="):
+            end = index + 1 if "=" in argument else index + 2
+            name = argument.removeprefix("--task=") if "=" in argument else "".join(argv[index + 1 : end])
+            if name not in TASKS:
+                raise InputError(f"unknown task {name!r}: choose one of {names}")
+            return name, argv[:index] + argv[end:]
+    if "-h" in argv or "--help" in argv:
+        print(f"usage: python train.py --task NAME [flags]\n\nTasks: {names}.")
+        print("Flags of a task and their defaults: python train.py --task copy --help")
+        sys.exit(0)
+    raise InputError(f"name a task: python train.py --task NAME, one of {names}")
+
+
+def parse(task_name: str, argv: list[str], defaults: Settings) -> Arguments:
+    """The command line's arguments; a flag that is not given keeps its default."""
+    return tyro.cli(
+        Arguments,
+        prog=f"train.py --task {task_name}",
+        description=f"Train a Transformer on the task {task_name}: {TASKS[task_name].__doc__}",
+        args=argv,
+        default=Arguments(defaults),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def choose_folder(task_name: str, arguments: Arguments) -> Path:
+    """The folder to write to; nothing that is there already is written over."""
+    if arguments.resume:
+        folder = arguments.output or next(runs.runs_in(ROOT, task_name), None)
+        if folder is None:
+            raise InputError(f"there is no run of the task {task_name!r} in {ROOT}/ to resume")
+        return folder
+    if arguments.output is None:
+        folders = (ROOT / (task_name if number == 1 else f"{task_name}-{number}") for number in range(1, sys.maxsize))
+        return next(folder for folder in folders if not folder.exists())
+    if arguments.output.exists() and any(arguments.output.iterdir()):
+        raise InputError(f"{arguments.output} is not empty: add --resume to go on there, or give another --output")
+    return arguments.output
+
+
+def refuse_changes(saved: Settings, given: Settings) -> None:
+    """Raise InputError if a resumed run is given other settings than it began with, except more steps."""
+    if dataclasses.replace(given, steps=saved.steps) != saved:
+        raise InputError(
+            "a resumed run keeps its settings: leave out every flag but --output, --steps and --tensorboard"
+        )
+
+
+def train_run(folder: Path, task_name: str, arguments: Arguments) -> float:
+    """Train, from the newest checkpoint if there is one, and return the mean loss of the last steps."""
+    settings = arguments.settings
+    task = TASKS[task_name](settings.text)
+    batches = training_batches(task, settings.batch_size, settings.seed)
+    graphdef, state = runs.fresh_state(settings)
+    step = make_train_step(
+        make_loss(graphdef, settings),
+        make_optimizer(settings.optimizer, settings.steps),
+        learning_rates(settings.optimizer, settings.steps),
+    )
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    if checkpoints.latest is not None:
+        state, position = checkpoints.restore(state)
+        batches.set_state(position)
+    plan = Plan(settings.steps, settings.save_every, lambda batch: int((batch["labels"] != IGNORED).sum()))
+    with Recorder(
+        folder, first_step=int(state.step), steps=settings.steps, tensorboard=arguments.tensorboard
+    ) as recorder:
+        _, loss = fit(state, step, batches, plan, recorder, checkpoints)
+    checkpoints.close()
+    return loss
+
+
+def make_loss(graphdef: Any, settings: Settings) -> Any:
+    """The function to minimise: teacher forcing, every position predicts the next token of the right answer."""
+    smoothing, dtype = settings.label_smoothing, runs.compute_type(settings)
+
+    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graphdef, cast(params, dtype))
+        source = batch["source"]
+        logits = model(source, batch["target"], inputs_valid=source != PAD, dropout_key=key)
+        plain = cross_entropy(logits, batch["labels"])
+        smoothed = cross_entropy(logits, batch["labels"], label_smoothing=smoothing) if smoothing else plain
+        return smoothed, plain
+
+    return loss
+
+
+def report(run: Run, loss: float, seconds: float) -> None:
+    """Evaluate on held-out sequences, write the results down and say what came of it."""
+    batch = held_out(run.task, HELD_OUT, run.settings.seed)
+    correct = exact(run.model, batch, run.generation)
+    share = float(np.mean(correct))
+    results = {"loss": loss, "held_out": len(correct), "exact": share, "seconds": round(seconds, 1)}
+    (run.folder / runs.RESULTS).write_text(json.dumps(results) + "\n")
+    picture = draw_loss(run.folder)
+    print(f"{run.task_name}: loss {loss:.4f} nats per token after {run.settings.steps} steps, {seconds:.0f} s")
+    print(f"held-out: {correct.sum()} of {len(correct)} sequences exactly right ({share:.1%}, greedy)")
+    print(f"checkpoint: {run.folder}    loss curve: {picture}")
+    newest = run.folder == runs.newest_finished()
+    print(f"next: python generate.py --beam 4{'' if newest else f' --checkpoint {run.folder}'}")
