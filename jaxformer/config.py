@@ -50,10 +50,10 @@ Positions = LearnedPositions | SinusoidalPositions
 class AttentionConfig:
     """Multi-head attention, section 3.2.2.
 
-    heads: query heads N. kv_heads: key-value heads K, each serving N/K query heads (None: N). head_dim: width H of a
-    head (None: model width / N). scale: factor on the scores (None: 1/sqrt(H)). window: how many keys a query sees, itself
-    included (None: all). softcap: scores are squashed into (-softcap, softcap) by tanh (None: not). bias: of the four
-    projections. dropout: rate on the attention weights.
+    heads: query heads N. kv_heads: key-value heads K, each serving N/K query heads (None: N). head_dim: width H of
+    a head (None: model width / N). scale: factor on the scores (None: 1/sqrt(H)). window: how many keys a query sees,
+    itself included (None: all). softcap: scores are squashed into (-softcap, softcap) by tanh (None: not). bias: of
+    the four projections. dropout: rate on the attention weights.
     """
 
     heads: int = 8
@@ -90,8 +90,8 @@ class FeedForwardConfig:
 class BlockConfig:
     """One layer of a stack: self-attention, cross-attention if `cross` is given, feed-forward; section 3.1.
 
-    placement: "post" normalises after each residual sum, LayerNorm(x + Sublayer(x)), as in the paper; "pre" normalises the
-    sub-layer's input, x + Sublayer(LayerNorm(x)). Post-LN gradients grow towards the output layers, so deep models
+    placement: "post" normalises after each residual sum, LayerNorm(x + Sublayer(x)), as in the paper; "pre" normalises
+    the sub-layer's input, x + Sublayer(LayerNorm(x)). Post-LN gradients grow towards the output layers, so deep models
     need a slow warm-up; pre-LN leaves the residual path untouched and trains stably when deep (Xiong et al. 2020).
     dropout: rate on the output of each sub-layer, before it is added to its input (section 5.4).
     """
@@ -133,8 +133,8 @@ class StackConfig:
     """An encoder or a decoder: embedding, positions, blocks, final norm.
 
     embedding_norm: normalise embedding + positions. position_index: what numbers the positions when no `position_ids`
-    are given: "valid" counts the real tokens, so that padding on either side changes nothing; "slot" counts every slot, as
-    most Hugging Face models do. dropout: rate after embedding + positions (section 5.4).
+    are given: "valid" counts the real tokens, so that padding on either side changes nothing; "slot" counts every
+    slot, as most Hugging Face models do. dropout: rate after embedding + positions (section 5.4).
     """
 
     embedding: EmbeddingConfig
@@ -190,6 +190,13 @@ class TransformerConfig:
             for block in stack.blocks:
                 for attention in filter(None, (block.attention, block.cross)):
                     head_width(attention, self.dim)
+
+    @property
+    def main(self) -> StackConfig:
+        """The stack that the logits come from: the decoder, or the encoder where there is no other."""
+        stack = self.decoder or self.encoder
+        assert stack is not None, "checked when made"
+        return stack
 
 
 def head_width(attention: AttentionConfig, dim: int) -> int:

@@ -32,7 +32,7 @@ from jaxformer.layers import (
 class Cache:
     """What a decoder remembers of the tokens it has seen: an immutable pytree, in and out.
 
-    layers: keys and values [B, slots, K, H] of each block. cross: keys and values [B', S, K, H] of the encoder's output;
+    layers: keys and values [B, slots, K, H] of each block. cross: those of the encoder's output, [B', S, K, H], where
     B = B' or a multiple (beams over one source). source_valid: boolean [B', S]. valid: boolean [B, slots], real tokens
     (None: all). length: slots in use; in a fresh cache the Python integer 0, so that a compiler sees a constant.
     """
@@ -71,19 +71,18 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        main = config.decoder or config.encoder
-        assert main is not None
+        encoder, decoder, main = config.encoder, config.decoder, config.main
         self.embedding = Embedding(main.embedding, config.dim, rngs=rngs)
-        own_table = config.encoder is not None and config.decoder is not None and not config.share_embeddings
-        self.source_embedding = Embedding(config.encoder.embedding, config.dim, rngs=rngs) if own_table else None
-        self.encoder = Stack(config.encoder, config.dim, rngs=rngs) if config.encoder else None
-        self.decoder = Stack(config.decoder, config.dim, rngs=rngs) if config.decoder else None
+        source = encoder.embedding if encoder and decoder and not config.share_embeddings else None
+        self.source_embedding = Embedding(source, config.dim, rngs=rngs) if source else None
+        self.encoder = Stack(encoder, config.dim, rngs=rngs) if encoder else None
+        self.decoder = Stack(decoder, config.dim, rngs=rngs) if decoder else None
         self.head = Head(config.head, main.embedding, config.dim, rngs=rngs) if config.head else None
 
     @property
     def max_length(self) -> int | None:
         """Longest sequence that the decoder's (else the encoder's) positions allow; None: any."""
-        return positions_limit(self.config.decoder or self.config.encoder)
+        return positions_limit(self.config.main)
 
     @property
     def max_source_length(self) -> int | None:
@@ -94,7 +93,10 @@ class Transformer(nnx.Module):
     def vocab_sizes(self) -> tuple[int | None, int | None]:
         """Sizes of the encoder's and the decoder's vocabulary; None where there is no such stack."""
         encoder, decoder = self.config.encoder, self.config.decoder
-        return encoder and encoder.embedding.vocab_size, decoder and decoder.embedding.vocab_size
+        return (
+            encoder.embedding.vocab_size if encoder else None,
+            decoder.embedding.vocab_size if decoder else None,
+        )
 
     def __call__(
         self,
@@ -145,7 +147,9 @@ class Transformer(nnx.Module):
     ) -> Cache:
         """A cache for `slots` tokens of `batch` rows. Cross-attention's keys and values are computed here, once."""
         decoder = self._decoder
-        cross = tuple(block.cross.keys_values(encoded) for block in decoder.blocks) if encoded is not None else ()
+        cross: tuple[KeyValue, ...] = ()
+        if encoded is not None:
+            cross = tuple(block.cross.keys_values(encoded) for block in decoder.blocks if block.cross is not None)
         dtype = self.embedding.table[...].dtype
         layers = []
         for block in decoder.blocks:

@@ -13,7 +13,8 @@ import numpy as np
 from jaxformer.errors import InputError
 
 PAD, BOS, EOS = 0, 1, 2
-SPECIAL = 3  # ids below it are not symbols
+SPECIAL_NAMES = ("<pad>", "<bos>", "<eos>")
+SPECIAL = len(SPECIAL_NAMES)  # ids below it are not symbols
 HELD_OUT_SHARE = 10  # one sequence in ten is never trained on
 
 
@@ -61,12 +62,10 @@ class Symbols:
 
     def show(self, ids: np.ndarray) -> str:
         """Token ids as people read them, up to the end of the sequence; special tokens inside it are named."""
-        ids = [int(token) for token in ids]
-        ids = ids[1:] if ids[:1] == [BOS] else ids
-        ids = ids[: ids.index(EOS)] if EOS in ids else ids
-        return " ".join(
-            str(token - SPECIAL) if token >= SPECIAL else ("<pad>", "<bos>", "<eos>")[token] for token in ids
-        )
+        tokens = ids.tolist()
+        tokens = tokens[1:] if tokens[:1] == [BOS] else tokens
+        tokens = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
+        return " ".join(SPECIAL_NAMES[token] if token < SPECIAL else str(token - SPECIAL) for token in tokens)
 
 
 class Task(Protocol):

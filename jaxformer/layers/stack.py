@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import LearnedPositions, StackConfig
+from jaxformer.config import LearnedPositions, SinusoidalPositions, StackConfig
 from jaxformer.layers.attention import KeyValue, Visibility
 from jaxformer.layers.block import Block, Source, split_key
 from jaxformer.layers.embedding import PositionTable, Sinusoids
@@ -27,14 +27,15 @@ class Trace(NamedTuple):
 
 
 class Stack(nnx.Module):
-    """N identical layers over embedded tokens; the layers are unrolled, which decodes 1.8x faster than a scan over them."""
+    """N layers over embedded tokens, unrolled: a scan over layers decodes 1.8x slower on CPUs."""
 
     def __init__(self, config: StackConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
-        learned = isinstance(config.positions, LearnedPositions)
-        self.positions = (
-            PositionTable(config.positions, dim, rngs=rngs) if learned else Sinusoids(config.positions, dim)
-        )
+        match config.positions:
+            case LearnedPositions() as learned:
+                self.positions = PositionTable(learned, dim, rngs=rngs)
+            case SinusoidalPositions() as sinusoidal:
+                self.positions = Sinusoids(sinusoidal, dim)
         self.embedding_norm = LayerNorm(config.embedding_norm, dim) if config.embedding_norm else None
         self.blocks = nnx.List([Block(block, dim, rngs=rngs) for block in config.blocks])
         self.final_norm = LayerNorm(config.final_norm, dim) if config.final_norm else None

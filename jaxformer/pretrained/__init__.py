@@ -42,4 +42,4 @@ def generation_config(settings: dict) -> GenerationConfig:
     """The settings of a `generation_config.json` that we know; lists of token ids become tuples."""
     known = {field.name for field in fields(GenerationConfig)}
     given = {name: value for name, value in settings.items() if name in known and value is not None}
-    return GenerationConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    return GenerationConfig().replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})

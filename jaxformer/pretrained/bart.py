@@ -53,7 +53,7 @@ IGNORABLE = r"lm_head\.weight|model\.(encoder|decoder)\.embed_(tokens|positions)
 
 
 def bart_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a BART `config.json`: learned positions after two reserved rows, norm after the embedding."""
+    """Our configuration of a BART `config.json`: learned positions behind two reserved rows, a norm after them."""
     positions = LearnedPositions(hf["max_position_embeddings"], offset=2)
     return _configuration(hf, positions, LayerNormConfig(), shared=True)
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import nnx, traverse_util
@@ -41,13 +42,13 @@ def read_tensors(folder: Path) -> Arrays:
 def build(config: TransformerConfig, tensors: Arrays, rename: Callable[[str], str], ignorable: str) -> Transformer:
     """A model of `config` whose parameters are `tensors`.
 
-    `rename` maps the name of a parameter of ours ("decoder.blocks.0.attention.query.weight") to the tensor's name in the
-    file; tensors that match the regular expression `ignorable` may stay unused. Raises InputError listing all missing,
-    surplus and misshapen tensors at once.
+    `rename` maps the name of a parameter of ours ("decoder.blocks.0.attention.query.weight") to the tensor's name in
+    the file; tensors that match the regular expression `ignorable` may stay unused. Raises InputError listing all
+    missing, surplus and misshapen tensors at once.
     """
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
-    shapes = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    shapes: dict[tuple, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     names = {path: rename(".".join(map(str, path))) for path in shapes}
     surplus = [name for name in tensors.keys() - set(names.values()) if not re.fullmatch(ignorable, name)]
     problems = [f"surplus {name}" for name in sorted(surplus)]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -73,7 +73,7 @@ def decode_inputs(argv: list[str]) -> None:
     arguments = tyro.cli(
         Arguments,
         prog="generate.py",
-        description="Decode with a trained model: greedily, by beam search (--beam 4), or by sampling (--temperature 1).",
+        description="Decode with a trained model: greedily, by beam search (--beam 4), or sampling (--temperature 1).",
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -93,7 +93,7 @@ def decode_inputs(argv: list[str]) -> None:
         print(f"{right} of {len(best)} right, {time.perf_counter() - start:.1f} s", file=sys.stderr)
 
 
-def generation_settings(arguments: Arguments) -> dict[str, object]:
+def generation_settings(arguments: Arguments) -> dict[str, Any]:
     """The settings that the flags stand for. Raises InputError for flags that contradict each other."""
     sampling = [name for name in ("temperature", "top_k", "top_p") if getattr(arguments, name) is not None]
     if arguments.greedy and (sampling or arguments.beam != 1):
@@ -105,10 +105,10 @@ def generation_settings(arguments: Arguments) -> dict[str, object]:
     if arguments.input is not None and arguments.input_file is not None:
         raise InputError("--input and --input-file exclude each other: give one")
     given = {name: getattr(arguments, name) for name in (*sampling, "length_penalty", "max_new_tokens")}
-    settings: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings |= {"num_beams": arguments.beam, "do_sample": bool(sampling)}
     settings |= {"num_return_sequences": arguments.n_best, "seed": arguments.seed}
-    GenerationConfig(**settings)  # wrong values are told before a model is loaded
+    GenerationConfig().replace(**settings)  # wrong values are told before a model is loaded
     return settings
 
 

@@ -27,6 +27,6 @@ def run(main: Callable[[], None]) -> None:
 
 def keep_compiled_programs() -> None:
     """Keep what XLA compiles in the user's cache folder, so that the second start is quick."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxformer"
         jax.config.update("jax_compilation_cache_dir", str(cache))

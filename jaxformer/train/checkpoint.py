@@ -1,6 +1,7 @@
 """Checkpoints through orbax: written in the background, the best and the last ones kept."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder
         kept = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1)])
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=kept, cleanup_tmp_directories=writable, create=writable, read_only=not writable
-        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, create=writable, read_only=not writable)
+        if writable:
+            for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished)
         self.manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     @property

@@ -18,7 +18,9 @@ class Batches(Protocol):
     """An endless, checkpointable iterator, as grain's are."""
 
     def __next__(self) -> Any: ...
-    def get_state(self) -> Any: ...
+    def get_state(self) -> Any:
+        """Its place in the data, as JSON can hold it."""
+        ...
 
 
 class DivergedError(RuntimeError):
@@ -43,8 +45,8 @@ def fit(
 ) -> tuple[TrainState, float]:
     """The state after `plan.steps` steps and the mean loss of the last ones.
 
-    Saves every `save_every` steps, at the end, and before it stops early. Raises DivergedError, InterruptedRunError after
-    a Ctrl-C, and OSError where a checkpoint cannot be written.
+    Saves every `save_every` steps, at the end, and before it stops early. Raises DivergedError, InterruptedRunError
+    after a Ctrl-C, and OSError where a checkpoint cannot be written.
     """
     first: float | None = None
     recent: deque[float] = deque(maxlen=WINDOW)

@@ -20,11 +20,11 @@ class Recorder:
     """The record of one run: each step is one line of `metrics.jsonl`, and moves the progress bar."""
 
     def __init__(self, folder: Path, *, first_step: int, steps: int, tensorboard: bool = False):
+        self.board = open_tensorboard(folder) if tensorboard else None
         keep_lines(folder / METRICS, first_step)
         self.file = (folder / METRICS).open("a")
         interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds between two drawings: few, where each is a line
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=interval)
-        self.board = open_tensorboard(folder) if tensorboard else None
         self.clock = time.perf_counter()
 
     def __enter__(self) -> Self:

@@ -55,7 +55,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         (objective, loss), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params, batch, key)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         healthy = jnp.isfinite(objective) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         taken = (optax.apply_updates(state.params, updates), optimizer_state)
