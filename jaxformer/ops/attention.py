@@ -22,7 +22,7 @@ def dot_product_attention(
     window: Window | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
-    """For each query the average of the values, weighted by how well their keys fit: softmax(scale Q K^T) V, equation 1.
+    """The values averaged for each query by how well their keys fit it: softmax(scale Q K^T) V, equation 1.
 
     query [B, T, N, H], key [B, S, K, H], value [B, S, K, Hv]; the result is [B, T, N, Hv] in the type of value. N is a
     multiple of K: query head n uses key and value head n // (N / K).
@@ -111,9 +111,10 @@ def attention_scores(
 
 
 def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
-    """The values averaged by attention weights: [B, T, N, Hv] in the type of value, from [B, N, T, S] and [B, S, K, Hv].
+    """The values averaged by attention weights, [B, T, N, Hv] in the type of value.
 
-    The second half of `dot_product_attention`, for callers that change the weights in between, as dropout does.
+    weights [B, N, T, S], value [B, S, K, Hv]. The second half of `dot_product_attention`, for callers that change the
+    weights in between, as dropout does.
     """
     B, N, T, S = weights.shape
     _, _, K, Hv = value.shape
@@ -126,10 +127,10 @@ def _blockwise_pays(query: jax.Array, key: jax.Array, structure: Structure) -> b
     """Whether to attend block by block.
 
     The dense form writes T * S scores per query head several times over and keeps them for the gradient, where one
-    block of 256 x 256 stays in the processor's cache: from four such blocks on memory is what counts, and on a CPU time
-    as well (measured at 512 x 512: 2.5 to 3 times faster, with and without the gradient). Fewer than 128 queries have
-    no more scores than keys and values have numbers (T <= 2 H at H = 64), so there is nothing to save, and a single
-    query must not pay for cutting a cache into blocks.
+    block of 256 x 256 stays in the processor's cache: from four such blocks on, that is most of the memory. On a CPU it
+    saves time as well (measured, causal, with the gradient: 1.3 times faster at 512 tokens, 2.3 at 1024, 2.6 at 2048).
+    Fewer than 128 queries have no more scores than keys and values have numbers (T <= 2 H at H = 64), so there is
+    nothing to save, and a single query must not pay for cutting a cache into blocks.
     """
     T, S = query.shape[1], key.shape[1]
     return structure.mask is None and structure.bias is None and T >= 128 and T * S >= 512 * 512
@@ -139,7 +140,7 @@ def _scores(query: jax.Array, key: jax.Array, structure: Structure) -> jax.Array
     """Scaled, capped, biased and masked scores, float32 [B, N, T, S]."""
     B, T, N, H = query.shape
     _, S, K, _ = key.shape
-    # Heads first: batched matrix products over [T, H] and [S, H], up to twice as fast on a CPU as [B, T, N, H] directly.
+    # Heads first gives plain batched matrix products, up to twice as fast on a CPU as contracting [B, T, N, H].
     grouped = _heads_first(query).reshape(B, K, N // K, T, H)
     scores = jnp.einsum("BKGTH,BKSH->BKGTS", grouped, _heads_first(key), preferred_element_type=jnp.float32)
     scores = scores.reshape(B, N, T, S) * structure.rules.scale
@@ -167,6 +168,6 @@ def _softmax(scores: jax.Array) -> jax.Array:
 
 @_softmax.defjvp
 def _softmax_derivative(scores: tuple[jax.Array], d_scores: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """dP = P * (dS - sum of P dS): only the weights are kept for the gradient, and -inf never enters it."""
+    """Weights P and their derivative P * (dS - sum of P dS): for the gradient only P is kept, and -inf never enters."""
     weights = _softmax(*scores)
     return weights, weights * (d_scores[0] - jnp.sum(weights * d_scores[0], axis=-1, keepdims=True))

@@ -1,14 +1,14 @@
 """Attention without a [T, S] array: softmax computed block by block, with its own gradient.
 
-The dense form holds the scores of all queries for all keys, T * S numbers per head, and keeps them for the gradient. Here
-a block of queries meets one block of keys after the other and carries along, per query, the largest score so far, the sum
-of exponentials and the sum of values under them; both sums are rescaled when a larger score appears (online softmax:
-Milakov and Gimelshein 2018). The gradient computes the scores again from the queries, the keys and one number per query,
-the logarithm of its sum of exponentials (Dao et al. 2022), so that memory grows linearly with T.
+The dense form holds the scores of all queries for all keys, T * S numbers per head, and keeps them for the gradient.
+Here a block of queries meets one block of keys after the other and carries along, per query, the largest score so far,
+the sum of exponentials and the sum of values under them; both sums are rescaled when a larger score appears (online
+softmax: Milakov and Gimelshein 2018). The gradient computes the scores again from the queries, the keys and two numbers
+per query, its largest score and its sum of exponentials (after Dao et al. 2022): memory grows linearly with T.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,22 @@ _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 class Sight(NamedTuple):
-    """What may depend on data: where the first query of each row stands [B|1], which keys are real [blocks, B|1, size]."""
+    """What may depend on data: each row's first query position [B|1], and which keys are real [blocks, B|1, size]."""
 
     offsets: jax.Array
     real_keys: jax.Array
+
+
+class Saved(NamedTuple):
+    """What the gradient needs: inputs in blocks, the output, and each query's largest score and sum of exponentials."""
+
+    queries: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    sight: Sight
+    output: jax.Array
+    largest: jax.Array
+    total: jax.Array
 
 
 def blockwise_attention(
@@ -67,15 +79,19 @@ def _attend(rules: Rules, queries: jax.Array, keys: jax.Array, values: jax.Array
     return _forward(rules, queries, keys, values, sight)[0]
 
 
-def _forward(rules, queries, keys, values, sight):
+def _forward(
+    rules: Rules, queries: jax.Array, keys: jax.Array, values: jax.Array, sight: Sight
+) -> tuple[jax.Array, Saved]:
     """The output blocks, and what the gradient needs."""
+    rows, Hv = queries.shape[1:-1], values.shape[-1]
+    nothing = jnp.full(rows, _LOWEST), jnp.zeros(rows, jnp.float32), jnp.zeros((*rows, Hv), jnp.float32)
 
-    def attend_block(_, numbered):
+    def attend_block(_: None, numbered: Any) -> tuple[None, Any]:
         index, query = numbered
 
-        def visit(at, carry):
-            largest, total, mixed = carry
-            scores = _scores(rules, query, keys[at], visible(index, at))[1]
+        def visit(at: jax.Array, seen: Any) -> Any:
+            largest, total, mixed = seen
+            _, scores = _scores(rules, query, keys[at], _visible(rules, queries, keys, sight, index, at))
             new_largest = jnp.maximum(largest, scores.max(axis=-1))
             shrink = jnp.exp(largest - new_largest)
             weights = jnp.exp(scores - new_largest[..., None])
@@ -83,46 +99,48 @@ def _forward(rules, queries, keys, values, sight):
             mixed = mixed * shrink[..., None] + _dot("BKGTS,BKSH->BKGTH", weights.astype(values.dtype), values[at])
             return new_largest, total, mixed
 
-        rows = query.shape[:-1]
-        carry = jnp.full(rows, _LOWEST), jnp.zeros(rows), jnp.zeros((*rows, values.shape[-1]))
-        largest, total, mixed = jax.lax.fori_loop(*key_range(index), visit, carry)
-        output = (mixed / jnp.where(total == 0, 1, total)[..., None]).astype(values.dtype)
-        # With +inf every weight of a query that sees nothing, exp(score - inf), is 0 in the gradient as well.
-        return None, (output, jnp.where(total == 0, jnp.inf, largest + jnp.log(total)))
+        largest, total, mixed = jax.lax.fori_loop(*_key_range(rules, queries, keys, sight, index), visit, nothing)
+        total = jnp.where(total == 0, 1, total)  # a query that sees nothing has a sum of 0 and gets zeros
+        return None, ((mixed / total[..., None]).astype(values.dtype), largest, total)
 
-    visible, key_range = _geometry(rules, queries, keys, sight)
-    _, (output, log_total) = jax.lax.scan(attend_block, None, (jnp.arange(len(queries)), queries))
-    return output, (queries, keys, values, sight, output, log_total)
+    _, (output, largest, total) = jax.lax.scan(attend_block, None, (jnp.arange(len(queries)), queries))
+    return output, Saved(queries, keys, values, sight, output, largest, total)
 
 
-def _backward(rules, saved, d_output):
-    """Gradients: with weights P, dV = P^T dO, dP = dO V^T, and dScores = P * (dP - sum of dO * O), the softmax's own."""
-    queries, keys, values, sight, output, log_total = saved
-    visible, key_range = _geometry(rules, queries, keys, sight)
-    pull = jnp.sum(d_output.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
+def _backward(rules: Rules, saved: Saved, d_output: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """The gradients of queries, keys and values.
 
-    def gradient_block(carry, numbered):
-        index, query, d_out, log_total, pull = numbered
+    With weights P, dV = P^T dO and dP = dO V^T; through the softmax, dScores = P * (dP - sum of P dP), where the sum
+    over keys equals the sum of dO * O over the width and is therefore known beforehand.
+    """
+    queries, keys, values, sight, output, largest, total = saved
+    d_sum = jnp.sum(d_output.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
 
-        def visit(at, carry):
-            d_query, d_keys, d_values = carry
-            capped, scores = _scores(rules, query, keys[at], visible(index, at))
-            weights = jnp.exp(scores - log_total[..., None])
+    def gradient_block(d_keys_values: Any, numbered: Any) -> tuple[Any, jax.Array]:
+        index, query, d_out, largest, total, d_sum = numbered
+
+        def visit(at: jax.Array, gradients: Any) -> Any:
+            d_query, (d_keys, d_values) = gradients
+            capped, scores = _scores(rules, query, keys[at], _visible(rules, queries, keys, sight, index, at))
+            # Not exp(score - log of the sum): that logarithm, added to a large score, would lose its last digits.
+            weights = jnp.exp(scores - largest[..., None]) / total[..., None]
             d_weights = _dot("BKGTH,BKSH->BKGTS", d_out, values[at])
-            d_scores = weights * (d_weights - pull[..., None]) * rules.scale
+            d_scores = weights * (d_weights - d_sum[..., None]) * rules.scale
             if rules.softcap is not None:
                 d_scores *= 1 - jnp.square(capped / rules.softcap)  # the derivative of softcap * tanh(x / softcap)
             d_scores = d_scores.astype(query.dtype)
             d_query += _dot("BKGTS,BKSH->BKGTH", d_scores, keys[at])
             d_keys = d_keys.at[at].add(_dot("BKGTS,BKGTH->BKSH", d_scores, query))
             d_values = d_values.at[at].add(_dot("BKGTS,BKGTH->BKSH", weights.astype(d_out.dtype), d_out))
-            return d_query, d_keys, d_values
+            return d_query, (d_keys, d_values)
 
-        d_query, *carry = jax.lax.fori_loop(*key_range(index), visit, (jnp.zeros(query.shape), *carry))
-        return tuple(carry), d_query.astype(query.dtype)
+        gradients = jnp.zeros(query.shape, jnp.float32), d_keys_values
+        key_range = _key_range(rules, queries, keys, sight, index)
+        d_query, d_keys_values = jax.lax.fori_loop(*key_range, visit, gradients)
+        return d_keys_values, d_query.astype(query.dtype)
 
-    numbered = jnp.arange(len(queries)), queries, d_output, log_total, pull
-    zeros = jnp.zeros(keys.shape), jnp.zeros(values.shape)
+    numbered = jnp.arange(len(queries)), queries, d_output, largest, total, d_sum
+    zeros = jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
     (d_keys, d_values), d_queries = jax.lax.scan(gradient_block, zeros, numbered)
     return d_queries, d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
 
@@ -130,32 +148,35 @@ def _backward(rules, saved, d_output):
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(rules, query, key, visible):
-    """The scores of one block, capped, without and with -inf at keys that are not visible: float32 [B, K, G, T, S]."""
+def _scores(rules: Rules, query: jax.Array, key: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The capped scores of one block, float32 [B, K, G, T, S], and the same with -inf at keys that are not visible."""
     capped = _dot("BKGTH,BKSH->BKGTS", query, key) * rules.scale
     if rules.softcap is not None:
         capped = rules.softcap * jnp.tanh(capped / rules.softcap)
     return capped, jnp.where(visible[:, None, None], capped, -jnp.inf)
 
 
-def _geometry(rules, queries, keys, sight):
-    """Two functions: which keys of a block a block of queries sees, and the range of key blocks that it sees at all."""
+def _visible(
+    rules: Rules, queries: jax.Array, keys: jax.Array, sight: Sight, index: jax.Array, at: jax.Array
+) -> jax.Array:
+    """Which keys of block `at` the queries of block `index` see: boolean [B|1, T, S]."""
     query_size, key_size = queries.shape[-2], keys.shape[-2]
+    query_positions = sight.offsets[:, None] + index * query_size + jnp.arange(query_size)[None]
+    key_positions = at * key_size + jnp.arange(key_size)
+    return window_mask(query_positions, key_positions, rules.left, rules.right) & sight.real_keys[at][:, None]
 
-    def visible(index, at):
-        positions = sight.offsets[:, None] + index * query_size + jnp.arange(query_size)[None]
-        window = window_mask(positions, at * key_size + jnp.arange(key_size), rules.left, rules.right)
-        return window & sight.real_keys[at][:, None]
 
-    def key_range(index):
-        first, stop = 0, len(keys)
-        if rules.left is not None:
-            first = (sight.offsets.min() + index * query_size - rules.left) // key_size
-        if rules.right is not None:
-            stop = (sight.offsets.max() + (index + 1) * query_size - 1 + rules.right) // key_size + 1
-        return jnp.clip(first, 0, len(keys)), jnp.clip(stop, 0, len(keys))
-
-    return visible, key_range
+def _key_range(
+    rules: Rules, queries: jax.Array, keys: jax.Array, sight: Sight, index: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The first key block that any query of block `index` sees through its window, and one past the last."""
+    query_size, key_size = queries.shape[-2], keys.shape[-2]
+    first, stop = 0, len(keys)
+    if rules.left is not None:
+        first = (sight.offsets.min() + index * query_size - rules.left) // key_size
+    if rules.right is not None:
+        stop = (sight.offsets.max() + (index + 1) * query_size - 1 + rules.right) // key_size + 1
+    return jnp.clip(first, 0, len(keys)), jnp.clip(stop, 0, len(keys))
 
 
 def _dot(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -9,11 +9,12 @@ _LEVELS = 1 << 16
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` with each entry set to 0 with probability `rate` and the others divided by the probability of staying.
+    """`x` [..., D] with each entry 0 with probability `rate` and the others divided by the probability of staying.
 
-    The division keeps the expected value, so that nothing changes at evaluation: `key=None` or `rate=0` returns `x` itself.
-    Sixteen random bits per entry decide, half the random numbers that a uniform float needs; the rate is rounded to a
-    multiple of 1/65536 and the division uses the rounded rate, so that the expectation stays exact.
+    The division keeps the expected value, so evaluation needs no change: `key=None` or `rate=0` returns `x` itself.
+    Drawing random words is most of the cost on a CPU, so each serves two entries, sixteen bits for each (measured:
+    almost twice as fast). The rate is rounded to a multiple of 1/65536 and the division uses the rounded rate, so that
+    the expectation stays exact.
 
     Raises InputError unless 0 <= rate < 1.
     """
@@ -22,5 +23,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     dropped_levels = min(round(rate * _LEVELS), _LEVELS - 1)
     if key is None or dropped_levels == 0:
         return x
-    kept = jax.random.bits(key, x.shape, jnp.uint16) >= dropped_levels
-    return jnp.where(kept, x * (_LEVELS / (_LEVELS - dropped_levels)), 0)
+    *rows, D = x.shape
+    words = jax.random.bits(key, (*rows, -(-D // 2)), jnp.uint32)
+    levels = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*rows, -1)[..., :D]
+    return jnp.where(levels >= dropped_levels, x * (_LEVELS / (_LEVELS - dropped_levels)), 0)

@@ -32,8 +32,7 @@ def fused_kernel_applies(
         capability >= 8.0
         and query.dtype in (jnp.float16, jnp.bfloat16)
         and query.dtype == key.dtype == value.dtype
-        and H == value.shape[3]
-        and H <= 128
+        and value.shape[3] == H <= 128
         and H % 8 == 0
         and softcap is None
         and structure.bias is None
@@ -70,7 +69,8 @@ def fused_attention(
         local_window_size=None if left is None else (left, 0),
         implementation=implementation,
     )
-    if real_keys is None:
+    visible = visible_keys(structure, T, S)
+    if real_keys is None or visible is None:  # then every query sees a key
         return output
-    sees_a_key = visible_keys(structure, T, S).any(axis=-1)  # [B|1, 1, T]
+    sees_a_key = visible.any(axis=-1)  # [B|1, 1, T]
     return jnp.where(jnp.swapaxes(sees_a_key, 1, 2)[..., None], output, 0)

@@ -1,5 +1,6 @@
 """Sinusoidal positional encodings (section 3.5)."""
 
+from types import ModuleType
 from typing import Literal
 
 import jax
@@ -37,10 +38,12 @@ def sinusoidal_positions(
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise InputError(f"positions must be integers, not {positions.dtype}")
     with jax.enable_x64(True):
-        return _sinusoids(jnp, positions, dim, layout, base).astype(jnp.float32)
+        return jnp.asarray(_sinusoids(jnp, positions, dim, layout, base), jnp.float32)
 
 
-def _sinusoids(xp, positions, dim, layout, base):
+def _sinusoids(
+    xp: ModuleType, positions: np.ndarray | jax.Array, dim: int, layout: SinusoidalLayout, base: float
+) -> np.ndarray | jax.Array:
     """Sines and cosines in float64, by NumPy or jax.numpy (`xp`)."""
     wavelengths = np.power(base, np.arange(0, dim, 2) / dim)[None]
     angles = positions.astype(np.float64).reshape(-1, 1) / wavelengths

@@ -26,7 +26,7 @@ class Rules(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """A whole call. Only `mask` and `bias` may be as large as the scores; the rest describes visibility without an array.
+    """Only `mask` and `bias` may be as large as the scores; the rest tells what is visible without an array.
 
     query_offset: an integer, or integers [1] or [B]. real_keys: boolean [B|1, S], what the lengths and a mask that is
     the same for all heads and queries say. mask boolean, bias float32: [B|1, N|1, T|1, S]. None: nothing to say.
@@ -92,7 +92,7 @@ def first_positions(structure: Structure) -> jax.Array:
 
 
 def visible_keys(structure: Structure, queries: int, keys: int) -> jax.Array | None:
-    """Which keys each query sees, window, real keys and mask together: boolean [B|1, N|1, T|1, S]; None: all of them."""
+    """Which keys each query sees, by window, real keys and mask together: boolean [B|1, N|1, T|1, S]; None: all."""
     visible = structure.mask
     if structure.real_keys is not None:
         visible = _both(visible, structure.real_keys[:, None, None])

@@ -1,0 +1,193 @@
+"""Blockwise attention against the dense form: outputs, gradients, memory, and when it is chosen."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.ops import attention_weights, dot_product_attention, weighted_values
+from jaxformer.ops.blockwise import blockwise_attention
+from jaxformer.ops.structure import Rules
+
+B, T, S, K, G, H, HV = 2, 37, 41, 3, 2, 5, 7
+
+STRUCTURES = {
+    "everything": {},
+    "causal": {"causal": True},
+    "causal from a cache": {"causal": True, "query_offset": 4},
+    "causal, one offset per row": {"causal": True, "query_offset": jnp.array([11, -6])},
+    "window": {"window": (5, 3)},
+    "causal window": {"causal": True, "window": (6, None)},
+    "window with offsets": {"window": (9, 0), "query_offset": jnp.array([30, 0])},
+    "lengths": {"key_lengths": jnp.array([17, S])},
+    "a row without keys": {"key_lengths": jnp.array([0, S]), "causal": True},
+    "softcap": {"softcap": 1.5, "causal": True},
+    "softcap and a row without keys": {"softcap": 1.5, "key_lengths": jnp.array([S, 0])},
+    "left padding": {"causal": True, "mask": jnp.arange(S)[None, None, None] >= jnp.array([9, 0])[:, None, None, None]},
+    "before every key": {"causal": True, "query_offset": -T},
+    "after every key": {"window": (2, 2), "query_offset": S + 3},
+    "scale": {"scale": 2.0},
+}
+
+
+def inputs(dtype: jnp.dtype = jnp.float32) -> list[jax.Array]:
+    """query, key, value and a gradient of the output."""
+    rng = np.random.default_rng(5)
+    shapes = (B, T, K * G, H), (B, S, K, H), (B, S, K, HV), (B, T, K * G, HV)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def dense(query: jax.Array, key: jax.Array, value: jax.Array, **options: object) -> jax.Array:
+    """Through the map, which is dense by definition."""
+    return weighted_values(attention_weights(query, key, **options), value)
+
+
+def blockwise(query: jax.Array, key: jax.Array, value: jax.Array, *, block: int, **options: object) -> jax.Array:
+    """The blockwise form with a block of its own choice, whatever the size."""
+    left, right = options.get("window", (None, None))
+    rules = Rules(
+        options.get("scale", query.shape[3] ** -0.5),
+        options.get("softcap"),
+        left,
+        0 if options.get("causal") else right,
+    )
+    positions = jnp.arange(key.shape[1])[None]
+    real = positions < jnp.broadcast_to(options.get("key_lengths", key.shape[1]), (len(key),))[:, None]
+    if "mask" in options:
+        real = real & options["mask"][:, 0, 0]
+    offsets = jnp.broadcast_to(options.get("query_offset", 0), (len(key),))
+    return compiled_blockwise(query, key, value, rules, offsets, real, block)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 6))
+def compiled_blockwise(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    rules: Rules,
+    offsets: jax.Array,
+    real_keys: jax.Array,
+    block: int,
+) -> jax.Array:
+    """One program for all structures that share their rules."""
+    return blockwise_attention(query, key, value, rules, offsets=offsets, real_keys=real_keys, block=block)
+
+
+def output_and_gradients(function: object, primals: list[jax.Array], d_output: jax.Array, **options: object) -> list:
+    output, pull = jax.vjp(lambda *x: function(*x, **options), *primals)
+    return [output, *pull(d_output)]
+
+
+@pytest.mark.parametrize("options", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_equals_dense(options: dict[str, object]) -> None:
+    assert_equals_dense(options, block=8)
+
+
+@pytest.mark.parametrize("block", [19, 64])
+def test_equals_dense_for_any_block(block: int) -> None:
+    assert_equals_dense(STRUCTURES["window with offsets"], block)
+
+
+def assert_equals_dense(options: dict[str, object], block: int) -> None:
+    *primals, d_output = inputs()
+    expected = output_and_gradients(dense, primals, d_output, **options)
+    ours = output_and_gradients(blockwise, primals, d_output, block=block, **options)
+    for actual, reference in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_huge_scores_stay_finite_and_equal_dense() -> None:
+    """Whole numbers, so that both forms have exactly the same scores, thousands of them apart."""
+    query, key, value, d_output = inputs()
+    primals = [1000 * jnp.round(3 * query), jnp.round(2 * key), value]
+    expected = output_and_gradients(dense, primals, d_output, causal=True, scale=1.0)
+    ours = output_and_gradients(blockwise, primals, d_output, causal=True, scale=1.0, block=8)
+    for actual, reference in zip(ours, expected, strict=True):
+        assert jnp.isfinite(actual).all()
+        np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-5 * max(1, float(jnp.abs(reference).max())))
+
+
+def test_sixteen_bit_inputs() -> None:
+    *primals, d_output = inputs(jnp.bfloat16)
+    expected = output_and_gradients(dense, primals, d_output, causal=True)
+    ours = output_and_gradients(blockwise, primals, d_output, causal=True, block=8)
+    for actual, reference in zip(ours, expected, strict=True):
+        assert actual.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(actual), np.float32(reference), rtol=0.03, atol=0.03)
+
+
+def test_blocks_that_are_ruled_out_are_never_computed() -> None:
+    """NaN keys in the blocks before every window and after the last query: one look at them would spread."""
+    query, key, value, d_output = inputs()
+    poisoned = [x.at[:, :8].set(jnp.nan).at[:, 40:].set(jnp.nan) for x in (key, value)]
+    options = {"causal": True, "window": (8, None), "query_offset": 16}  # queries at 16 .. 39 see keys 8 .. 39
+    output, d_query, d_key, d_value = output_and_gradients(
+        blockwise, [query[:, :24], *poisoned], d_output[:, :24], block=8, **options
+    )
+    for x in (output, d_query, d_key, d_value):
+        assert jnp.isfinite(x).all()
+    np.testing.assert_array_equal(d_key[:, :8], 0)
+    np.testing.assert_array_equal(d_value[:, 40:], 0)
+
+
+def long_inputs(length: int) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((1, length, 8, 64), jnp.float32)] * 3
+
+
+def temporary_bytes(length: int, **options: object) -> int:
+    """Bytes of temporaries of the compiled forward and backward pass."""
+
+    def loss(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return jnp.sum(dot_product_attention(query, key, value, **options))
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*long_inputs(length)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_16384_tokens_need_less_than_a_gigabyte() -> None:
+    assert temporary_bytes(16_384, causal=True) < 1 << 30
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True, "window": (100, None)}], ids=["full", "window"])
+def test_memory_is_linear_in_the_length(options: dict[str, object]) -> None:
+    assert temporary_bytes(16_384, **options) < 2.2 * temporary_bytes(8_192, **options)
+
+
+def holds_an_array_of(size: int, **options: object) -> bool:
+    """Whether 600 queries and keys, with these keywords, make any array of at least `size` numbers."""
+    x = jax.ShapeDtypeStruct((1, 600, 1, 4), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda q, k, v: dot_product_attention(q, k, v, **options))(x, x, x)
+    return any(variable.aval.size >= size for equation in jaxpr.eqns for variable in equation.outvars)
+
+
+def test_chosen_from_the_structure_of_the_mask() -> None:
+    lengths, padding = jnp.array([600]), jnp.ones((1, 1, 1, 600), bool)
+    for options in [
+        {},
+        {"causal": True, "query_offset": jnp.array([3])},
+        {"window": (5, 5), "softcap": 3.0},
+        {"key_lengths": lengths},
+        {"mask": padding, "causal": True},
+    ]:
+        assert not holds_an_array_of(600 * 600, **options), options
+    for options in [{"mask": jnp.ones((600, 600), bool)}, {"bias": jnp.zeros((1, 1, 1, 600))}]:
+        assert holds_an_array_of(600 * 600, **options), options
+
+
+def test_the_choice_changes_no_result() -> None:
+    rng = np.random.default_rng(7)
+    query, key, value = (jnp.asarray(rng.normal(size=(2, 521, 2, 8)), jnp.float32) for _ in range(3))
+    options = {"causal": True, "key_lengths": jnp.array([521, 300])}
+    chosen = output_and_gradients(dot_product_attention, [query, key, value], jnp.ones_like(value), **options)
+    expected = output_and_gradients(dense, [query, key, value], jnp.ones_like(value), **options)
+    for actual, reference in zip(chosen, expected, strict=True):
+        np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_under_vmap_and_jit() -> None:
+    *primals, _ = inputs()
+    stacked = [jnp.stack([x, 2 * x]) for x in primals]
+    mapped = jax.jit(jax.vmap(lambda *x: blockwise(*x, block=8, causal=True)))(*stacked)
+    np.testing.assert_allclose(mapped[1], dense(*(2 * x for x in primals), causal=True), rtol=1e-5, atol=1e-5)
