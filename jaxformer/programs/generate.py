@@ -70,12 +70,11 @@ def main() -> None:
 
 def decode_inputs(argv: list[str]) -> None:
     """Decode as the command line says."""
-    arguments = tyro.cli(
+    arguments = terminal.parse(
         Arguments,
+        argv,
         prog="generate.py",
         description="Decode with a trained model: greedily, by beam search (--beam 4), or sampling (--temperature 1).",
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
     )
     settings = generation_settings(arguments)
     run = open_run(arguments.checkpoint)

@@ -1,15 +1,21 @@
 """What every program does at its edges: short errors, exit statuses, the compilation cache."""
 
+import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
+import tyro
 
 from jaxformer.errors import InputError
 
 BAD_INPUT = 2
+T = TypeVar("T")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -23,6 +29,31 @@ def run(main: Callable[[], None]) -> None:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
+    """The command line as an `arguments` dataclass; the options are those of `tyro.cli`.
+
+    Raises InputError with the sentence that tyro would print in a box.
+    """
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(arguments, args=argv, config=config, **options)
+    except SystemExit as stop:
+        if stop.code != BAD_INPUT:
+            raise
+        raise InputError(f"{first_sentence(said.getvalue())} (--help shows all flags)") from None
+
+
+def first_sentence(box: str) -> str:
+    """What is wrong, and the flag that was perhaps meant, from the box that tyro draws around its advice."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    ruled = "\n".join("" if set(line) <= set("─-╭╮╰╯+") else line for line in lines)
+    wrong, *more = [" ".join(part.split()) for part in re.split(r"\n\n+", ruled.strip())]
+    meant = re.match(r"(Perhaps you meant: --\S+)", more[0]) if more else None
+    return re.sub(r"^Error parsing [a-z._]+: ", "", wrong) + (f". {meant[1]}" if meant else "")
 
 
 def keep_compiled_programs() -> None:

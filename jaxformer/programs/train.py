@@ -102,13 +102,12 @@ def read_task(argv: list[str]) -> tuple[str, list[str]]:
 
 def parse(task_name: str, argv: list[str], defaults: Settings) -> Arguments:
     """The command line's arguments; a flag that is not given keeps its default."""
-    return tyro.cli(
+    return terminal.parse(
         Arguments,
+        argv,
         prog=f"train.py --task {task_name}",
         description=f"Train a Transformer on the task {task_name}: {TASKS[task_name].__doc__}",
-        args=argv,
         default=Arguments(defaults),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
 
 

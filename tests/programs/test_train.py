@@ -1,0 +1,248 @@
+"""train.py and generate.py as commands: a tiny run from beginning to end, and every bad input."""
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import TINY, call, command, environment, message, refusal
+
+from jaxformer.data import held_out
+from jaxformer.programs.evaluate import exact
+from jaxformer.programs.generate import decode_inputs
+from jaxformer.programs.runs import open_run
+from jaxformer.programs.train import train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run of the copy task."""
+    folder = tmp_path_factory.mktemp("work")
+    result = call(folder, "train.py", "--task", "copy", *TINY, "--steps", "40", "--save-every", "20")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("copy: loss ")
+    assert lines[1].startswith("held-out: ")
+    assert "runs/copy" in lines[2]
+    assert lines[3] == "next: python generate.py --beam 4"
+    return folder
+
+
+def test_a_run_leaves_metrics_and_pictures(folder: Path) -> None:
+    run = folder / "runs" / "copy"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    assert set(lines[0]) == {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "skipped"}
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert (run / "loss.png").exists()
+
+
+def test_beam_search_decodes_held_out_inputs(folder: Path) -> None:
+    result = call(folder, "generate.py", "--beam", "4")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 16
+    assert all(line.endswith(("right", "WRONG")) and "score -" in line for line in lines[1::2])
+    assert "beam search with 4 beams" in result.stderr
+
+
+def test_inputs_come_from_flag_file_and_standard_input(folder: Path) -> None:
+    (folder / "inputs.txt").write_text("1 2 3\n\n5 4\n")
+    from_file = call(folder, "generate.py", "--input-file", "inputs.txt", "--json")
+    from_stdin = call(folder, "generate.py", "--input-file", "-", "--json", "--greedy", stdin="1 2 3\n5 4\n")
+    assert from_file.stdout == from_stdin.stdout
+    answers = [json.loads(line) for line in from_file.stdout.splitlines()]
+    assert [answer["source"] for answer in answers] == ["1 2 3", "5 4"]
+    assert all(answer["right"] == (answer["source"] == answer["hypothesis"]) for answer in answers)
+    alone = call(folder, "generate.py", "--input", "5 4", "--json")
+    assert json.loads(alone.stdout)["hypothesis"] == answers[1]["hypothesis"]
+
+
+def test_n_best_and_sampling(folder: Path) -> None:
+    best = call(folder, "generate.py", "--input", "5 4", "--json", "--beam", "3", "--n-best", "3")
+    scores = [json.loads(line)["score"] for line in best.stdout.splitlines()]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    flags = ["generate.py", "--input", "5 4 3 2", "--json", "--temperature", "2", "--n-best", "4", "--seed"]
+    first, again, other = (call(folder, *flags, seed).stdout for seed in ("1", "1", "2"))
+    assert first == again != other
+    assert call(folder, "generate.py", "--input", "5 4", "--json", "--temperature", "0").stdout == (
+        call(folder, "generate.py", "--input", "5 4", "--json", "--greedy").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--beam", "0"], "num_beams must be a whole number of at least 1, not 0"),
+        (["--top-p", "2"], "top_p must be"),
+        (["--temperature", "-1"], "temperature must be"),
+        (["--n-best", "3"], "--n-best 3 needs --beam 3"),
+        (["--greedy", "--beam", "4"], "--greedy excludes"),
+        (["--length-penalty", "2"], "give --beam too"),
+        (["--input", "1 9"], "'9' is no symbol: write numbers from 0 to 5"),
+        (["--input", "1 1 1 1 1 1"], "reads from 1 to 5"),
+        (["--input", "1", "--input-file", "-"], "exclude each other"),
+        (["--input-file", "nowhere.txt"], "No such file"),
+        (["--input-file", "-"], "holds no input"),
+        (["--checkpoint", "nowhere"], "nowhere is not a run"),
+        (["--bim", "4"], "Unrecognized options: --bim, 4"),
+        (["--beem", "4"], "Perhaps you meant: --beam (--help shows all flags)"),
+        (["--beam", "many"], "'many'"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_generate_explains_bad_input(
+    folder: Path, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert expected in refusal(lambda: decode_inputs(flags), capsys)
+
+
+def test_generate_without_any_run(tmp_path: Path) -> None:
+    assert "train one first" in message(call(tmp_path, "generate.py", "--beam", "4"))
+
+
+def test_a_process_says_the_same(folder: Path) -> None:
+    assert message(call(folder, "generate.py", "--input", "9")).startswith("error: '9' is no symbol")
+    assert message(call(folder, "train.py", "--task", "copy", "--bim", "4")).startswith("error: Unrecognized options")
+
+
+def test_a_damaged_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    for path in (tmp_path / "runs/copy/checkpoints/40/state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "checkpoints/40 is damaged" in message(call(tmp_path, "generate.py", "--beam", "4"))
+    (tmp_path / "runs/copy/run.json").write_text("{")
+    assert "run.json cannot be read" in message(call(tmp_path, "generate.py", "--beam", "4"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--task", "juggle"], "unknown task 'juggle': choose one of copy, reverse, sort"),
+        ([], "name a task"),
+        (["--task", "copy", "--heads", "3"], "3 heads do not divide the model width 128"),
+        (["--task", "copy", "--dropout", "1.5"], "dropout must be"),
+        (["--task", "copy", "--steps", "0"], "steps must be at least 1"),
+        (["--task", "copy", "--bim", "4"], "Unrecognized options: --bim"),
+        (["--task", "copy", "--symbols", "1"], "--symbols must be at least 2"),
+        (["--task", "copy", "--learning-rate", "-1"], "learning_rate must be more than 0"),
+        (["--task", "copy", "--output", "runs/copy"], "runs/copy is not empty: add --resume"),
+        (["--task", "reverse", "--resume", "--output", "runs/copy"], "was trained on the task 'copy'"),
+        (["--task", "copy", "--resume", "--seed", "3"], "keeps its settings"),
+        (["--task", "sort", "--resume"], "no run of the task 'sort'"),
+        (["--task", "copy", "--output", "/proc/nowhere"], "/proc/nowhere"),
+        (["--task", "copy", "--output", "inputs"], "inputs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_explains_bad_input(
+    folder: Path, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "inputs").write_text("a file, not a folder")
+    before = sorted(folder.rglob("*"))
+    monkeypatch.chdir(folder)
+    assert expected in refusal(lambda: train(flags), capsys)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_help_shows_the_flags_of_the_task(tmp_path: Path) -> None:
+    assert "Tasks: copy, reverse, sort" in call(tmp_path, "train.py", "--help").stdout
+    shown = call(tmp_path, "train.py", "--task", "sort", "--help").stdout
+    assert "--max-length INT" in shown
+    assert "Say the symbols of the source in order of size" in shown
+
+
+def parameters(run: Path) -> list[np.ndarray]:
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(open_run(run).model)]
+
+
+def same_parameters(first: Path, second: Path) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(parameters(first), parameters(second), strict=True))
+
+
+def stop_at(folder: Path, flags: list[str], step: int, number: int) -> subprocess.Popen[str]:
+    """Start a run and send it a signal when it has recorded a checkpoint and reached `step`."""
+    process = subprocess.Popen(
+        command("train.py", *flags),
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    metrics, deadline = folder / "runs/reverse/metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    process.wait(timeout=120)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, number: int) -> None:
+    rng = np.random.default_rng(time.time_ns())  # any step will do: the place is random on purpose
+    flags = ["--task", "reverse", *TINY, "--dropout", "0.2", "--steps", "400", "--save-every", "20"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    assert call(whole, "train.py", *flags).returncode == 0
+    process = stop_at(stopped, flags, int(rng.integers(40, 300)), number)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    if number == signal.SIGINT:
+        assert "go on with: python train.py --task reverse --resume" in process.stderr.read()
+    assert not (stopped / "runs/reverse/results.json").exists()
+    resumed = call(stopped, "train.py", "--task", "reverse", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert same_parameters(whole / "runs/reverse", stopped / "runs/reverse")
+    records = [
+        [(line["step"], line["loss"], line["grad_norm"]) for line in map(json.loads, path.read_text().splitlines())]
+        for path in (whole / "runs/reverse/metrics.jsonl", stopped / "runs/reverse/metrics.jsonl")
+    ]
+    assert records[0] == records[1]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        flags = ["--task", "copy", "--dim", "64", "--layers", "1", "--steps", "60", "--save-every", "10"]
+        result = call(tmp_path, "train.py", *flags, "--output", str(disk / "run"))
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+        assert "no space left on device" in result.stderr.splitlines()[-1].lower()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+@pytest.mark.parametrize("task", ["copy", "reverse", "sort"])
+def test_the_default_run_learns_its_task(tmp_path: Path, task: str, seed: str) -> None:
+    result = call(tmp_path, "train.py", "--task", task, "--seed", seed)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / task
+    results = json.loads((folder / "results.json").read_text())
+    run = open_run(folder)
+    beam = exact(run.model, held_out(run.task, 1000, run.settings.seed), run.generation.replace(num_beams=4)).mean()
+    print(f"{task}, seed {seed}: {results}, beam 4 {beam:.3f}")
+    assert results["loss"] < 0.1
+    assert min(results["exact"], beam) >= 0.99
