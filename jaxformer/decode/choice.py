@@ -1,0 +1,58 @@
+"""Choosing among scores: the best, or at random in proportion to their exponentials."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxformer.decode.warpers import largest
+
+
+def row_keys(seed: jax.Array, rows: int, step: jax.Array) -> jax.Array:
+    """A random key for each row [R] at a step: what a row draws does not depend on the rows beside it."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))(jnp.arange(rows))
+
+
+def best_token(scores: jax.Array) -> jax.Array:
+    """The token of the largest score, the lowest id among equals: int32 [R] from [R, V]."""
+    return lax.top_k(scores, 1)[1][:, 0]
+
+
+def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
+    """A token drawn from softmax(scores): int32 [R] from [R, V] and a key for each row.
+
+    By inversion: one uniform number is laid on the line of cumulative probabilities, and bisection finds the token that
+    it falls on. Tokens of probability 0 are never drawn.
+    """
+    R, V = scores.shape
+    weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
+    ids = jnp.arange(V)[None]
+    mark = jax.vmap(jax.random.uniform)(keys)[:, None] * jnp.sum(weights, axis=1, keepdims=True)
+
+    def is_reached(token: jax.Array) -> jax.Array:
+        before = ids < token
+        some_left = jnp.max(jnp.where(before, 0.0, weights), axis=1, keepdims=True) > 0
+        return (jnp.sum(weights, axis=1, keepdims=True, where=before) <= mark) & some_left
+
+    return largest(is_reached, 0, V - 1, R)[:, 0]
+
+
+def best_candidates(scores: jax.Array, count: int) -> jax.Array:
+    """The `count` largest of the scores [B, W, V], best first, the lowest index among equals: [B, count] in W*V.
+
+    First within each beam, then among those: the same candidates as from all at once, found faster.
+    """
+    B, W, V = scores.shape
+    values, tokens = lax.top_k(scores, min(count, V))
+    flat = tokens + V * jnp.arange(W)[None, :, None]
+    merged = lax.top_k(values.reshape(B, -1), count)[1]
+    return jnp.take_along_axis(flat.reshape(B, -1), merged, axis=1)
+
+
+def draw_candidates(scores: jax.Array, count: int, keys: jax.Array) -> jax.Array:
+    """`count` candidates drawn without replacement from softmax over [W, V], in the order drawn: [B, count] in W*V.
+
+    The largest of scores plus Gumbel noise are such a draw (Kool et al. 2019, section 2.3).
+    """
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(keys)
+    return best_candidates(scores + noise, count)

@@ -1,0 +1,175 @@
+"""How to generate: the settings, under the names and with the defaults of Hugging Face `generate()`."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxformer.errors import InputError
+
+DEFAULT_NEW_TOKENS = 20
+TokenIds = int | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Settings of a generation. Lengths count the whole sequence of the decoder, prompt included, unless called new.
+
+    Length: at most `max_new_tokens`, else `max_length`, else 20 new tokens; no EOS before `min_length` or
+    `min_new_tokens`. Search: greedy; `do_sample` draws tokens instead; `num_beams` > 1 is beam search, or with
+    `do_sample` beam sampling. A finished beam scores its log-probability / generated length ** `length_penalty`.
+    `early_stopping` ends a beam search when `num_beams` sequences are finished (True), when the best running beam looks
+    unable to win at its present length (False) or at any length ("never").
+    Sampling: logits / `temperature` (0 is greedy), then only the `top_k` best (0: all), the smallest set of mass
+    `top_p`, and tokens of at least `min_p` times the best one's probability. Equal seeds draw equal tokens.
+    Raises InputError for values that no generation can honour.
+    """
+
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    min_length: int = 0
+    min_new_tokens: int | None = None
+    do_sample: bool = False
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    early_stopping: bool | Literal["never"] = False
+    length_penalty: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: TokenIds = None
+    eos_token_id: TokenIds = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range and values that contradict each other."""
+        for name, (holds, rule) in RULES.items():
+            value = getattr(self, name)
+            if not holds(value):
+                raise InputError(f"{name} must be {rule}, not {value!r}")
+        if self.num_return_sequences > self.num_beams and (self.num_beams > 1 or not self.do_sample):
+            raise InputError(
+                f"num_return_sequences={self.num_return_sequences} needs as many beams, or sampling with one beam; "
+                f"num_beams is {self.num_beams}"
+            )
+        pairs = [("min_new_tokens", "max_new_tokens")]
+        if self.min_new_tokens is None and self.max_new_tokens is None:
+            pairs += [("min_length", "max_length")]
+        for low, high in pairs:
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least > most:
+                raise InputError(f"{low}={least} is more than {high}={most}")
+
+    def replace(self, **settings: Any) -> "GenerationConfig":
+        """These settings with some of them changed. Raises InputError for a name that is no setting."""
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in settings:
+            if name not in names:
+                nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+                raise InputError(f"unknown generation setting {name!r}: did you mean {nearest!r}?")
+        return dataclasses.replace(self, **settings)
+
+    def length_limits(self, prompt: int, longest: int | None = None) -> tuple[int, int]:
+        """Least and greatest length of a sequence that starts with `prompt` tokens, both with the prompt.
+
+        longest: what the model's positions allow (None: any length); it cuts the default, and a setting beyond it is an
+        error. Raises InputError where nothing can be generated.
+        """
+        if self.max_new_tokens is not None:
+            greatest = prompt + self.max_new_tokens
+        elif self.max_length is not None:
+            greatest = self.max_length
+        else:
+            greatest = prompt + DEFAULT_NEW_TOKENS
+            greatest = greatest if longest is None else min(greatest, longest)
+        least = self.min_length if self.min_new_tokens is None else prompt + self.min_new_tokens
+        if longest is not None and greatest > longest:
+            raise InputError(
+                f"{prompt} prompt tokens and {greatest - prompt} new ones exceed the {longest} positions of the model: "
+                "shorten the prompt or lower max_new_tokens"
+            )
+        if prompt >= greatest:
+            raise InputError(f"the prompt has {prompt} tokens and at most {greatest} are allowed: raise max_new_tokens")
+        if least > greatest:
+            raise InputError(f"at least {least} tokens are asked for, but at most {greatest} are allowed")
+        return least, greatest
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a sequence."""
+        return as_tuple(self.eos_token_id)
+
+    @property
+    def padding(self) -> int:
+        """The token behind the end of a sequence: the pad token, else the first EOS token.
+
+        Beam search takes pad token 0 for none, as `generate()` does.
+        """
+        if self.pad_token_id is None or (self.pad_token_id == 0 and self.num_beams > 1):
+            return self.eos_ids[0] if self.eos_ids else 0
+        return self.pad_token_id
+
+
+def as_tuple(ids: TokenIds) -> tuple[int, ...]:
+    """One token id, several or none, as a tuple."""
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def whole(least: int) -> tuple[Callable[[Any], bool], str]:
+    """The rule of a whole number of at least `least`."""
+    return lambda value: type(value) is int and value >= least, f"a whole number of at least {least}"
+
+
+def number(holds: Callable[[float], bool], rule: str) -> tuple[Callable[[Any], bool], str]:
+    """The rule of a finite number for which `holds` is true."""
+    return lambda value: type(value) in (int, float) and math.isfinite(value) and holds(value), rule
+
+
+def optional(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    """The same rule, or None."""
+    return lambda value: value is None or rule[0](value), f"{rule[1]} or None"
+
+
+def token_ids(value: Any) -> bool:
+    """Whether `value` is a token id or a sequence of at least one."""
+    if value is None:
+        return True
+    several = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    return (type(value) is int or several) and all(type(token) is int and token >= 0 for token in as_tuple(value))
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_length": optional(whole(1)),
+    "max_new_tokens": optional(whole(1)),
+    "min_length": whole(0),
+    "min_new_tokens": optional(whole(0)),
+    "do_sample": (lambda value: type(value) is bool, "True or False"),
+    "num_beams": whole(1),
+    "num_return_sequences": whole(1),
+    "early_stopping": (lambda value: type(value) is bool or value == "never", "True, False or 'never'"),
+    "length_penalty": number(lambda value: True, "a number"),
+    "temperature": number(lambda value: value >= 0, "a number of at least 0 (0 is greedy)"),
+    "top_k": whole(0),
+    "top_p": number(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "min_p": optional(number(lambda value: 0 <= value <= 1, "from 0 to 1")),
+    "repetition_penalty": number(lambda value: value > 0, "above 0"),
+    "no_repeat_ngram_size": whole(0),
+    "forced_bos_token_id": optional(whole(0)),
+    "forced_eos_token_id": (token_ids, "a token id, several or None"),
+    "eos_token_id": (token_ids, "a token id, several or None"),
+    "pad_token_id": optional(whole(0)),
+    "bos_token_id": optional(whole(0)),
+    "decoder_start_token_id": optional(whole(0)),
+    "seed": whole(0),
+}

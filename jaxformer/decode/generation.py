@@ -1,0 +1,181 @@
+"""Generating with a Transformer: reading, encoding and searching in one compiled call."""
+
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.decode.config import GenerationConfig, as_tuple
+from jaxformer.decode.engine import (
+    SLOTS,
+    Generated,
+    fill_right,
+    make_plan,
+    mask_array,
+    returned,
+    round_up,
+    search,
+    token_array,
+)
+from jaxformer.decode.loop import Found
+from jaxformer.decode.plan import Plan
+from jaxformer.errors import InputError
+
+BUCKET = 32  # prompts and sources are padded on the right to a multiple of this
+
+
+class Model(Protocol):
+    """What `generate` asks of a model, a pytree: see `jaxformer.Transformer`."""
+
+    @property
+    def vocab_sizes(self) -> tuple[int | None, int | None]:
+        """Sizes of the source's (None: there is no encoder) and the decoder's vocabulary."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest sequence that the decoder's positions allow; None: any."""
+
+    @property
+    def max_source_length(self) -> int | None:
+        """Longest source that the encoder's positions allow; None: any."""
+
+    def encode(self, tokens: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:
+        """The encoder's output for a source [B, S]."""
+
+    def empty_cache(
+        self, batch: int, slots: int, *, encoded: jax.Array | None = None, encoded_valid: jax.Array | None = None
+    ) -> Any:
+        """A cache with room for `slots` tokens; `select(rows)` gives the cache of some of its rows."""
+
+    def prefill(
+        self, tokens: jax.Array, cache: Any, *, length: int | jax.Array, valid: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """The logits [B, V] after the first `length` of tokens [B, P], and the cache with these."""
+
+    def step(self, tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """The logits [R, V] after the next tokens [R, 1], and the cache with them."""
+
+
+def generate(
+    model: Model,
+    inputs: Any = None,
+    config: GenerationConfig | None = None,
+    *,
+    inputs_mask: Any = None,
+    decoder_input_ids: Any = None,
+    **settings: Any,
+) -> Generated:
+    """Sequences that a Transformer generates from token ids `inputs` [B, S].
+
+    Encoder-decoder: inputs are the source, of which `inputs_mask` [B, S] hides padding (None: all is attended to);
+    generation starts from decoder_start_token_id, or from `decoder_input_ids` [B, P], before which the start token is
+    put if no row has it. Decoder-only: inputs are the prompts (None: BOS alone), shorter ones padded on the left;
+    without a mask the pad token, unless it is an EOS token too, is taken for padding where it occurs.
+    settings: changes to `config`. Raises InputError, before anything is compiled, for what cannot be generated.
+    """
+    config = (config or GenerationConfig()).replace(**settings)
+    check_special_ids(config, model.vocab_sizes[1])
+    if model.vocab_sizes[0] is None:
+        source = source_valid = None
+        prompt, mask = decoder_only_prompt(config, inputs, inputs_mask, decoder_input_ids)
+    else:
+        source, source_valid = padded_source(model, inputs, inputs_mask)
+        prompt = encoder_decoder_prompt(config, decoder_input_ids, len(source))
+        mask = np.ones(prompt.shape, bool)
+    check_range("the prompt", prompt, model.vocab_sizes[1])
+    length = prompt.shape[1]
+    plan = make_plan(config, length, config.length_limits(length, model.max_length), mask)
+    prompt_slots = round_up(length, BUCKET, model.max_length)
+    slots = round_up(int(plan.max_length), SLOTS, model.max_length)
+    tokens = fill_right(prompt, slots, config.padding)
+    valid = None if mask.all() else fill_right(mask, prompt_slots, True)
+    found = generate_compiled(model, source, source_valid, tokens, valid, plan, prompt_slots=prompt_slots)
+    return returned(found, config)
+
+
+@partial(jax.jit, static_argnames="prompt_slots")
+def generate_compiled(
+    model: Model,
+    source: jax.Array | None,
+    source_valid: jax.Array | None,
+    tokens: jax.Array,
+    valid: jax.Array | None,
+    plan: Plan,
+    *,
+    prompt_slots: int,
+) -> Found:
+    """What `generate` compiles: the source is encoded, the prompts in tokens [B, slots] are read and continued.
+
+    Of the `prompt_slots` that are read at once only plan.prompt_length count: one program serves shorter prompts.
+    """
+    encoded = None if source is None else model.encode(source, valid=source_valid)
+    cache = model.empty_cache(*tokens.shape, encoded=encoded, encoded_valid=source_valid)
+    logits, cache = model.prefill(tokens[:, :prompt_slots], cache, length=jnp.asarray(plan.prompt_length), valid=valid)
+    return search(plan, model.step, select_cache_rows, tokens, logits, cache)
+
+
+def select_cache_rows(cache: Any, rows: jax.Array) -> Any:
+    """The cache of the batch rows `rows`; beams over one source share its keys and values."""
+    return cache.select(rows)
+
+
+def decoder_only_prompt(
+    config: GenerationConfig, inputs: Any, inputs_mask: Any, decoder_input_ids: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts [B, P] of a decoder-only model and their mask, inferred from the pad token if none is given."""
+    if decoder_input_ids is not None:
+        raise InputError("a decoder-only model has no decoder_input_ids: give the prompt as inputs")
+    if inputs is None and config.bos_token_id is None:
+        raise InputError("without a prompt there must be a bos_token_id to start from")
+    prompt = token_array("inputs", [[config.bos_token_id]] if inputs is None else inputs)
+    if inputs_mask is None and config.pad_token_id is not None and config.pad_token_id not in config.eos_ids:
+        inputs_mask = prompt != config.pad_token_id
+    mask = mask_array("inputs_mask", inputs_mask, prompt)
+    if not mask[:, -1].all():
+        raise InputError("a prompt ends in padding: pad on the left, so that generation goes on from real tokens")
+    return prompt, mask
+
+
+def encoder_decoder_prompt(config: GenerationConfig, decoder_input_ids: Any, batch: int) -> np.ndarray:
+    """What the decoder starts from, [B, P]: the start token, or the given ids with it in front if no row has it."""
+    start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
+    if start is None:
+        raise InputError("an encoder-decoder needs a decoder_start_token_id (or bos_token_id) to start from")
+    starts = np.full((batch, 1), start, np.int32)
+    if decoder_input_ids is None:
+        return starts
+    prompt = token_array("decoder_input_ids", decoder_input_ids)
+    if len(prompt) != batch:
+        raise InputError(f"there are {batch} inputs, but {len(prompt)} rows of decoder_input_ids")
+    return prompt if (prompt[:, 0] == start).any() else np.concatenate([starts, prompt], axis=1)
+
+
+def padded_source(model: Model, inputs: Any, inputs_mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The source [B, S] and its mask, padded on the right to a bucket's length."""
+    if inputs is None:
+        raise InputError("an encoder-decoder needs inputs: the token ids of the source")
+    source = token_array("inputs", inputs)
+    check_range("inputs", source, model.vocab_sizes[0])
+    limit = model.max_source_length
+    if limit is not None and source.shape[1] > limit:
+        raise InputError(f"the source has {source.shape[1]} tokens, more than the {limit} positions of the model")
+    width = round_up(source.shape[1], BUCKET, limit)
+    return fill_right(source, width, 0), fill_right(mask_array("inputs_mask", inputs_mask, source), width, False)
+
+
+def check_range(name: str, tokens: np.ndarray, vocabulary: int | None) -> None:
+    """Raise InputError unless all tokens are in a vocabulary of that size."""
+    outside = tokens[(tokens < 0) | (tokens >= (vocabulary or 0))]
+    if outside.size:
+        raise InputError(f"{name} has token {outside[0]}, outside the vocabulary of {vocabulary} tokens")
+
+
+def check_special_ids(config: GenerationConfig, vocabulary: int | None) -> None:
+    """Raise InputError unless the model can generate, and every special token of the settings is in its vocabulary."""
+    if vocabulary is None:
+        raise InputError("an encoder-only model cannot generate: it has no decoder")
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id"):
+        check_range(name, np.asarray(as_tuple(getattr(config, name)), np.int64), vocabulary)
+    check_range("forced_eos_token_id", np.asarray(as_tuple(config.forced_eos_token_id), np.int64), vocabulary)

@@ -1,0 +1,89 @@
+"""Warpers, the processors of sampling: temperature and the truncations top-k, top-p and min-p.
+
+None sorts the vocabulary. A truncation keeps what lies above a threshold, and thresholds are found by bisection: 32
+halvings find any float32, for the order of floats is the order of integers that their bits spell.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxformer.decode.plan import Context
+
+LOWEST, HIGHEST = -0x7F800001, 0x7F800000  # the integers of -inf and +inf
+
+
+def largest(holds: Callable[[jax.Array], jax.Array], low: int, high: int, rows: int) -> jax.Array:
+    """The largest integer from `low` to `high` for which `holds` is true, for each row: int32 [R, 1].
+
+    holds: [R, 1] integers -> [R, 1] booleans; true at `low`, and once false it stays false.
+    """
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low | high) - ((low ^ high) >> 1)  # their mean, rounded up, without overflow
+        accepted = holds(middle)
+        return jnp.where(accepted, middle, low), jnp.where(accepted, high, middle - 1)
+
+    bounds = (jnp.full((rows, 1), low, jnp.int32), jnp.full((rows, 1), high, jnp.int32))
+    return lax.fori_loop(0, (high - low).bit_length(), halve, bounds)[0]
+
+
+def as_float(order: jax.Array) -> jax.Array:
+    """The float32 that stands at place `order` (int32) in the order of floats, 0 being zero."""
+    return lax.bitcast_convert_type(jnp.where(order < 0, order ^ np.int32(0x7FFFFFFF), order), jnp.float32)
+
+
+def largest_float(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
+    """The largest float32 for which `holds` is true, for each row: [R, 1]; `holds` as in `largest`."""
+    return as_float(largest(lambda order: holds(as_float(order)), LOWEST, HIGHEST, rows))
+
+
+def kth_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
+    """The k-th largest score of each row [R, V], equal scores counted apiece: [R, 1]."""
+    R, V = scores.shape
+    k = jnp.minimum(k, V)
+    return largest_float(lambda value: jnp.sum(scores >= value, axis=1, keepdims=True) >= k, R)
+
+
+def scale_by_temperature(scores: jax.Array, context: Context) -> jax.Array:
+    """Scores / temperature: above 1 flatter, below 1 steeper."""
+    return scores / context.plan.temperature
+
+
+def keep_top_k(scores: jax.Array, context: Context) -> jax.Array:
+    """The k largest scores, and those equal to the k-th; -inf for the others."""
+    return jnp.where(scores < kth_largest(scores, context.plan.top_k), -jnp.inf, scores)
+
+
+def keep_top_p(scores: jax.Array, context: Context) -> jax.Array:
+    """The scores of the smallest set of most probable tokens whose mass reaches top_p; -inf for the others.
+
+    Holtzman et al. 2020, section 3.1. In ascending order (among equal scores, of their ids) the tokens fall as long as
+    all that fell weigh at most 1 - top_p and enough stay.
+    """
+    R, V = scores.shape
+    probabilities = jax.nn.softmax(scores)
+    ids = jnp.arange(V)[None]
+
+    def may_fall(fallen: jax.Array) -> jax.Array:
+        light = jnp.sum(probabilities, axis=1, keepdims=True, where=fallen) <= context.plan.dropped_mass
+        return light & (jnp.sum(~fallen, axis=1, keepdims=True) >= context.plan.kept)
+
+    least = largest_float(lambda value: may_fall(scores < value), R)
+    below, equal = scores < least, scores == least
+    first = largest(lambda token: may_fall(below | (equal & (ids < token))), 0, V, R)
+    return jnp.where(below | (equal & (ids < first)), -jnp.inf, scores)
+
+
+def keep_min_p(scores: jax.Array, context: Context) -> jax.Array:
+    """The scores of tokens at least min_p times as probable as the best one; -inf for the others.
+
+    Nguyen et al. 2024, section 3.
+    """
+    probabilities = jax.nn.softmax(scores)
+    unlikely = probabilities < context.plan.min_p * jnp.max(probabilities, axis=1, keepdims=True)
+    return jnp.where(unlikely & (scores < kth_largest(scores, context.plan.kept)), -jnp.inf, scores)

@@ -1,0 +1,128 @@
+"""One program per mode and shape: everything else may change without compiling again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decode.chain import ChainModel, empty_cache, make_tables, read
+
+from jaxformer.decode import decode, generate
+
+V = 7
+traces: list[tuple[int, ...]] = []
+
+
+def counted_step(tables: jax.Array, tokens: jax.Array, cache: dict) -> tuple[jax.Array, dict]:
+    """The chain's step; it notes whenever Python runs it, which happens only while a program is being made."""
+    traces.append(tokens.shape)
+    return read(tables, tokens, cache)
+
+
+class CountedModel(ChainModel):
+    """The chain's model; it notes whenever a program is being made of it."""
+
+    def step(self, tokens: jax.Array, cache: object) -> tuple[jax.Array, object]:
+        """Reads one token."""
+        traces.append(tokens.shape)
+        return super().step(tokens, cache)
+
+
+jax.tree_util.register_pytree_node(
+    CountedModel,
+    lambda model: ((model.tables,), (model.encoder, model.longest)),
+    lambda static, leaves: rebuild(leaves[0], *static),
+)
+
+
+def rebuild(tables: jax.Array, encoder: bool, longest: int | None) -> CountedModel:
+    """A model around whatever stands for its tables."""
+    model = object.__new__(CountedModel)
+    model.tables, model.encoder, model.longest = tables, encoder, longest
+    return model
+
+
+SAMPLING = {
+    "do_sample": True,
+    "temperature": 0.8,
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.02,
+    "repetition_penalty": 1.2,
+    "no_repeat_ngram_size": 3,
+    "min_new_tokens": 2,
+    "max_new_tokens": 9,
+    "eos_token_id": (1, 2),
+    "pad_token_id": 4,
+    "forced_bos_token_id": 3,
+    "forced_eos_token_id": 2,
+    "seed": 1,
+}
+CHANGES = [
+    {"temperature": 1.7},
+    {"top_k": 2},
+    {"top_p": 0.3},
+    {"min_p": 0.2},
+    {"repetition_penalty": 0.7},
+    {"no_repeat_ngram_size": 2},
+    {"min_new_tokens": 8},
+    {"max_new_tokens": 17},
+    {"max_new_tokens": None, "max_length": 30},
+    {"min_new_tokens": None, "min_length": 9},
+    {"eos_token_id": (5, 6)},
+    {"pad_token_id": None},
+    {"forced_bos_token_id": 6},
+    {"forced_eos_token_id": 5},
+    {"seed": 2},
+]
+BEAMS = SAMPLING | {"do_sample": False, "num_beams": 3, "length_penalty": 1.5, "early_stopping": False}
+BEAM_CHANGES = [
+    *CHANGES[4:-1],
+    {"length_penalty": -1.0},
+    {"early_stopping": True},
+    {"early_stopping": "never"},
+    {"num_return_sequences": 3},
+]
+
+
+@pytest.mark.parametrize(("base", "changes"), [(SAMPLING, CHANGES), (BEAMS, BEAM_CHANGES)])
+def test_settings_are_no_part_of_the_program(base: dict, changes: list[dict]) -> None:
+    """Each setting changed, and other weights: nothing is compiled again, and yet the output changes."""
+    vocabulary = 23
+    prompts = np.repeat(np.arange(vocabulary), 3)[:, None]
+
+    def call(settings: dict, seed: int = 0) -> list:
+        tables = make_tables(np.random.default_rng(seed), vocabulary, scale=1.0)
+        tables[:, [1, 2, 5, 6]] += 1.0  # sequences end early, but not all
+        tables[:, 7] += 2.0  # repetitions are likely
+        step = jax.tree_util.Partial(counted_step, jnp.asarray(tables))
+        return decode(step, empty_cache(len(prompts)), prompts, **settings).sequences.tolist()
+
+    first = call(base)
+    traces.clear()
+    assert call(base) == first
+    for change in changes:
+        assert call(base | change) != first, change
+        assert not traces, change
+    assert call(base, seed=1) != first
+    assert not traces
+    call(base | {"repetition_penalty": 1.0})
+    assert traces  # a mode of its own: the counter counts
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_lengths_share_a_bucket(encoder: bool, rng: np.random.Generator) -> None:
+    """Prompts, sources and limits of many lengths run in one program, and so do other weights."""
+    tables = make_tables(rng, V)
+    call = {"num_beams": 2, "eos_token_id": 3, "decoder_start_token_id": 1}
+    generate(CountedModel(tables, encoder), rng.integers(V, size=(2, 5)), max_new_tokens=9, **call)
+    assert traces
+    traces.clear()
+    for length, new in ((1, 1), (2, 30), (17, 9), (32, 32)):
+        inputs = rng.integers(V, size=(2, length))
+        generate(CountedModel(make_tables(rng, V), encoder), inputs, max_new_tokens=new, **call)
+    if encoder:
+        generate(CountedModel(tables, encoder), inputs, decoder_input_ids=[[1, 4, 5]] * 2, max_new_tokens=9, **call)
+    assert not traces
+    generate(CountedModel(tables, encoder), rng.integers(V, size=(2, 33)), max_new_tokens=32, **call)
+    assert traces
+    traces.clear()

@@ -1,0 +1,92 @@
+"""Generation settings: what is refused, and what follows from them."""
+
+import pytest
+
+from jaxformer.decode import GenerationConfig, decode
+from jaxformer.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 0},
+        {"num_beams": 2.0},
+        {"num_return_sequences": 0},
+        {"num_return_sequences": 2},
+        {"num_return_sequences": 4, "num_beams": 3},
+        {"num_return_sequences": 4, "num_beams": 3, "do_sample": True},
+        {"top_p": 2},
+        {"top_p": 0.0},
+        {"top_p": float("nan")},
+        {"top_k": -1},
+        {"top_k": None},
+        {"min_p": 1.5},
+        {"temperature": -1},
+        {"temperature": float("inf")},
+        {"repetition_penalty": 0.0},
+        {"no_repeat_ngram_size": -2},
+        {"max_new_tokens": 0},
+        {"max_length": 0},
+        {"min_length": -1},
+        {"min_new_tokens": 5, "max_new_tokens": 4},
+        {"min_length": 5, "max_length": 4},
+        {"early_stopping": "always"},
+        {"length_penalty": "long"},
+        {"eos_token_id": -1},
+        {"eos_token_id": ()},
+        {"eos_token_id": "2"},
+        {"eos_token_id": (1, 2.5)},
+        {"pad_token_id": -1},
+        {"do_sample": 1},
+        {"seed": -1},
+    ],
+)
+def test_refused(settings: dict) -> None:
+    """The message names the setting and its value."""
+    name, value = next(iter(settings.items()))
+    with pytest.raises(InputError, match=name) as error:
+        GenerationConfig(**settings)
+    assert str(value) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_settings_name_the_nearest() -> None:
+    """A typing error is told from what was meant."""
+    with pytest.raises(InputError, match="unknown generation setting 'num_beam': did you mean 'num_beams'"):
+        GenerationConfig().replace(num_beam=3)
+    with pytest.raises(InputError, match="did you mean 'max_new_tokens'"):
+        GenerationConfig().replace(max_tokens=3)
+
+
+def test_replace() -> None:
+    """Only what is named changes, and it is checked."""
+    config = GenerationConfig(num_beams=4, eos_token_id=[1, 2])
+    assert config.replace(top_k=3) == GenerationConfig(num_beams=4, eos_token_id=[1, 2], top_k=3)
+    with pytest.raises(InputError, match="num_return_sequences"):
+        config.replace(num_return_sequences=5)
+
+
+def test_length_limits() -> None:
+    """New tokens go before whole lengths, and twenty new ones are the default, cut to the positions."""
+    assert GenerationConfig().length_limits(5) == (0, 25)
+    assert GenerationConfig().length_limits(50, 64) == (0, 64)
+    assert GenerationConfig(max_length=9).length_limits(5) == (0, 9)
+    assert GenerationConfig(max_length=9, max_new_tokens=7).length_limits(5) == (0, 12)
+    assert GenerationConfig(min_length=7, max_length=6, max_new_tokens=7).length_limits(5) == (7, 12)
+    assert GenerationConfig(min_length=3, min_new_tokens=4).length_limits(5) == (9, 25)
+    for config, prompt, longest in (
+        (GenerationConfig(max_length=5), 5, None),
+        (GenerationConfig(max_length=11), 5, 10),
+        (GenerationConfig(max_new_tokens=6), 5, 10),
+        (GenerationConfig(), 10, 10),
+        (GenerationConfig(min_new_tokens=21), 5, None),
+        (GenerationConfig(min_length=26), 5, None),
+    ):
+        with pytest.raises(InputError):
+            config.length_limits(prompt, longest)
+
+
+def test_a_step_must_be_a_pytree() -> None:
+    """A bare function would be compiled at every call: the message says what to do."""
+    with pytest.raises(InputError, match=r"jax\.tree_util\.Partial"):
+        decode(lambda tokens, cache: (tokens, cache), (), [[1]])

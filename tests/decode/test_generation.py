@@ -1,0 +1,123 @@
+"""`generate`: what it makes of inputs, masks, start tokens and limits, with a hand-made model."""
+
+import numpy as np
+import pytest
+from decode.chain import CODES, ChainModel, empty_cache, logits_after, make_step, make_tables
+
+from jaxformer.decode import GenerationConfig, decode, generate
+from jaxformer.errors import InputError
+
+V = 11
+
+
+def test_decoder_only_equals_decode(rng: np.random.Generator) -> None:
+    """Greedy, sampled and beams: the bucketed call generates what the plain one does."""
+    tables, prompts = make_tables(rng, V), rng.integers(V, size=(3, 5))
+    for settings in ({}, {"do_sample": True, "num_return_sequences": 2}, {"num_beams": 3, "num_return_sequences": 2}):
+        settings = settings | {"eos_token_id": 3, "max_new_tokens": 13, "repetition_penalty": 1.3}
+        found = generate(ChainModel(tables, encoder=False), prompts, **settings)
+        expected = decode(make_step(tables), empty_cache(3), prompts, **settings)
+        assert found.sequences.tolist() == expected.sequences.tolist()
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
+        assert found.sequences.dtype == np.int32
+
+
+def test_left_padding_is_seen_or_inferred(rng: np.random.Generator) -> None:
+    """A padded row generates what it does alone; the mask is inferred from a pad token that is no EOS token."""
+    model = ChainModel(make_tables(rng, V), encoder=False)
+    call = {"max_new_tokens": 8, "repetition_penalty": 1.5}
+    alone = generate(model, [[4, 5]], **call).sequences
+    prompts, mask = [[1, 2, 6, 7], [9, 9, 4, 5]], [[1, 1, 1, 1], [0, 0, 1, 1]]
+    given = generate(model, prompts, inputs_mask=mask, **call).sequences
+    assert given[1, 4:].tolist() == alone[0, 2:].tolist()
+    assert generate(model, prompts, pad_token_id=9, **call).sequences.tolist() == given.tolist()
+    attended = generate(model, prompts, **call).sequences
+    assert attended[1, 4:].tolist() != alone[0, 2:].tolist()
+    as_eos = generate(model, prompts, pad_token_id=9, eos_token_id=(9, 10), min_new_tokens=8, **call).sequences
+    no_pad = generate(model, prompts, eos_token_id=(9, 10), min_new_tokens=8, **call).sequences
+    assert as_eos.tolist() == no_pad.tolist()
+
+
+def test_no_prompt_starts_from_bos(rng: np.random.Generator) -> None:
+    """A decoder-only model needs no prompt where there is a BOS token."""
+    model = ChainModel(make_tables(rng, V), encoder=False)
+    expected = generate(model, [[2]], max_new_tokens=5).sequences
+    assert generate(model, bos_token_id=2, max_new_tokens=5).sequences.tolist() == expected.tolist()
+
+
+def test_encoder_decoder_reads_its_source(rng: np.random.Generator) -> None:
+    """The source decides, in beams too; what the mask hides does not count, nor does the padding to a bucket."""
+    tables = make_tables(rng, V)
+    model = ChainModel(tables, encoder=True)
+    call = {"decoder_start_token_id": 1, "max_new_tokens": 6, "num_beams": 2}
+    both = generate(model, [[1, 2, 3], [4, 5, 6]], **call).sequences
+    single = [generate(model, source, **call).sequences[0].tolist() for source in ([[1, 2, 3]], [[4, 5, 6]])]
+    assert both.tolist() == single
+    assert both[0].tolist() != both[1].tolist()
+    assert generate(model, [[6, 8]], inputs_mask=[[1, 0]], **call).sequences.tolist() == [single[0]]
+    greedy = generate(model, [[1, 2, 3]], decoder_start_token_id=1, max_new_tokens=1).sequences
+    code = (logits_after(np.arange(CODES)[:, None], [1])[0] + 6) % CODES
+    assert greedy.tolist() == [[1, int(tables[code].argmax())]]
+
+
+def test_the_start_token_stands_in_front(rng: np.random.Generator) -> None:
+    """It is put before decoder ids if no row has it; BOS stands in for it."""
+    model, source = ChainModel(make_tables(rng, V), encoder=True), [[1, 2], [3, 4]]
+    call = {"max_new_tokens": 3}
+
+    def start(decoder_input_ids: list | None, **settings: int) -> list:
+        found = generate(model, source, decoder_input_ids=decoder_input_ids, **settings, **call).sequences
+        return found[:, :-3].tolist()
+
+    assert start(None, decoder_start_token_id=6, bos_token_id=5) == [[6], [6]]
+    assert start(None, bos_token_id=5) == [[5], [5]]
+    assert start([[7], [8]], decoder_start_token_id=6) == [[6, 7], [6, 8]]
+    assert start([[6], [8]], decoder_start_token_id=6) == [[6], [8]]
+
+
+def test_positions_limit_the_length(rng: np.random.Generator) -> None:
+    """The default length ends with the positions, buckets never exceed them, and a setting beyond is refused."""
+    model = ChainModel(make_tables(rng, V), encoder=False, longest=29)
+    prompts = rng.integers(V, size=(1, 15))
+    assert generate(model, prompts).sequences.shape == (1, 29)
+    assert generate(model, prompts, max_new_tokens=14).sequences.shape == (1, 29)
+    with pytest.raises(InputError, match="exceed the 29 positions"):
+        generate(model, prompts, max_new_tokens=15)
+    with pytest.raises(InputError, match="at most 29"):
+        generate(model, rng.integers(V, size=(1, 29)))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "inputs", "settings", "message"),
+    [
+        (False, [[1, 11]], {}, "token 11, outside the vocabulary of 11"),
+        (False, [[1, -1]], {}, "token -1, outside"),
+        (False, [[1.5, 2.0]], {}, "whole numbers"),
+        (False, [[1, 2], [3]], {}, "one length"),
+        (False, [1, 2], {}, r"\[batch, length\]"),
+        (False, [[]], {}, "not empty"),
+        (False, None, {}, "bos_token_id"),
+        (False, [[1, 2]], {"inputs_mask": [[1, 1, 1]]}, "inputs_mask has shape"),
+        (False, [[1, 2]], {"inputs_mask": [[1, 0]]}, "pad on the left"),
+        (False, [[1, 2]], {"decoder_input_ids": [[1]]}, "no decoder_input_ids"),
+        (False, [[1, 2]], {"eos_token_id": (3, 12)}, "eos_token_id has token 12"),
+        (False, [[1, 2]], {"bad_words": 1}, "unknown generation setting"),
+        (True, None, {"bos_token_id": 1}, "needs inputs"),
+        (True, [[1, 2]], {}, "decoder_start_token_id"),
+        (True, [[1, 13]], {"bos_token_id": 1}, "outside the vocabulary of 13"),
+        (True, [[1, 2]], {"bos_token_id": 1, "decoder_input_ids": [[1], [1]]}, "1 inputs, but 2 rows"),
+        (True, [[1] * 41], {"bos_token_id": 1}, "more than the 40 positions"),
+    ],
+)
+def test_bad_input(encoder: bool, inputs: list, settings: dict, message: str, rng: np.random.Generator) -> None:
+    """One sentence that says what is wrong."""
+    with pytest.raises(InputError, match=message):
+        generate(ChainModel(make_tables(rng, V), encoder, longest=40), inputs, **settings)
+
+
+def test_a_configuration_and_changes_to_it(rng: np.random.Generator) -> None:
+    """Settings of a call go before those of the configuration, an explicit None too."""
+    model = ChainModel(make_tables(rng, V), encoder=False)
+    config = GenerationConfig(max_new_tokens=4, eos_token_id=0)
+    assert generate(model, [[1]], config, eos_token_id=None).sequences.shape == (1, 5)
+    assert generate(model, [[1]], config, max_new_tokens=None, eos_token_id=None).sequences.shape == (1, 21)

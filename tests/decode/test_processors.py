@@ -1,0 +1,155 @@
+"""Processors and warpers: equal to the classes of transformers on random scores with ties."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from transformers.generation import logits_process as hf
+
+from jaxformer.decode import GenerationConfig
+from jaxformer.decode.engine import make_plan
+from jaxformer.decode.plan import Context, process
+
+R, V, SLOTS = 7, 53, 19
+process_compiled = jax.jit(process)
+
+
+def draw_scores(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """Scores [R, V]: distinct, with many ties, zeros of both signs, or partly -inf."""
+    scores = (3 * rng.normal(size=(R, V))).astype(np.float32)
+    if kind == "ties":
+        return np.round(scores)
+    if kind == "zeros":
+        return np.where(rng.random((R, V)) < 0.5, np.float32(0.0), np.float32(-0.0))
+    if kind == "partly":
+        return np.where(rng.random((R, V)) < 0.6, np.float32(-np.inf), scores)
+    return scores
+
+
+def ours(scores: np.ndarray, tokens: np.ndarray, mask: np.ndarray | None = None, **settings: Any) -> np.ndarray:
+    """The scores after our processors, for a prompt of 3 tokens (or as long as its mask) within `tokens`."""
+    config = GenerationConfig(**settings)
+    mask = np.ones((R, 3), bool) if mask is None else mask
+    plan = make_plan(config, mask.shape[1], config.length_limits(mask.shape[1]), mask)
+    stale = np.pad(tokens, ((0, 0), (0, SLOTS - tokens.shape[1])), constant_values=1)  # what lies behind is not read
+    return np.asarray(process_compiled(scores, Context(plan, stale, np.int32(tokens.shape[1]))))
+
+
+def theirs(scores: np.ndarray, tokens: np.ndarray, *processors: hf.LogitsProcessor) -> np.ndarray:
+    """The scores after processors of transformers."""
+    return hf.LogitsProcessorList(processors)(torch.tensor(tokens), torch.tensor(scores)).numpy()
+
+
+KINDS = ["distinct", "ties", "zeros", "partly"]
+SAMPLE = {"do_sample": True, "top_k": 0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_warpers(kind: str, beams: int, rng: np.random.Generator) -> None:
+    """Temperature, top-k, top-p, min-p and all of them in a row."""
+    tokens = rng.integers(V, size=(R, 5))
+    keep = 1 if beams == 1 else 3
+    base = SAMPLE | {"num_beams": beams, "eos_token_id": (4, 9)}
+    for _ in range(4):
+        scores = draw_scores(rng, kind)
+        temperature, k, p = float(rng.uniform(0.3, 2)), int(rng.integers(1, 60)), float(rng.uniform(0.01, 0.99))
+        minimum = float(rng.uniform(0, 1))
+        warm = hf.TemperatureLogitsWarper(temperature)
+        top_k, top_p = hf.TopKLogitsWarper(k, min_tokens_to_keep=keep), hf.TopPLogitsWarper(p, min_tokens_to_keep=keep)
+        min_p = hf.MinPLogitsWarper(minimum, min_tokens_to_keep=keep)
+        cases = [
+            ({"temperature": temperature}, [warm]),
+            ({"top_k": k}, [top_k]),
+            ({"top_p": p}, [top_p]),
+            ({"temperature": temperature, "top_k": k, "top_p": p}, [warm, top_k, top_p]),
+        ]
+        if kind == "distinct" or keep == 1:  # which of equal tokens min_p spares is not specified there
+            cases += [({"min_p": minimum}, [min_p]), ({"top_k": k, "min_p": minimum}, [top_k, min_p])]
+        for settings, processors in cases:
+            found, expected = ours(scores, tokens, **base | settings), theirs(scores, tokens, *processors)
+            if kind in ("ties", "zeros"):  # which of equal tokens top_p keeps is not specified there, but how many
+                found, expected = np.sort(found), np.sort(expected)
+            np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=str(settings))
+
+
+def test_top_p_splits_ties_by_token_id() -> None:
+    """Of equally likely tokens at the border the lower ids fall: four of 1/4 and a mass of 1/2 leave the last two."""
+    scores = np.zeros((R, 4), np.float32)
+    kept = np.isfinite(ours(scores, np.ones((R, 3), np.int64), **SAMPLE, top_p=0.5))
+    assert kept.tolist() == [[False, False, True, True]] * R
+
+
+@pytest.mark.parametrize("penalty", [0.6, 1.0, 1.8])
+def test_repetition_penalty(penalty: float, rng: np.random.Generator) -> None:
+    """Tokens already there, once each, without the left padding of each row."""
+    tokens, scores = rng.integers(V, size=(R, 11)), draw_scores(rng, "distinct")
+    expected = theirs(scores, tokens, hf.RepetitionPenaltyLogitsProcessor(penalty))
+    np.testing.assert_allclose(ours(scores, tokens, repetition_penalty=penalty), expected, rtol=1e-6)
+    padding = rng.integers(5, size=R)
+    mask = np.arange(6)[None] >= padding[:, None]
+    processor = hf.RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=torch.tensor(padding))
+    expected = theirs(scores, tokens, processor)
+    np.testing.assert_allclose(ours(scores, tokens, mask, repetition_penalty=penalty), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 12, 30])
+def test_no_repeat_ngram(size: int, rng: np.random.Generator) -> None:
+    """N-grams of every size, up to the whole sequence and beyond it."""
+    for alphabet in (2, 3, 7):
+        tokens, scores = rng.integers(alphabet, size=(R, 12)), draw_scores(rng, "distinct")
+        expected = theirs(scores, tokens, hf.NoRepeatNGramLogitsProcessor(size))
+        np.testing.assert_array_equal(ours(scores, tokens, no_repeat_ngram_size=size), expected)
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 6, 8, 9])
+def test_lengths_and_forced_tokens(length: int, rng: np.random.Generator) -> None:
+    """Minimum lengths and forced tokens, at, before and after the step where they act; a forced EOS wins."""
+    tokens, scores, eos = rng.integers(V, size=(R, length)), draw_scores(rng, "distinct"), [4, 9]
+    new = hf.MinNewTokensLengthLogitsProcessor(3, 2, eos)
+    short = hf.MinLengthLogitsProcessor(9, eos)
+    first, last = hf.ForcedBOSTokenLogitsProcessor(7), hf.ForcedEOSTokenLogitsProcessor(9, [8, 3])
+    for settings, processors in (
+        ({"eos_token_id": eos, "min_new_tokens": 2}, [new]),
+        ({"eos_token_id": eos, "min_length": 9}, [short]),
+        ({"forced_bos_token_id": 7}, [first]),
+        ({"max_length": 9, "forced_eos_token_id": (8, 3)}, [last]),
+        (
+            {"eos_token_id": eos, "min_length": 9, "max_length": 9, "forced_eos_token_id": (8, 3)},
+            [short, last],
+        ),
+        ({"min_length": 9}, []),
+    ):
+        np.testing.assert_array_equal(ours(scores, tokens, **settings), theirs(scores, tokens, *processors))
+
+
+def test_all_in_order(rng: np.random.Generator) -> None:
+    """Every processor at once, in the order of `generate()`."""
+    tokens, scores = rng.integers(5, size=(R, 6)), draw_scores(rng, "distinct")
+    found = ours(
+        scores,
+        tokens,
+        repetition_penalty=1.4,
+        no_repeat_ngram_size=2,
+        min_new_tokens=9,
+        eos_token_id=4,
+        do_sample=True,
+        temperature=0.7,
+        top_k=9,
+        top_p=0.8,
+        min_p=0.05,
+    )
+    expected = theirs(
+        scores,
+        tokens,
+        hf.RepetitionPenaltyLogitsProcessor(1.4),
+        hf.NoRepeatNGramLogitsProcessor(2),
+        hf.MinNewTokensLengthLogitsProcessor(3, 9, [4]),
+        hf.TemperatureLogitsWarper(0.7),
+        hf.TopKLogitsWarper(9),
+        hf.TopPLogitsWarper(0.8),
+        hf.MinPLogitsWarper(0.05),
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
