@@ -1,0 +1,30 @@
+"""`python -m jaxformer COMMAND`: the programs that look into models."""
+
+import sys
+from collections.abc import Callable
+
+from jaxformer.errors import InputError
+from jaxformer.programs import inspect, terminal, visualize
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "inspect": (inspect.main, "every module of a model with its shapes and parameters, FLOPs, bytes of the cache"),
+    "visualize": (visualize.main, "pictures of a trained model: attention maps, masks, positional encoding"),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command that the first argument names, or list the commands. Raises InputError for an unknown one."""
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help"):
+        print("usage: python -m jaxformer COMMAND [flags]\n")
+        for command, (_, about) in COMMANDS.items():
+            print(f"  {command:12}{about}")
+        print("\nFlags of a command: python -m jaxformer COMMAND --help")
+    elif name in COMMANDS:
+        COMMANDS[name][0](rest)
+    else:
+        raise InputError(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
+
+
+if __name__ == "__main__":
+    terminal.run(lambda: main(sys.argv[1:]))
