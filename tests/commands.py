@@ -12,22 +12,8 @@ from jaxformer.programs import terminal
 
 REPOSITORY = Path(__file__).parents[1]
 # A model so small that most of the time is starting Python: 6 symbols, 1 + 1 layers of width 16.
-TINY = [
-    "--symbols",
-    "6",
-    "--max-length",
-    "5",
-    "--dim",
-    "16",
-    "--layers",
-    "1",
-    "--heads",
-    "2",
-    "--batch-size",
-    "8",
-    "--warmup-steps",
-    "5",
-]
+TINY = ["--symbols", "6", "--max-length", "5", "--dim", "16", "--layers", "1", "--heads", "2"]
+TINY += ["--batch-size", "8", "--warmup-steps", "5"]
 
 
 def command(script: str, *arguments: str) -> list[str]:
