@@ -49,12 +49,12 @@ def encoder_decoder(
 
 
 def paper_base(vocab_size: int = 37000) -> TransformerConfig:
-    """The base model of table 3: 6 + 6 layers of width 512, 8 heads, inner width 2048, 65 million parameters."""
+    """The base model of table 3: 6 + 6 layers of width 512, 8 heads, inner width 2048; 63 million parameters."""
     return encoder_decoder(vocab_size)
 
 
 def paper_big(vocab_size: int = 37000) -> TransformerConfig:
-    """The big model of table 3: 6 + 6 layers of width 1024, 16 heads, inner width 4096, 213 million parameters."""
+    """The big model of table 3: 6 + 6 layers of width 1024, 16 heads, inner width 4096; 214 million parameters."""
     return encoder_decoder(vocab_size, dim=1024, heads=16, dropout=0.3)
 
 
