@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean help
+.PHONY: demo test test-slow lint parity clean help
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ lint: .venv/linted ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+
+parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
+	PYTHONPATH=tests $(BIN)/python tests/parity/report.py > docs/parity.md
 
 clean: ## remove the environment and everything made
 	rm -rf .venv build dist *.egg-info runs

@@ -91,9 +91,10 @@ def test_every_gradient_agrees(pair: tuple[TorchTransformer, Transformer]) -> No
         np.testing.assert_allclose(actual[name], gradient, rtol=0, atol=bound, err_msg=name)
 
 
-def test_three_steps_of_adamw_stay_together(pair: tuple[TorchTransformer, Transformer]) -> None:
-    reference, model = pair
-    batch = make_batch()
+def adamw_steps(
+    reference: TorchTransformer, model: Transformer, batch: dict[str, np.ndarray], count: int
+) -> Transformer:
+    """Train both for a few steps of AdamW and return ours."""
     torch_optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, eps=1e-5, weight_decay=0.01)
     optimizer = optax.adamw(1e-3, eps=1e-5, weight_decay=0.01)
     state = optimizer.init(nnx.state(model))
@@ -105,11 +106,18 @@ def test_three_steps_of_adamw_stay_together(pair: tuple[TorchTransformer, Transf
         updates, state = optimizer.update(gradient, state, params)
         return nnx.merge(graphdef, optax.apply_updates(params, updates)), state
 
-    for _ in range(3):
+    for _ in range(count):
         torch_optimizer.zero_grad()
         torch_loss(reference, batch).backward()
         torch_optimizer.step()
         model, state = step(model, state)
+    return model
+
+
+def test_three_steps_of_adamw_stay_together(pair: tuple[TorchTransformer, Transformer]) -> None:
+    reference, model = pair
+    batch = make_batch()
+    model = adamw_steps(reference, model, batch, 3)
     for name, expected in parameters_of(reference).items():
         np.testing.assert_allclose(flat(model)[name], expected, rtol=0, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(our_loss(model, batch), torch_loss(reference, batch).item(), rtol=1e-5)
