@@ -75,9 +75,9 @@ class ChainModel:
         return self.longest
 
     def encode(self, tokens: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:
-        """The sum of the real tokens, [B]."""
+        """The sum of the real tokens, each one more than its id, [B]."""
         assert valid is not None
-        return jnp.sum(tokens, axis=1, where=valid)
+        return jnp.sum(tokens + 1, axis=1, where=valid)
 
     def empty_cache(
         self, batch: int, slots: int, *, encoded: jax.Array | None = None, encoded_valid: jax.Array | None = None

@@ -63,6 +63,7 @@ def test_warpers(kind: str, beams: int, rng: np.random.Generator) -> None:
         cases = [
             ({"temperature": temperature}, [warm]),
             ({"top_k": k}, [top_k]),
+            ({"top_k": 1}, [hf.TopKLogitsWarper(1, min_tokens_to_keep=keep)]),
             ({"top_p": p}, [top_p]),
             ({"temperature": temperature, "top_k": k, "top_p": p}, [warm, top_k, top_p]),
         ]
