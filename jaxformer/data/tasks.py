@@ -16,6 +16,7 @@ PAD, BOS, EOS = 0, 1, 2
 SPECIAL_NAMES = ("<pad>", "<bos>", "<eos>")
 SPECIAL = len(SPECIAL_NAMES)  # ids below it are not symbols
 HELD_OUT_SHARE = 10  # one sequence in ten is never trained on
+FEWEST = 100  # different sequences that a task needs, so that some are held out and some are not
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Symbols:
             raise InputError(
                 f"lengths must satisfy 1 <= min_length <= max_length: {self.min_length}, {self.max_length}"
             )
+        few = range(self.min_length, self.max_length + 1)[:7]  # two symbols alone make enough sequences of length 7
+        if sum(self.symbols ** min(length, 7) for length in few) < FEWEST:
+            raise InputError(f"fewer than {FEWEST} different sequences: raise --symbols or --max-length")
 
     @property
     def vocab_size(self) -> int:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,14 +11,13 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
-import jaxformer
 from jaxformer.config import Placement, TransformerConfig, from_dict, to_dict
 from jaxformer.data import BOS, EOS, PAD, TASKS, Symbols, Task
 from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.presets import encoder_decoder
-from jaxformer.train import Checkpoints, OptimizerConfig, TrainState, init_state, make_optimizer
+from jaxformer.train import Checkpoints, OptimizerConfig, TrainState, init_state, make_optimizer, replace_text
 
 ROOT = Path("runs")
 DESCRIPTION, RESULTS, CHECKPOINTS = "run.json", "results.json", "checkpoints"
@@ -33,12 +33,18 @@ class ModelSettings:
     """layers of the encoder, and as many of the decoder"""
     heads: int = 4
     """attention heads; they must divide the width"""
-    hidden: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    hidden: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """inner width of the feed-forward network (default: 4 x dim)"""
     placement: Placement = "pre"
     """norm before each sub-layer, or after each residual sum as in the paper"""
     dropout: float = 0.0
     """dropout rate on embeddings, sub-layers and attention weights"""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1."""
+        for name in ("dim", "layers", "heads", "hidden"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class Settings:
         for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be at least 0 and below 2^32, not {self.seed}")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
 
@@ -115,8 +123,8 @@ def fresh_state(settings: Settings) -> tuple[Any, TrainState]:
 def describe(folder: Path, task_name: str, settings: Settings) -> None:
     """Write what the run is, so that its checkpoints can be opened by themselves."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"version": jaxformer.__version__, "task": task_name, "settings": to_dict(settings)}
-    (folder / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n")
+    about = {"version": version("jaxformer"), "task": task_name, "settings": to_dict(settings)}
+    replace_text(folder / DESCRIPTION, json.dumps(about, indent=1) + "\n")
 
 
 def read_description(folder: Path) -> tuple[str, Settings]:
@@ -143,12 +151,22 @@ def runs_in(root: Path, task_name: str | None = None) -> Iterator[Path]:
             yield path.parent
 
 
+def steps_taken(folder: Path) -> int:
+    """The step of the newest complete checkpoint of a run, 0 before the first."""
+    with Checkpoints(folder / CHECKPOINTS, writable=False) as checkpoints:
+        return checkpoints.latest or 0
+
+
 def newest_finished(root: Path = ROOT) -> Path:
-    """The run below a folder that was finished last. Raises InputError where there is none."""
+    """The run below a folder that was finished last; if none was, the newest that has a complete checkpoint.
+
+    Raises InputError where there is neither.
+    """
     finished = sorted(root.glob(f"*/{RESULTS}"), key=lambda path: path.stat().st_mtime)
-    if not finished:
+    found = finished[-1].parent if finished else next(filter(steps_taken, runs_in(root)), None)
+    if found is None:
         raise InputError(f"no finished run in {root}/: train one first with python train.py --task copy")
-    return finished[-1].parent
+    return found
 
 
 def open_run(folder: Path | None = None) -> Run:
@@ -156,9 +174,8 @@ def open_run(folder: Path | None = None) -> Run:
     folder = newest_finished() if folder is None else folder
     task_name, settings = read_description(folder)
     graphdef, state = fresh_state(settings)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, writable=False)
-    params = checkpoints.restore(state)[0].params
-    checkpoints.close()
+    with Checkpoints(folder / CHECKPOINTS, writable=False) as checkpoints:
+        params = checkpoints.restore(state)[0].params
     return Run(folder, task_name, TASKS[task_name](settings.text), settings, nnx.merge(graphdef, params))
 
 

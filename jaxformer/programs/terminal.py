@@ -14,7 +14,7 @@ import tyro
 
 from jaxformer.errors import InputError
 
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses, as shells use them
 T = TypeVar("T")
 
 
@@ -27,8 +27,18 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("stopped, as asked", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def explain(error: Exception) -> str:
+    """What an error says, without the number that the operating system gives it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
@@ -59,5 +69,8 @@ def first_sentence(box: str) -> str:
 def keep_compiled_programs() -> None:
     """Keep what XLA compiles in the user's cache folder, so that the second start is quick."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxformer"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxformer"
+        with contextlib.suppress(OSError):  # where nothing can be kept, every start compiles
+            cache.mkdir(parents=True, exist_ok=True)
+            if os.access(cache, os.W_OK):
+                jax.config.update("jax_compilation_cache_dir", str(cache))

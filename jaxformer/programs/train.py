@@ -1,10 +1,9 @@
 """`python train.py --task NAME`: settings, then the loop, then what came of it."""
 
-import dataclasses
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from jaxformer.ops import cross_entropy
 from jaxformer.programs import runs, terminal
 from jaxformer.programs.evaluate import exact
 from jaxformer.programs.runs import CHECKPOINTS, ROOT, Run, Settings
+from jaxformer.programs.terminal import INTERRUPTED
 from jaxformer.train import (
     Checkpoints,
     DivergedError,
@@ -32,9 +32,10 @@ from jaxformer.train import (
     learning_rates,
     make_optimizer,
     make_train_step,
+    replace_text,
 )
 
-INTERRUPTED, DIVERGED = 130, 1
+DIVERGED = 1  # exit status
 HELD_OUT = 1000
 
 
@@ -43,7 +44,7 @@ class Arguments:
     """What the command line says."""
 
     settings: Annotated[Settings, tyro.conf.arg(name="")]
-    output: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    output: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
     """folder of the run (default: runs/TASK, or runs/TASK-2 and so on where there is one already)"""
     resume: bool = False
     """go on with the run in --output, or else with the newest run of the task, as if it had never stopped"""
@@ -58,29 +59,29 @@ def main() -> None:
 
 def train(argv: list[str]) -> None:
     """Train as the command line says."""
+    start = time.perf_counter()
     task_name, rest = read_task(argv)
     arguments = parse(task_name, rest, Settings())
     folder = choose_folder(task_name, arguments)
     if arguments.resume:
-        saved_task, saved = runs.read_description(folder)
-        if saved_task != task_name:
-            raise InputError(f"{folder} was trained on the task {saved_task!r}: resume it with --task {saved_task}")
+        saved = resumable(folder, task_name)
         arguments = parse(task_name, rest, saved)
-        refuse_changes(saved, arguments.settings)
-    runs.fresh_state(
-        dataclasses.replace(arguments.settings, steps=1)
-    )  # what cannot be built fails before it is written
+        refuse_changes(folder, saved, arguments.settings)
+    # What cannot be built is refused before anything is written.
+    jax.eval_shape(lambda: runs.fresh_state(arguments.settings)[1])
     runs.describe(folder, task_name, arguments.settings)
-    start = time.perf_counter()
+    again = f"go on with: python train.py --task {task_name} --resume --output {folder}"
     try:
         loss = train_run(folder, task_name, arguments)
-    except InterruptedRunError as stop:
-        print(f"{stop}; go on with: python train.py --task {task_name} --resume --output {folder}", file=sys.stderr)
+        report(runs.open_run(folder), loss, start)
+    except (InterruptedRunError, KeyboardInterrupt) as stop:
+        print(f"{stop or 'stopped, as asked'}; {again}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(DIVERGED)
-    report(runs.open_run(folder), loss, time.perf_counter() - start)
+    except OSError as error:
+        raise OSError(f"{terminal.explain(error)}; when that is mended, {again}") from error
 
 
 def read_task(argv: list[str]) -> tuple[str, list[str]]:
@@ -126,12 +127,32 @@ def choose_folder(task_name: str, arguments: Arguments) -> Path:
     return arguments.output
 
 
-def refuse_changes(saved: Settings, given: Settings) -> None:
+def resumable(folder: Path, task_name: str) -> Settings:
+    """The settings of the run in a folder. Raises InputError where it is no run of this task."""
+    saved_task, saved = runs.read_description(folder)
+    if saved_task != task_name:
+        raise InputError(f"{folder} was trained on the task {saved_task!r}: resume it with --task {saved_task}")
+    return saved
+
+
+def refuse_changes(folder: Path, saved: Settings, given: Settings) -> None:
     """Raise InputError if a resumed run is given other settings than it began with, except more steps."""
-    if dataclasses.replace(given, steps=saved.steps) != saved:
-        raise InputError(
-            "a resumed run keeps its settings: leave out every flag but --output, --steps and --tensorboard"
-        )
+    before, after = flag_values(saved), flag_values(given)
+    changed = [flag for flag, value in after.items() if value != before[flag] and flag != "--steps"]
+    if changed:
+        raise InputError(f"a resumed run keeps its settings: leave out {', '.join(changed)}")
+    taken = runs.steps_taken(folder)
+    if given.steps < taken:
+        raise InputError(f"{folder} has taken {taken} steps already: give --steps {taken} or more")
+
+
+def flag_values(settings: Any) -> dict[str, Any]:
+    """What every flag stands at."""
+    values: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        values |= flag_values(value) if is_dataclass(value) else {f"--{field.name.replace('_', '-')}": value}
+    return values
 
 
 def train_run(folder: Path, task_name: str, arguments: Arguments) -> float:
@@ -145,17 +166,14 @@ def train_run(folder: Path, task_name: str, arguments: Arguments) -> float:
         make_optimizer(settings.optimizer, settings.steps),
         learning_rates(settings.optimizer, settings.steps),
     )
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
-    if checkpoints.latest is not None:
-        state, position = checkpoints.restore(state)
-        batches.set_state(position)
     plan = Plan(settings.steps, settings.save_every, lambda batch: int((batch["labels"] != IGNORED).sum()))
-    with Recorder(
-        folder, first_step=int(state.step), steps=settings.steps, tensorboard=arguments.tensorboard
-    ) as recorder:
-        _, loss = fit(state, step, batches, plan, recorder, checkpoints)
-    checkpoints.close()
-    return loss
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        if checkpoints.latest is not None:
+            state, position = checkpoints.restore(state)
+            batches.set_state(position)
+        taken = int(state.step)
+        with Recorder(folder, first_step=taken, steps=settings.steps, tensorboard=arguments.tensorboard) as recorder:
+            return fit(state, step, batches, plan, recorder, checkpoints)[1]
 
 
 def make_loss(graphdef: Any, settings: Settings) -> Any:
@@ -173,16 +191,17 @@ def make_loss(graphdef: Any, settings: Settings) -> Any:
     return loss
 
 
-def report(run: Run, loss: float, seconds: float) -> None:
-    """Evaluate on held-out sequences, write the results down and say what came of it."""
+def report(run: Run, loss: float, start: float) -> None:
+    """Evaluate on held-out sequences, write the results down and say what came of it; `start` is on the clock."""
     batch = held_out(run.task, HELD_OUT, run.settings.seed)
     correct = exact(run.model, batch, run.generation)
     share = float(np.mean(correct))
-    results = {"loss": loss, "held_out": len(correct), "exact": share, "seconds": round(seconds, 1)}
-    (run.folder / runs.RESULTS).write_text(json.dumps(results) + "\n")
     picture = draw_loss(run.folder)
+    seconds = time.perf_counter() - start
+    results = {"loss": loss, "held_out": len(correct), "exact": share, "seconds": round(seconds, 1)}
+    replace_text(run.folder / runs.RESULTS, json.dumps(results) + "\n")
     print(f"{run.task_name}: loss {loss:.4f} nats per token after {run.settings.steps} steps, {seconds:.0f} s")
     print(f"held-out: {correct.sum()} of {len(correct)} sequences exactly right ({share:.1%}, greedy)")
     print(f"checkpoint: {run.folder}    loss curve: {picture}")
-    newest = run.folder == runs.newest_finished()
-    print(f"next: python generate.py --beam 4{'' if newest else f' --checkpoint {run.folder}'}")
+    found_by_itself = run.folder.parent == ROOT  # generate.py looks there for the run that was finished last
+    print(f"next: python generate.py --beam 4{'' if found_by_itself else f' --checkpoint {run.folder}'}")

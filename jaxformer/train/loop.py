@@ -1,17 +1,19 @@
 """The loop around the step: record, save, stop in order."""
 
+import math
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jaxformer.train.checkpoint import Checkpoints
-from jaxformer.train.record import Recorder
+from jaxformer.train.record import Line, Recorder
 from jaxformer.train.step import TrainState, TrainStep
 
 WINDOW = 20  # steps that a judgement on the loss looks back over
+ADVICE = "try a lower --learning-rate, a longer --warmup-steps, or --placement pre"
 
 
 class Batches(Protocol):
@@ -45,37 +47,56 @@ def fit(
 ) -> tuple[TrainState, float]:
     """The state after `plan.steps` steps and the mean loss of the last ones.
 
-    Saves every `save_every` steps, at the end, and before it stops early. Raises DivergedError, InterruptedRunError
-    after a Ctrl-C, and OSError where a checkpoint cannot be written.
+    Saves every `save_every` steps, at the end, and when asked to stop. Raises DivergedError, InterruptedRunError after
+    a Ctrl-C, and OSError where a checkpoint or the record cannot be written.
     """
-    first: float | None = None
-    recent: deque[float] = deque(maxlen=WINDOW)
-    skipped_before = int(state.skipped)
+    course = Course(recorder.earlier)
     with stop_requests() as stop:
         for number in range(int(state.step) + 1, plan.steps + 1):
             batch = next(batches)
             state, metrics = step(state, batch)
-            line = recorder.write(number, metrics, plan.tokens(batch))
-            recent.append(float(line["loss"]))
-            first = recent[0] if first is None else first
-            check_course(recent, first, int(line["skipped"]) - skipped_before)
-            if number % plan.save_every == 0 or number == plan.steps or stop.requested:
-                recorder.flush()
-                checkpoints.save(number, state, batches.get_state(), sum(recent) / len(recent))
-            if stop.requested and number < plan.steps:
+            course.add(recorder.write(number, metrics, plan.tokens(batch)))
+            course.check()
+            last = number == plan.steps
+            if last or stop.requested or number % plan.save_every == 0:
+                checkpoints.save(number, state, batches.get_state(), course.loss)
+            if stop.requested and not last:
                 checkpoints.wait()
                 raise InterruptedRunError(f"stopped after step {number}, as asked")
     checkpoints.wait()
-    return state, sum(recent) / max(len(recent), 1)
+    return state, course.loss
 
 
-def check_course(recent: deque[float], first: float, skipped: int) -> None:
-    """Raise DivergedError if the loss of the last steps is far above its start, or no step can be taken any more."""
-    advice = "try a lower --learning-rate, a longer --warmup-steps, or --placement pre"
-    if skipped >= WINDOW and not all(loss < float("inf") for loss in recent):
-        raise DivergedError(f"{skipped} steps were skipped because loss or gradient were not finite: {advice}")
-    if len(recent) == WINDOW and sum(recent) / WINDOW > 2 * first + 1:
-        raise DivergedError(f"the loss rose from {first:.2f} to {sum(recent) / WINDOW:.2f}: {advice}")
+class Course:
+    """Where a run is heading, from its recorded lines; a resumed run begins with those of its earlier steps."""
+
+    def __init__(self, lines: Iterable[Line] = ()):
+        self.first = math.nan
+        self.recent: deque[Line] = deque(maxlen=WINDOW + 1)  # one more, to count what was skipped since
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: Line) -> None:
+        """Take one more step into account."""
+        self.recent.append(line)
+        if math.isnan(self.first) and math.isfinite(line["loss"]):
+            self.first = line["loss"]
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of the last steps, without those that were not finite; infinite if none was."""
+        losses = [line["loss"] for line in list(self.recent)[-WINDOW:] if math.isfinite(line["loss"])]
+        return sum(losses) / len(losses) if losses else math.inf
+
+    def check(self) -> None:
+        """Raise DivergedError if the loss is far above its start, or if half of the last steps had to be skipped."""
+        skipped = self.recent[-1]["skipped"] - self.recent[0]["skipped"]
+        if skipped >= WINDOW // 2:
+            raise DivergedError(
+                f"{skipped} of the last {WINDOW} steps were skipped, as loss or gradient was not finite: {ADVICE}"
+            )
+        if len(self.recent) > WINDOW and self.loss > 2 * self.first + 1:
+            raise DivergedError(f"the loss rose from {self.first:.2f} to {self.loss:.2f}: {ADVICE}")
 
 
 @dataclass

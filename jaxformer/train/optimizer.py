@@ -27,10 +27,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Refuse values with which nothing can be learned."""
         for name in ("learning_rate", "warmup_steps", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be more than 0, not {getattr(self, name)}")
-        if self.weight_decay < 0:
-            raise InputError(f"weight_decay must not be negative, not {self.weight_decay}")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be more than 0 and finite, not {getattr(self, name)}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"weight_decay must be at least 0 and finite, not {self.weight_decay}")
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -1,6 +1,8 @@
 """What a run writes down: a progress bar, metrics.jsonl, TensorBoard, a picture of the loss."""
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -21,8 +23,8 @@ class Recorder:
 
     def __init__(self, folder: Path, *, first_step: int, steps: int, tensorboard: bool = False):
         self.board = open_tensorboard(folder) if tensorboard else None
-        keep_lines(folder / METRICS, first_step)
-        self.file = (folder / METRICS).open("a")
+        self.earlier = keep_lines(folder / METRICS, first_step)
+        self.file = (folder / METRICS).open("a", buffering=1)  # by lines, so that a killed run leaves whole ones
         interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds between two drawings: few, where each is a line
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=interval)
         self.clock = time.perf_counter()
@@ -41,7 +43,7 @@ class Recorder:
         values = {name: value.item() for name, value in metrics._asdict().items()}
         elapsed, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         line = {"step": step} | values | {"tokens_per_second": round(tokens / elapsed, 1)}
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(as_json(line))
         self.bar.set_postfix_str(
             f"loss {line['loss']:.4f}, rate {line['learning_rate']:.1e}, gradient {line['grad_norm']:.2f}, "
             f"{line['tokens_per_second']:,.0f} tokens/s",
@@ -53,25 +55,35 @@ class Recorder:
                 self.board.add_scalar(name, value, step)
         return line
 
-    def flush(self) -> None:
-        """Put what is recorded on disk."""
-        self.file.flush()
+
+def as_json(line: Line) -> str:
+    """A line of the metrics file. JSON has no word for what is not finite: null."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in line.items()}) + "\n"
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a metrics file; one that a crash cut short ends the reading."""
+    """The lines of a metrics file, null as NaN; one that a crash cut short ends the reading."""
     if path.exists():
-        for line in path.read_text().splitlines():
+        for text in path.read_text().splitlines():
             try:
-                yield json.loads(line)
+                line = json.loads(text)
             except ValueError:
                 return
+            yield {name: math.nan if value is None else value for name, value in line.items()}
 
 
-def keep_lines(path: Path, last_step: int) -> None:
-    """Drop the lines behind `last_step`: a resumed run takes those steps again."""
-    lines = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= last_step]
-    path.write_text("".join(lines))
+def keep_lines(path: Path, last_step: int) -> list[Line]:
+    """Drop the lines behind `last_step`, because a resumed run takes those steps again; return what remains."""
+    lines = [line for line in read_lines(path) if line["step"] <= last_step]
+    replace_text(path, "".join(map(as_json, lines)))
+    return lines
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all: a crash or a full disk leaves what was there before."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
 
 
 def open_tensorboard(folder: Path) -> Any:

@@ -1,9 +1,10 @@
 """The loop: when it saves, when it gives up, and the record that it leaves."""
 
+import errno
 import json
+import math
 import os
 import signal
-from collections import deque
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxformer import InputError
 from jaxformer.train import (
     METRICS,
     Checkpoints,
+    Course,
     DivergedError,
     InterruptedRunError,
     Metrics,
@@ -22,15 +24,16 @@ from jaxformer.train import (
     draw_loss,
     fit,
     read_lines,
+    replace_text,
 )
-from jaxformer.train.loop import WINDOW, check_course
+from jaxformer.train.loop import WINDOW
 
 
 class Numbers:
     """An endless stream of 1, 2, 3 ... as a checkpointable iterator."""
 
-    def __init__(self) -> None:
-        self.last = 0
+    def __init__(self, last: int) -> None:
+        self.last = last
 
     def __next__(self) -> int:
         self.last += 1
@@ -40,8 +43,10 @@ class Numbers:
         return {"last": self.last}
 
 
-def run(folder: Path, losses: dict[int, float], steps: int = 10, interrupt: int | None = None) -> list[float]:
-    """Run the loop with a step that reports the given losses (1.0 elsewhere)."""
+def run(
+    folder: Path, losses: dict[int, float], steps: int = 10, interrupt: int | None = None, taken: int = 0
+) -> list[float]:
+    """Run the loop with a step that reports the given losses (1.0 elsewhere), resumed after `taken` steps."""
 
     def step(state: TrainState, batch: int) -> tuple[TrainState, Metrics]:
         if batch == interrupt:
@@ -49,10 +54,14 @@ def run(folder: Path, losses: dict[int, float], steps: int = 10, interrupt: int 
         loss = jnp.float32(losses.get(batch, 1.0))
         return state._replace(step=state.step + 1), Metrics(loss, loss, jnp.float32(0.1), state.skipped)
 
-    state = TrainState({"weight": jnp.zeros(2)}, (), jnp.int32(0), jnp.int32(0), jnp.zeros(2, jnp.uint32))
-    checkpoints = Checkpoints(folder / "checkpoints")
-    with Recorder(folder, first_step=0, steps=steps) as recorder:
-        fit(state, step, Numbers(), Plan(steps, 4, lambda _: 7), recorder, checkpoints)
+    state = TrainState({"weight": jnp.zeros(2)}, (), jnp.int32(taken), jnp.int32(0), jnp.zeros(2, jnp.uint32))
+    batches = Numbers(taken)
+    with (
+        Checkpoints(folder / "checkpoints") as checkpoints,
+        Recorder(folder, first_step=taken, steps=steps) as recorder,
+    ):
+        _, loss = fit(state, step, batches, Plan(steps, 4, lambda _: 7), recorder, checkpoints)
+    (folder / "mean").write_text(str(loss))
     return [line["loss"] for line in read_lines(folder / METRICS)]
 
 
@@ -77,14 +86,75 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path) -> None:
 
 
 def test_a_rising_loss_ends_the_run_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"rose from 1\.00 to 47\.55: try a lower --learning-rate"):
+    with pytest.raises(DivergedError, match=r"rose from 1\.00 to 50\.00: try a lower --learning-rate"):
         run(tmp_path, dict.fromkeys(range(2, 99), 50.0), steps=60)
 
 
-def test_steps_that_are_all_skipped_end_the_run() -> None:
-    with pytest.raises(DivergedError, match="20 steps were skipped"):
-        check_course(deque([float("nan")] * WINDOW), first=1.0, skipped=20)
-    check_course(deque([1.0] * WINDOW), first=1.0, skipped=20)
+def course(*lines: tuple[float, int]) -> Course:
+    """The course of a run with these losses and counts of skipped steps."""
+    return Course({"loss": loss, "skipped": skipped} for loss, skipped in lines)
+
+
+def test_many_skipped_steps_end_the_run_and_a_few_do_not() -> None:
+    half = WINDOW // 2
+    with pytest.raises(DivergedError, match=f"{half} of the last {WINDOW} steps were skipped"):
+        course((1.0, 0), *[(math.nan, count) for count in range(1, half + 1)]).check()
+    course((1.0, 0), *[(math.nan, count) for count in range(1, half)]).check()
+    course((1.0, 0), *[(math.nan, 99)] * 3, *[(1.0, 99)] * WINDOW).check()  # long ago
+
+
+def test_losses_that_are_not_finite_do_not_count() -> None:
+    lines = course((math.nan, 1), (math.inf, 2), (4.0, 2), (2.0, 2))
+    assert (lines.first, lines.loss) == (4.0, 3.0)
+    assert course((math.nan, 1)).loss == math.inf
+    with pytest.raises(DivergedError, match=r"rose from 1\.00 to 9\.00"):
+        course((math.nan, 1), (1.0, 1), *[(9.0, 1), (math.nan, 2)] * 4, *[(9.0, 2)] * (WINDOW - 8)).check()
+
+
+def test_a_resumed_run_is_judged_with_its_earlier_steps(tmp_path: Path) -> None:
+    losses = {step: 1.0 + step for step in range(1, 11)}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "resumed").mkdir()
+    run(tmp_path / "whole", losses)
+    run(tmp_path / "resumed", losses, steps=7)
+    run(tmp_path / "resumed", losses, taken=7)
+    assert (tmp_path / "resumed/mean").read_text() == (tmp_path / "whole/mean").read_text() == "6.5"
+    run(tmp_path / "resumed", losses, taken=10)  # nothing left to do
+    assert (tmp_path / "resumed/mean").read_text() == "6.5"
+    assert [line["loss"] for line in read_lines(tmp_path / "resumed" / METRICS)] == list(losses.values())
+
+
+def test_metrics_are_json_whatever_the_loss(tmp_path: Path) -> None:
+    run(tmp_path, {3: math.nan, 4: math.inf})
+    text = (tmp_path / METRICS).read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert json.loads(text.splitlines()[2])["loss"] is None
+    assert math.isnan(list(read_lines(tmp_path / METRICS))[3]["loss"])
+    draw_loss(tmp_path)
+
+
+def test_a_step_is_on_disk_as_soon_as_it_is_recorded(tmp_path: Path) -> None:
+    metrics = Metrics(jnp.float32(1), jnp.float32(1), jnp.float32(1), jnp.int32(0))
+    with Recorder(tmp_path, first_step=0, steps=2) as recorder:
+        recorder.write(1, metrics, tokens=3)
+        assert len(list(read_lines(tmp_path / METRICS))) == 1
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    replace_text(path, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            replace_text(path, "new")
+    assert path.read_text() == "old"
+    replace_text(path, "new")
+    assert path.read_text() == "new"
 
 
 def test_lines_behind_a_resumed_step_are_dropped(tmp_path: Path) -> None:
