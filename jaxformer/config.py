@@ -85,6 +85,11 @@ class FeedForwardConfig:
     activation: Activation = "relu"
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse a network without inner units."""
+        if self.hidden is not None and self.hidden < 1:
+            raise InputError(f"a feed-forward network needs at least one inner unit, not hidden={self.hidden}")
+
 
 @dataclass(frozen=True)
 class BlockConfig:

@@ -12,7 +12,7 @@ class FeedForward(nnx.Module):
     """Equation 2: activation(x W_up + b_up) W_down + b_down, the same at every position."""
 
     def __init__(self, config: FeedForwardConfig, dim: int, *, rngs: nnx.Rngs):
-        hidden = config.hidden or 4 * dim
+        hidden = 4 * dim if config.hidden is None else config.hidden
         self.activation = ACTIVATIONS[config.activation]
         self.up = Linear(dim, hidden, bias=config.bias, rngs=rngs)
         self.down = Linear(hidden, dim, bias=config.bias, rngs=rngs)
