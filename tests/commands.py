@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from jaxformer.programs import terminal
+from jaxformer.programs.runs import open_run
 
 REPOSITORY = Path(__file__).parents[1]
 # A model so small that most of the time is starting Python: 6 symbols, 1 + 1 layers of width 16.
@@ -49,3 +52,8 @@ def message(result: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
     return lines[0]
+
+
+def parameters(run: Path) -> list[np.ndarray]:
+    """The parameters at a run's newest checkpoint."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(open_run(run).model)]

@@ -75,7 +75,7 @@ def train(argv: list[str]) -> None:
         loss = train_run(folder, task_name, arguments)
         report(runs.open_run(folder), loss, start)
     except (InterruptedRunError, KeyboardInterrupt) as stop:
-        print(f"{stop or 'stopped, as asked'}; {again}", file=sys.stderr)
+        print(f"{str(stop) or 'stopped, as asked'}; {again}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except DivergedError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,7 +23,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, writable: bool = True):
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised as well
         self.folder = folder
         kept = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1)])
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, create=writable, read_only=not writable)
@@ -45,12 +45,15 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, position: dict[str, Any], loss: float) -> None:
         """Begin to write a checkpoint. Raises OSError if this save or the one before it could not be written."""
+        self.wait()
+        needed, free = room(state), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise self._failure(f"no space left on device: {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
         try:
-            self.manager.check_for_errors()
             items = {STATE: ocp.args.StandardSave(state), POSITION: ocp.args.JsonSave(position)}
             self.manager.save(step, args=ocp.args.Composite(**items), metrics={"loss": loss})
-        except Exception as error:  # orbax and its storage layer raise a full disk in several types
-            raise self._failure(error) from error
+        except Exception as error:
+            raise self._failure(reason(error)) from error
 
     def wait(self) -> None:
         """Return when every save is complete. Raises OSError if one could not be written."""
@@ -58,7 +61,7 @@ class Checkpoints:
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
         except Exception as error:
-            raise self._failure(error) from error
+            raise self._failure(reason(error)) from error
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
         """The newest state, shaped as the pytree `like`, and the place in the data. Raises InputError if damaged."""
@@ -78,7 +81,19 @@ class Checkpoints:
         """Release the folder."""
         self.manager.close()
 
-    def _failure(self, error: Exception) -> OSError:
-        reason = "no space left on device" if "space" in str(error).lower() else str(error).splitlines()[0]
+    def _failure(self, what: str) -> OSError:
         last = "none yet" if self.latest is None else f"step {self.latest}"
-        return OSError(f"cannot write a checkpoint to {self.folder}: {reason} (last complete checkpoint: {last})")
+        return OSError(f"cannot write a checkpoint to {self.folder}: {what} (last complete checkpoint: {last})")
+
+
+def room(state: Any) -> int:
+    """How many bytes must be free before a checkpoint is begun: its arrays, and half as much again for the rest.
+
+    A disk that is found full in the middle of a save is survived too, but the storage layer makes much noise about it.
+    """
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * 3 // 2 + 100_000
+
+
+def reason(error: Exception) -> str:
+    """Why a save failed, in few words: orbax and its storage layer raise a full disk in several types."""
+    return "no space left on device" if "space" in str(error).lower() else str(error).splitlines()[0]

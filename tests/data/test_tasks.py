@@ -87,7 +87,30 @@ def test_wrong_symbols_are_named(words: str, message: str) -> None:
         Symbols(symbols=32, max_length=4).read(words)
 
 
-@pytest.mark.parametrize("settings", [{"symbols": 1}, {"min_length": 0}, {"min_length": 5, "max_length": 4}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"symbols": 1},
+        {"min_length": 0},
+        {"min_length": 5, "max_length": 4},
+        {"symbols": 2, "max_length": 5},
+        {"symbols": 99, "max_length": 1},
+    ],
+)
 def test_impossible_sequences_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(InputError):
         Symbols(**settings)
+
+
+@pytest.mark.parametrize(("symbols", "max_length"), [(2, 6), (100, 1), (10**9, 10**9)])
+def test_enough_sequences_are_accepted(symbols: int, max_length: int) -> None:
+    assert Symbols(symbols=symbols, max_length=max_length).vocab_size == symbols + 3
+
+
+def test_the_smallest_tasks_hold_something_out() -> None:
+    for text in (
+        Symbols(symbols=2, max_length=6),
+        Symbols(symbols=100, max_length=1),
+        Symbols(symbols=5, max_length=3),
+    ):
+        assert 0 < len(held_out(TASKS["copy"](text), 1000, seed=0)["source"]) < 50

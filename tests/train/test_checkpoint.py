@@ -1,9 +1,11 @@
 """Checkpoints: what comes back, what is kept, and what is never taken for one."""
 
 import errno
+import math
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +61,36 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 def test_an_empty_folder_is_explained(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no complete checkpoint"):
         Checkpoints(tmp_path).restore(STATE)
+
+
+def test_a_save_is_not_changed_by_the_steps_that_follow(tmp_path: Path) -> None:
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
+    state = {"weight": jnp.zeros((499, 1009)), "step": jnp.int32(0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        for number in range(1, 4):
+            checkpoints.save(number, state, {}, loss=0.0)
+            for _ in range(5):
+                state = step(state)
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(state)
+    assert int(restored["step"]) == 10
+    np.testing.assert_array_equal(restored["weight"], 10.0)
+
+
+def test_a_full_disk_is_noticed_before_a_save_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(OSError, match=r"no space left.*0\.0 MB free.*step 1"):
+        checkpoints.save(2, STATE, {}, 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        for number, loss in enumerate([2.0, 1.0, math.inf, 3.0, math.inf, 5.0], start=1):
+            checkpoints.save(number, STATE, {}, loss)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5", "6"]
 
 
 def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,15 @@ def test_steps_equal_torch_adamw_behind_a_clipped_gradient(rng: np.random.Genera
 
 
 @pytest.mark.parametrize(
-    "settings", [{"learning_rate": 0.0}, {"warmup_steps": 0}, {"clip_norm": -1.0}, {"weight_decay": -0.1}]
+    "settings",
+    [
+        {"learning_rate": 0.0},
+        {"learning_rate": float("inf")},
+        {"warmup_steps": 0},
+        {"clip_norm": -1.0},
+        {"weight_decay": -0.1},
+        {"weight_decay": float("nan")},
+    ],
 )
 def test_useless_values_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):

@@ -1,0 +1,159 @@
+"""Runs that stop before their end: killed, interrupted, out of disk space, resumed."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import TINY, call, command, environment, parameters, refusal
+
+from jaxformer.programs import terminal
+from jaxformer.programs import train as program
+from jaxformer.programs.runs import ROOT, newest_finished, open_run, steps_taken
+from jaxformer.programs.train import train
+
+
+def same_parameters(first: Path, second: Path) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(parameters(first), parameters(second), strict=True))
+
+
+def record(run: Path) -> list[tuple[float, ...]]:
+    """What the metrics file says of each step, but for the speed."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [tuple(value for name, value in line.items() if name != "tokens_per_second") for line in lines]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stop(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a run says that ends with the exit status of Ctrl-C."""
+    with pytest.raises(SystemExit) as end:
+        terminal.run(lambda: train(flags))
+    assert end.value.code == 130
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_evaluating_keeps_what_was_trained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--task", "sort", *TINY, "--steps", "6", "--save-every", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "report", interrupt)
+        said = stop(flags, capsys)
+    assert said == "stopped, as asked; go on with: python train.py --task sort --resume --output runs/sort"
+    assert newest_finished() == ROOT / "sort"  # none is finished, but this one has a complete checkpoint
+    before = parameters(ROOT / "sort")
+    train(["--task", "sort", "--resume"])
+    loss = np.mean([line[1] for line in record(ROOT / "sort")])
+    assert f"sort: loss {loss:.4f} nats per token after 6 steps" in capsys.readouterr().out
+    assert all(np.array_equal(a, b) for a, b in zip(before, parameters(ROOT / "sort"), strict=True))
+
+
+def test_ctrl_c_elsewhere_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        terminal.run(interrupt)
+    assert (end.value.code, capsys.readouterr().err) == (130, "stopped, as asked\n")
+
+
+def test_a_resumed_run_refuses_other_settings_and_takes_more_steps(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(["--task", "copy", *TINY, "--steps", "6"])
+    before = (folder / "runs/copy/run.json").read_text()
+    resume = ["--task", "copy", "--resume"]
+    capsys.readouterr()
+    said = refusal(lambda: train([*resume, "--dim", "32", "--symbols", "6", "--seed", "5"]), capsys)
+    assert said.endswith("keeps its settings: leave out --dim, --seed")
+    said = refusal(lambda: train([*resume, "--steps", "5"]), capsys)
+    assert said.endswith("runs/copy has taken 6 steps already: give --steps 6 or more")
+    assert (folder / "runs/copy/run.json").read_text() == before
+    train([*resume, "--steps", "9"])
+    assert steps_taken(ROOT / "copy") == 9
+    assert [line[0] for line in record(ROOT / "copy")] == list(range(1, 10))
+    assert open_run(ROOT / "copy").settings.steps == 9
+
+
+def test_bfloat16_computes_and_float32_keeps(folder: Path) -> None:
+    train(["--task", "copy", *TINY, "--steps", "30", "--dtype", "bfloat16"])
+    losses = [line[1] for line in record(ROOT / "copy")]
+    assert losses[-1] < losses[0]
+    assert {leaf.dtype for leaf in parameters(ROOT / "copy")} == {np.dtype("float32")}
+
+
+def stop_at(folder: Path, flags: list[str], step: int, number: int) -> tuple[int, str]:
+    """Start a run and send it a signal when it has recorded `step`; its exit status, and what it said."""
+    process = subprocess.Popen(
+        command("train.py", *flags),
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    metrics, deadline = folder / "runs/reverse/metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    _, said = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, number: int) -> None:
+    rng = np.random.default_rng(time.time_ns())  # any step will do: the place is random on purpose
+    flags = ["--task", "reverse", *TINY, "--dropout", "0.2", "--steps", "400", "--save-every", "20"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    assert call(whole, "train.py", *flags).returncode == 0
+    status, said = stop_at(stopped, flags, int(rng.integers(40, 300)), number)
+    assert status == (-9 if number == signal.SIGKILL else 130)
+    if number == signal.SIGINT:
+        assert "go on with: python train.py --task reverse --resume" in said
+    assert not (stopped / "runs/reverse/results.json").exists()
+    resumed = call(stopped, "train.py", "--task", "reverse", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert same_parameters(whole / "runs/reverse", stopped / "runs/reverse")
+    assert record(whole / "runs/reverse") == record(stopped / "runs/reverse")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    flags = ["--task", "copy", "--dim", "32", "--layers", "1", "--steps", "60", "--save-every", "10"]
+    assert call(tmp_path, "train.py", *flags).returncode == 0
+    try:
+        result = call(tmp_path, "train.py", *flags, "--output", str(disk / "run"))
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+        said = result.stderr.splitlines()[-1]
+        assert "no space left on device" in said.lower()
+        assert f"go on with: python train.py --task copy --resume --output {disk / 'run'}" in said
+        assert steps_taken(disk / "run") >= 10
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        resumed = call(tmp_path, "train.py", "--task", "copy", "--resume", "--output", str(disk / "run"))
+        assert resumed.returncode == 0, resumed.stderr
+        assert same_parameters(disk / "run", tmp_path / "runs/copy")
+        assert record(disk / "run") == record(tmp_path / "runs/copy")
+        assert len([line for line in result.stderr.splitlines() if "error" in line.lower()]) == 1
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
