@@ -145,7 +145,8 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch
     path = tmp_path / "file"
     replace_text(path, "old")
 
-    def full(*_: object) -> None:
+    def full(path: Path, text: str) -> None:
+        path.write_bytes(text[:1].encode())
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:

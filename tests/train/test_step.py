@@ -16,8 +16,10 @@ def line_loss(params: dict[str, jax.Array], batch: dict[str, jax.Array], key: ja
     return error, error
 
 
-def take_steps(batches: list[dict[str, jax.Array]], seed: int = 0) -> tuple[TrainState, list[Metrics]]:
-    optimizer = optax.adam(0.1)
+def take_steps(
+    batches: list[dict[str, jax.Array]], seed: int = 0, rate: float = 0.1
+) -> tuple[TrainState, list[Metrics]]:
+    optimizer = optax.adam(rate)
     step = make_train_step(line_loss, optimizer, lambda count: 0.1 + count)
     state, seen = init_state({"weight": jnp.float32(0.0)}, optimizer, seed), []
     for batch in batches:
@@ -60,6 +62,8 @@ def test_randomness_follows_seed_and_step() -> None:
     _, other = take_steps([batch(1.0)] * 2, seed=1)
     assert [m.loss.item() for m in metrics] == [m.loss.item() for m in again]
     assert metrics[0].loss != other[0].loss
+    _, still = take_steps([batch(1.0)] * 2, rate=0.0)
+    assert still[0].loss != still[1].loss  # equal parameters and data, another step: another noise
 
 
 def test_the_state_is_donated() -> None:
