@@ -31,7 +31,7 @@ class ModelSettings:
     """model width"""
     layers: int = 2
     """layers of the encoder, and as many of the decoder"""
-    heads: int = 4
+    heads: int = 8
     """attention heads; they must divide the width"""
     hidden: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """inner width of the feed-forward network (default: 4 x dim)"""
@@ -54,7 +54,7 @@ class Settings:
     text: Symbols = field(default_factory=Symbols)
     model: ModelSettings = field(default_factory=ModelSettings)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    steps: int = 600
+    steps: int = 800
     """training steps"""
     batch_size: int = 64
     """sequences per step"""

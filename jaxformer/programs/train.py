@@ -69,7 +69,10 @@ def train(argv: list[str]) -> None:
         refuse_changes(folder, saved, arguments.settings)
     # What cannot be built is refused before anything is written.
     jax.eval_shape(lambda: runs.fresh_state(arguments.settings)[1])
-    runs.describe(folder, task_name, arguments.settings)
+    try:
+        runs.describe(folder, task_name, arguments.settings)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
     again = f"go on with: python train.py --task {task_name} --resume --output {folder}"
     try:
         loss = train_run(folder, task_name, arguments)
@@ -122,6 +125,8 @@ def choose_folder(task_name: str, arguments: Arguments) -> Path:
     if arguments.output is None:
         folders = (ROOT / (task_name if number == 1 else f"{task_name}-{number}") for number in range(1, sys.maxsize))
         return next(folder for folder in folders if not folder.exists())
+    if arguments.output.is_file():
+        raise InputError(f"{arguments.output} is a file: give a folder as --output")
     if arguments.output.exists() and any(arguments.output.iterdir()):
         raise InputError(f"{arguments.output} is not empty: add --resume to go on there, or give another --output")
     return arguments.output

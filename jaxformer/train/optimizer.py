@@ -13,7 +13,7 @@ from jaxformer.errors import InputError
 class OptimizerConfig:
     """AdamW with warm-up; weight decay reaches matrices only, never biases and norms."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """the largest learning rate, reached at the end of the warm-up"""
     warmup_steps: int = 100
     """steps over which the learning rate rises from 0, linearly"""

@@ -137,8 +137,11 @@ def test_a_damaged_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
         (["--task", "reverse", "--resume", "--output", "runs/copy"], "was trained on the task 'copy'"),
         (["--task", "copy", "--resume", "--seed", "3"], "keeps its settings"),
         (["--task", "sort", "--resume"], "no run of the task 'sort'"),
-        (["--task", "copy", "--output", "/proc/nowhere"], "/proc/nowhere"),
-        (["--task", "copy", "--output", "inputs"], "inputs"),
+        (
+            ["--task", "copy", "--output", "/proc/nowhere"],
+            "cannot write to /proc/nowhere (No such file or directory): give another",
+        ),
+        (["--task", "copy", "--output", "inputs"], "inputs is a file: give a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
