@@ -28,10 +28,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., inputs] -> [..., outputs], in the type of x."""
-        count = len(self.inputs)
-        x_axes = tuple(range(x.ndim - count, x.ndim))
-        weight_axes = tuple(range(len(self.outputs), len(self.outputs) + count))
-        y = jax.lax.dot_general(x, self.weight[...].astype(x.dtype), ((x_axes, weight_axes), ((), ())))
+        # As matrices: XLA would transpose a weight of more axes for every product, that is at every generated token.
+        inputs, outputs = math.prod(self.inputs), math.prod(self.outputs)
+        rows = x.shape[: x.ndim - len(self.inputs)]
+        weight = self.weight[...].astype(x.dtype).reshape(outputs, inputs)
+        contracted = (((len(rows),), (1,)), ((), ()))
+        y = jax.lax.dot_general(x.reshape(*rows, inputs), weight, contracted).reshape(*rows, *self.outputs)
         if self.bias is None:
             return y
         bias = self.bias[...].astype(x.dtype)
