@@ -1,6 +1,7 @@
 """Configurations: round trip through JSON, and no field that nothing reads."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 
@@ -33,7 +34,7 @@ def stack(cross: AttentionConfig | None, positions: LearnedPositions | Sinusoida
     )
     embedding = EmbeddingConfig(29, dim=10, scale=True)
     norm = LayerNormConfig(1e-2)
-    return StackConfig(embedding, (block,) * 2, positions, norm, norm, position_index="valid", dropout=0.1)
+    return StackConfig(embedding, (block,), positions, norm, norm, position_index="valid", dropout=0.1)
 
 
 BASE = TransformerConfig(
@@ -95,6 +96,7 @@ def perturbed(config: object, path: str = "") -> Iterator[tuple[str, object]]:
             yield name, dataclasses.replace(config, encoder=encoder, decoder=decoder)
 
 
+@functools.cache
 def fingerprint(config: TransformerConfig) -> tuple[list[tuple[int, ...]], np.ndarray]:
     """Parameter shapes, and outputs in training and evaluation with parameters that only their shape decides."""
     model = Transformer(config, rngs=nnx.Rngs(0))

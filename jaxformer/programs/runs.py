@@ -91,6 +91,8 @@ class Settings:
         )
 
 
+# Sorting weighs every symbol against every other, and takes longer to learn than copying and reversing.
+DEFAULTS = {"sort": Settings(steps=1000)}
 SETTINGS_CLASSES = (Settings, Symbols, ModelSettings, OptimizerConfig)
 
 

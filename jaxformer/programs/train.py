@@ -61,7 +61,7 @@ def train(argv: list[str]) -> None:
     """Train as the command line says."""
     start = time.perf_counter()
     task_name, rest = read_task(argv)
-    arguments = parse(task_name, rest, Settings())
+    arguments = parse(task_name, rest, runs.DEFAULTS.get(task_name, Settings()))
     folder = choose_folder(task_name, arguments)
     if arguments.resume:
         saved = resumable(folder, task_name)

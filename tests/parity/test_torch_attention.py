@@ -19,7 +19,7 @@ def pair(heads: int, width: int) -> tuple[torch.nn.MultiheadAttention, Attention
     dim = heads * width
     reference = torch.nn.MultiheadAttention(dim, heads, batch_first=True)
     for parameter in reference.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+        torch.nn.init.normal_(parameter, std=0.2)
     module = Attention(AttentionConfig(heads), dim, rngs=nnx.Rngs(0))
     weights = reference.in_proj_weight.detach().numpy().reshape(3, heads, width, dim)
     biases = reference.in_proj_bias.detach().numpy().reshape(3, heads, width)
