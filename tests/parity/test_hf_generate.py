@@ -33,7 +33,8 @@ def draw_settings(rng: np.random.Generator) -> dict[str, object]:
         settings["min_new_tokens"] = int(rng.integers(1, limit + 1))
         settings["repetition_penalty"] = float(rng.choice([0.8, 1.3, 2.0]))
         settings["no_repeat_ngram_size"] = int(rng.integers(1, 4))
-        settings["forced_eos_token_id"] = EOS
+        if limit > 1:  # else one candidate is possible, and the other beams are ties of nothing
+            settings["forced_eos_token_id"] = EOS
     return settings
 
 
