@@ -32,7 +32,7 @@ from jaxformer.layers import (
 class Cache:
     """What a decoder remembers of the tokens it has seen: an immutable pytree, in and out.
 
-    layers: keys and values [B, slots, K, H] of each block. cross: those of the encoder's output, [B', S, K, H], where
+    layers: keys and values [B, K, slots, H] of each block. cross: those of the encoder's output, [B', K, S, H], where
     B = B' or a multiple (beams over one source). source_valid: boolean [B', S]. valid: boolean [B, slots], real tokens
     (None: all). length: slots in use; in a fresh cache the Python integer 0, so that a compiler sees a constant.
     """
@@ -46,7 +46,7 @@ class Cache:
     @property
     def slots(self) -> int:
         """How many tokens it can hold."""
-        return self.layers[0].key.shape[1]
+        return self.layers[0].slots
 
     def select(self, rows: jax.Array) -> "Cache":
         """The cache of the batch rows `rows` [R], in that order. `cross` stays: rows of one source share it."""
@@ -151,11 +151,8 @@ class Transformer(nnx.Module):
         if encoded is not None:
             cross = tuple(block.cross.keys_values(encoded) for block in decoder.blocks if block.cross is not None)
         dtype = self.embedding.table[...].dtype
-        layers = []
-        for block in decoder.blocks:
-            shape = (batch, slots, *block.attention.key.outputs)
-            layers.append(KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)))
-        return Cache(tuple(layers), cross, encoded_valid)
+        layers = tuple(block.attention.empty(batch, slots, dtype) for block in decoder.blocks)
+        return Cache(layers, cross, encoded_valid)
 
     def extend(
         self,
@@ -173,6 +170,14 @@ class Transformer(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D]; the states themselves where the model has no head."""
         return hidden if self.head is None else self.head(hidden, self.embedding.table[...])
+
+    def for_decoding(self) -> "Transformer":
+        """An equal model whose output matrix lies as decoding steps read it fastest: make it once before a loop."""
+        if self.head is None:
+            return self
+        model = nnx.clone(self)
+        model.head = self.head.untied(self.embedding.table[...])
+        return model
 
     def prefill(
         self, tokens: jax.Array, cache: Cache, *, length: int | jax.Array, valid: jax.Array | None = None

@@ -92,7 +92,7 @@ def our_names(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     ours = {
         "source_embedding.table": tensors["source.weight"],
         "embedding.table": tensors["target.weight"],
-        "head.output.weight": tensors["output.weight"],
+        "head.output.weight": tensors["output.weight"].T,
         "head.bias": tensors["output.bias"],
     }
     norms = {"encoder": ("attention", "feed_forward"), "decoder": ("attention", "cross", "feed_forward")}
@@ -104,9 +104,9 @@ def our_names(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
             add_attention(ours, tensors, our + "attention.", their + "self_attn.")
             if "cross" in order:
                 add_attention(ours, tensors, our + "cross.", their + "multihead_attn.")
-            for kind in ("weight", "bias"):
-                ours[f"{our}feed_forward.up.{kind}"] = tensors[f"{their}linear1.{kind}"]
-                ours[f"{our}feed_forward.down.{kind}"] = tensors[f"{their}linear2.{kind}"]
+            for ours_called, theirs_called in (("up", "linear1"), ("down", "linear2")):
+                ours[f"{our}feed_forward.{ours_called}.weight"] = tensors[f"{their}{theirs_called}.weight"].T
+                ours[f"{our}feed_forward.{ours_called}.bias"] = tensors[f"{their}{theirs_called}.bias"]
             for number, name in enumerate(order, start=1):
                 add_norm(ours, tensors, f"{our}{name}_norm", f"{their}norm{number}")
     return {name: tensor.detach().numpy() for name, tensor in ours.items()}
@@ -114,11 +114,11 @@ def our_names(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 def add_attention(ours: dict[str, Tensor], tensors: dict[str, Tensor], our: str, their: str) -> None:
     """The four projections of an nn.MultiheadAttention, heads apart."""
-    weights = tensors[their + "in_proj_weight"].reshape(3, HEADS, WIDTH, DIM)
+    weights = tensors[their + "in_proj_weight"].T.reshape(DIM, 3, HEADS, WIDTH).unbind(1)
     biases = tensors[their + "in_proj_bias"].reshape(3, HEADS, WIDTH)
     for name, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
         ours[f"{our}{name}.weight"], ours[f"{our}{name}.bias"] = weight, bias
-    ours[our + "output.weight"] = tensors[their + "out_proj.weight"].reshape(DIM, HEADS, WIDTH)
+    ours[our + "output.weight"] = tensors[their + "out_proj.weight"].T.reshape(HEADS, WIDTH, DIM)
     ours[our + "output.bias"] = tensors[their + "out_proj.bias"]
 
 

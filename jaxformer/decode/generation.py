@@ -49,6 +49,9 @@ class Model(Protocol):
     ) -> Any:
         """A cache with room for `slots` tokens; `select(rows)` gives the cache of some of its rows."""
 
+    def for_decoding(self) -> "Model":
+        """An equal model, laid out as decoding steps read it fastest."""
+
     def prefill(
         self, tokens: jax.Array, cache: Any, *, length: int | jax.Array, valid: jax.Array | None = None
     ) -> tuple[jax.Array, Any]:
@@ -110,6 +113,7 @@ def generate_compiled(
 
     Of the `prompt_slots` that are read at once only plan.prompt_length count: one program serves shorter prompts.
     """
+    model = model.for_decoding()
     encoded = None if source is None else model.encode(source, valid=source_valid)
     cache = model.empty_cache(*tokens.shape, encoded=encoded, encoded_valid=source_valid)
     logits, cache = model.prefill(tokens[:, :prompt_slots], cache, length=jnp.asarray(plan.prompt_length), valid=valid)

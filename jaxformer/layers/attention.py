@@ -13,20 +13,39 @@ from jaxformer.ops import attention_weights, dot_product_attention, dropout, wei
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one attention layer, both [B, S, K, H]."""
+    """Keys and values of one attention layer, both [B, K, S, H].
+
+    Heads come before slots, unlike in activations: the products of a decoding step then read a cache as it lies, where
+    [B, S, K, H] would be transposed whole for every token.
+    """
 
     key: jax.Array
     value: jax.Array
 
+    @classmethod
+    def empty(cls, batch: int, heads: int, slots: int, width: int, dtype: jnp.dtype) -> "KeyValue":
+        """Room for `slots` keys and values."""
+        zeros = jnp.zeros((batch, heads, slots, width), dtype)
+        return cls(zeros, zeros)
+
+    @property
+    def slots(self) -> int:
+        """How many keys and values there are, S."""
+        return self.key.shape[2]
+
     def write(self, new: "KeyValue", start: int | jax.Array) -> "KeyValue":
-        """A copy whose slots from `start` on hold `new` [B, T, K, H]."""
+        """A copy whose slots from `start` on hold `new` [B, K, T, H]."""
         return KeyValue(
-            *(jax.lax.dynamic_update_slice_in_dim(old, x, start, 1) for old, x in zip(self, new, strict=True))
+            *(jax.lax.dynamic_update_slice_in_dim(old, x, start, 2) for old, x in zip(self, new, strict=True))
         )
 
     def first(self, slots: int) -> "KeyValue":
         """Its first `slots` slots."""
-        return KeyValue(self.key[:, :slots], self.value[:, :slots])
+        return KeyValue(self.key[:, :, :slots], self.value[:, :, :slots])
+
+    def as_activations(self) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, S, K, H], as the operations take them."""
+        return jnp.swapaxes(self.key, 1, 2), jnp.swapaxes(self.value, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -65,26 +84,32 @@ class Attention(nnx.Module):
 
     def keys_values(self, x: jax.Array) -> KeyValue:
         """What the states x [B, S, D] offer to queries."""
-        return KeyValue(self.key(x), self.value(x))
+        return KeyValue(jnp.swapaxes(self.key(x), 1, 2), jnp.swapaxes(self.value(x), 1, 2))
+
+    def empty(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValue:
+        """A cache of this layer's keys and values with room for `slots` of them."""
+        heads, width = self.key.outputs
+        return KeyValue.empty(batch, heads, slots, width, dtype)
 
     def __call__(
         self, x: jax.Array, seen: KeyValue, visibility: Visibility, *, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """[R, T, D] queries over keys and values `seen` [B, S, ...]: [R, T, D].
+        """Queries of x [R, T, D] over the keys and values `seen` of B rows: [R, T, D].
 
         R = B, or a multiple of it: adjacent rows, such as beams over one source, then share keys and values.
         """
-        query, visible = self._grouped(x, seen), self._visible(visibility)
+        query, (key, value), visible = self._grouped(x, seen), seen.as_activations(), self._visible(visibility)
         if dropout_key is None or not self.config.dropout:
-            mixed = dot_product_attention(query, *seen, **visible)
+            mixed = dot_product_attention(query, key, value, **visible)
         else:
-            weights = dropout(attention_weights(query, seen.key, **visible), self.config.dropout, dropout_key)
-            mixed = weighted_values(weights, seen.value)
+            weights = dropout(attention_weights(query, key, **visible), self.config.dropout, dropout_key)
+            mixed = weighted_values(weights, value)
         return self.output(mixed.reshape(*x.shape[:2], *mixed.shape[2:]))
 
     def weights(self, x: jax.Array, seen: KeyValue, visibility: Visibility) -> jax.Array:
         """The attention map [R, N, T, S] behind a call. Under `jax.jit` the compiler merges what both compute."""
-        weights = attention_weights(self._grouped(x, seen), seen.key, **self._visible(visibility))
+        key, _ = seen.as_activations()
+        weights = attention_weights(self._grouped(x, seen), key, **self._visible(visibility))
         B, N, _, S = weights.shape
         R, T, _ = x.shape
         return jnp.swapaxes(weights.reshape(B, N, R // B, T, S), 1, 2).reshape(R, N, T, S)

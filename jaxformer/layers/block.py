@@ -60,7 +60,7 @@ class Block(nnx.Module):
         seen = self.attention.keys_values(states)
         if cache is not None:
             cache = cache.write(seen, visibility.query_offset)
-            seen = cache.first(visibility.reach(x.shape[1], cache.key.shape[1]))
+            seen = cache.first(visibility.reach(x.shape[1], cache.slots))
         if observe:
             attention_map = self.attention.weights(states, seen, visibility)
         mixed = self.attention(states, seen, visibility, dropout_key=keys[0])

@@ -68,12 +68,26 @@ class Head(nnx.Module):
         The table is an argument, not a part: two modules that share a parameter would be untied by `jax.jit`.
         """
         x = hidden if self.projection is None else self.projection(hidden)
-        weight = table if self.output is None else self.output.weight[...]
-        axes = (((x.ndim - 1,), (1,)), ((), ()))
+        weight = table.T if self.output is None else self.output.weight[...]  # [E, V]
+        axes = (((x.ndim - 1,), (0,)), ((), ()))
         logits = jax.lax.dot_general(x, weight.astype(x.dtype), axes, preferred_element_type=jnp.float32)
         if self.bias is None:
             return logits
         return logits + self.bias[...].astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
+
+    def untied(self, table: jax.Array) -> "Head":
+        """An equal head with a matrix of its own, the embedding table [V, E] transposed once: what loops multiply by.
+
+        A few rows meet the matrix [E, V] up to twice as fast as its transpose on CPUs.
+        """
+        if self.output is not None:
+            return self
+        V, E = table.shape
+        head = nnx.clone(self)
+        head.output = nnx.data(nnx.eval_shape(lambda: Linear(E, V, bias=False, rngs=nnx.Rngs(0))))
+        # Behind the barrier the compiler cannot fold the transposition back into the products of the loop.
+        head.output.weight = nnx.Param(jax.lax.optimization_barrier(table.T))
+        return head
 
 
 def look_up(table: jax.Array, index: jax.Array) -> jax.Array:

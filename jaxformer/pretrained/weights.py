@@ -43,8 +43,9 @@ def build(config: TransformerConfig, tensors: Arrays, rename: Callable[[str], st
     """A model of `config` whose parameters are `tensors`.
 
     `rename` maps the name of a parameter of ours ("decoder.blocks.0.attention.query.weight") to the tensor's name in
-    the file; tensors that match the regular expression `ignorable` may stay unused. Raises InputError listing all
-    missing, surplus and misshapen tensors at once.
+    the file; tensors that match the regular expression `ignorable` may stay unused. Linear maps, whose parameter is
+    called "weight", are [outputs, inputs] in the file and [inputs, outputs] here. Raises InputError listing all missing,
+    surplus and misshapen tensors at once.
     """
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
@@ -56,16 +57,18 @@ def build(config: TransformerConfig, tensors: Arrays, rename: Callable[[str], st
     for path, name in names.items():
         if name not in tensors:
             problems.append(f"missing {name}")
-        elif not same_matrix(tensors[name].shape, shapes[path].shape):
-            problems.append(f"{name} has shape {tensors[name].shape}, which does not fit {shapes[path].shape}")
+            continue
+        tensor = tensors[name].T if path[-1] == "weight" else tensors[name]
+        if same_matrix(tensor.shape, shapes[path].shape):
+            filled[path] = np.asarray(tensor, np.float32).reshape(shapes[path].shape)
         else:
-            filled[path] = np.asarray(tensors[name], np.float32).reshape(shapes[path].shape)
+            problems.append(f"{name} has shape {tensors[name].shape}, which does not fit {shapes[path].shape}")
     if problems:
         raise InputError(f"the weights do not fit the configuration: {'; '.join(problems)}")
     return nnx.merge(graphdef, traverse_util.unflatten_dict(filled))
 
 
 def same_matrix(theirs: Iterable[int], ours: Iterable[int]) -> bool:
-    """Whether a tensor of one shape is one of the other with axes split: [N*H, D] and [N, H, D], [1, V] and [V]."""
+    """Whether a tensor of one shape is one of the other with axes split: [D, N*H] and [D, N, H], [1, V] and [V]."""
     ends_theirs, ends_ours = (set(np.cumprod([n for n in shape if n > 1]).tolist()) for shape in (theirs, ours))
     return ends_theirs <= ends_ours and max(ends_theirs, default=1) == max(ends_ours, default=1)

@@ -21,11 +21,11 @@ def pair(heads: int, width: int) -> tuple[torch.nn.MultiheadAttention, Attention
     for parameter in reference.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     module = Attention(AttentionConfig(heads), dim, rngs=nnx.Rngs(0))
-    weights = reference.in_proj_weight.detach().numpy().reshape(3, heads, width, dim)
+    weights = reference.in_proj_weight.detach().numpy().reshape(3, heads, width, dim).transpose(0, 3, 1, 2)
     biases = reference.in_proj_bias.detach().numpy().reshape(3, heads, width)
     for linear, weight, bias in zip((module.query, module.key, module.value), weights, biases, strict=True):
         linear.weight[...], linear.bias[...] = jnp.asarray(weight), jnp.asarray(bias)
-    module.output.weight[...] = jnp.asarray(reference.out_proj.weight.detach().numpy().reshape(dim, heads, width))
+    module.output.weight[...] = jnp.asarray(reference.out_proj.weight.detach().numpy().T.reshape(heads, width, dim))
     module.output.bias[...] = jnp.asarray(reference.out_proj.bias.detach().numpy())
     return reference, module
 
