@@ -22,12 +22,6 @@ class KeyValue(NamedTuple):
     key: jax.Array
     value: jax.Array
 
-    @classmethod
-    def empty(cls, batch: int, heads: int, slots: int, width: int, dtype: jnp.dtype) -> "KeyValue":
-        """Room for `slots` keys and values."""
-        zeros = jnp.zeros((batch, heads, slots, width), dtype)
-        return cls(zeros, zeros)
-
     @property
     def slots(self) -> int:
         """How many keys and values there are, S."""
@@ -88,8 +82,9 @@ class Attention(nnx.Module):
 
     def empty(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValue:
         """A cache of this layer's keys and values with room for `slots` of them."""
-        heads, width = self.key.outputs
-        return KeyValue.empty(batch, heads, slots, width, dtype)
+        K, *width = self.key.outputs
+        zeros = jnp.zeros((batch, K, slots, *width), dtype)
+        return KeyValue(zeros, zeros)
 
     def __call__(
         self, x: jax.Array, seen: KeyValue, visibility: Visibility, *, dropout_key: jax.Array | None = None

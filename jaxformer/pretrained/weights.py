@@ -44,8 +44,8 @@ def build(config: TransformerConfig, tensors: Arrays, rename: Callable[[str], st
 
     `rename` maps the name of a parameter of ours ("decoder.blocks.0.attention.query.weight") to the tensor's name in
     the file; tensors that match the regular expression `ignorable` may stay unused. Linear maps, whose parameter is
-    called "weight", are [outputs, inputs] in the file and [inputs, outputs] here. Raises InputError listing all missing,
-    surplus and misshapen tensors at once.
+    called "weight", are [outputs, inputs] in the file and [inputs, outputs] here. Raises InputError listing all
+    missing, surplus and misshapen tensors at once.
     """
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
