@@ -22,7 +22,7 @@ SOURCE = 30  # tokens of each source
 class Arguments:
     """Race jaxformer's generation against its naive form and Hugging Face, with equal weights and equal tokens."""
 
-    shape: Literal["paper-base", "paper-big", "tiny"] = "paper-base"
+    shape: Literal["paper-base", "paper-big", "symbols"] = "paper-base"
     """the preset whose widths and depths are taken"""
     vocab_size: int = 32000
     """tokens of the vocabulary"""
@@ -39,7 +39,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Race, print, and write the table."""
     if arguments.quick:
-        arguments = Arguments("tiny", vocab_size=101, new_tokens=7, runs=1, quick=True)
+        arguments = Arguments("symbols", vocab_size=101, new_tokens=7, runs=1, quick=True)
     prepare()
     shape = PRESETS[arguments.shape](arguments.vocab_size)
     blocks = shape.main.blocks

@@ -12,10 +12,23 @@ from jaxformer.ops import (
     dot_product_attention,
     layer_norm,
     padding_mask,
+    rms_norm,
+    rotary_frequencies,
+    rotate,
+    rotation,
     sinusoidal_positions,
     token_cross_entropy,
 )
-from jaxformer.presets import PRESETS, decoder_only, encoder_decoder, encoder_only, gpt2, paper_base, paper_big
+from jaxformer.presets import (
+    PRESETS,
+    decoder_only,
+    encoder_decoder,
+    encoder_only,
+    gpt2,
+    modern_decoder_only,
+    paper_base,
+    paper_big,
+)
 
 __version__ = "0.1.0"
 
@@ -39,9 +52,14 @@ __all__ = [
     "generate",
     "gpt2",
     "layer_norm",
+    "modern_decoder_only",
     "padding_mask",
     "paper_base",
     "paper_big",
+    "rms_norm",
+    "rotary_frequencies",
+    "rotate",
+    "rotation",
     "sinusoidal_positions",
     "to_dict",
     "token_cross_entropy",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
+from jaxformer.ops.rotary import RotaryLayout
 
 Placement = Literal["pre", "post"]
 
@@ -25,6 +26,16 @@ class LayerNormConfig:
     """Layer normalisation over the model width, with a learned scale and shift."""
 
     epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
+class RMSNormConfig:
+    """Root-mean-square normalisation over the model width (Zhang and Sennrich 2019): a learned scale, no mean."""
+
+    epsilon: float = 1e-6
+
+
+NormConfig = LayerNormConfig | RMSNormConfig
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,27 @@ Positions = LearnedPositions | SinusoidalPositions
 
 
 @dataclass(frozen=True)
+class Rope:
+    """Rotary positions: queries and keys are turned by angles in proportion to their position (Su et al. 2021).
+
+    base: the slowest pair of dimensions turns once in 2 pi x base positions. width: how many dimensions of a head are
+    turned (None: all). layout: which dimensions make a pair, see `jaxformer.ops.rotate`.
+    """
+
+    base: float = 10000.0
+    width: int | None = None
+    layout: RotaryLayout = "halves"
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """Multi-head attention, section 3.2.2.
 
     heads: query heads N. kv_heads: key-value heads K, each serving N/K query heads (None: N). head_dim: width H of
     a head (None: model width / N). scale: factor on the scores (None: 1/sqrt(H)). window: how many keys a query sees,
     itself included (None: all). softcap: scores are squashed into (-softcap, softcap) by tanh (None: not). bias: of
-    the four projections. dropout: rate on the attention weights.
+    the four projections. rope: rotary positions (None: the stack's positions are all there is). dropout: rate on the
+    attention weights.
     """
 
     heads: int = 8
@@ -63,6 +88,7 @@ class AttentionConfig:
     window: int | None = None
     softcap: float | None = None
     bias: bool = True
+    rope: Rope | None = None
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -78,11 +104,13 @@ class AttentionConfig:
 class FeedForwardConfig:
     """Position-wise feed-forward network, section 3.3, equation 2: two linear maps with an activation between them.
 
-    hidden: inner width F (None: 4 x the model width, as in the paper).
+    hidden: inner width F (None: 4 x the model width, as in the paper). gated: the inner units are multiplied by a
+    second linear map of the input, activation(x W_gate) * (x W_up) (Shazeer 2020; SwiGLU with the activation "silu").
     """
 
     hidden: int | None = None
     activation: Activation = "relu"
+    gated: bool = False
     bias: bool = True
 
     def __post_init__(self) -> None:
@@ -104,7 +132,7 @@ class BlockConfig:
     attention: AttentionConfig = AttentionConfig()
     feed_forward: FeedForwardConfig = FeedForwardConfig()
     cross: AttentionConfig | None = None
-    norm: LayerNormConfig = LayerNormConfig()
+    norm: NormConfig = LayerNormConfig()
     placement: Placement = "post"
     dropout: float = 0.0
 
@@ -139,16 +167,19 @@ class StackConfig:
 
     embedding_norm: normalise embedding + positions. position_index: what numbers the positions when no `position_ids`
     are given: "valid" counts the real tokens, so that padding on either side changes nothing; "slot" counts every
-    slot, as most Hugging Face models do. dropout: rate after embedding + positions (section 5.4).
+    slot, as most Hugging Face models do. dropout: rate after embedding + positions (section 5.4). positions: None adds
+    nothing, for blocks whose attention has rotary positions. rematerialise: compute what is inside a block a second
+    time in the backward pass instead of storing it; memory then grows with one vector per token and block.
     """
 
     embedding: EmbeddingConfig
     blocks: tuple[BlockConfig, ...]
-    positions: Positions
-    embedding_norm: LayerNormConfig | None = None
-    final_norm: LayerNormConfig | None = None
+    positions: Positions | None
+    embedding_norm: NormConfig | None = None
+    final_norm: NormConfig | None = None
     position_index: Literal["valid", "slot"] = "valid"
     dropout: float = 0.0
+    rematerialise: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an empty stack and an impossible rate."""
@@ -194,7 +225,9 @@ class TransformerConfig:
         for stack in filter(None, (self.encoder, self.decoder)):
             for block in stack.blocks:
                 for attention in filter(None, (block.attention, block.cross)):
-                    head_width(attention, self.dim)
+                    check_rope(attention, head_width(attention, self.dim))
+                if block.cross and block.cross.rope:
+                    raise InputError("two sequences share no positions: cross-attention needs rope=None")
 
     @property
     def main(self) -> StackConfig:
@@ -216,10 +249,20 @@ def head_width(attention: AttentionConfig, dim: int) -> int:
     return dim // attention.heads
 
 
+def check_rope(attention: AttentionConfig, width: int) -> None:
+    """Raise InputError unless a head of this width has as many pairs of dimensions as are to be turned."""
+    if attention.rope is not None:
+        turned = width if attention.rope.width is None else attention.rope.width
+        if turned < 2 or turned % 2 or turned > width:
+            raise InputError(f"rotary positions turn pairs of a head's {width} dimensions, not {turned}: change one")
+
+
 CONFIGS = (
     LayerNormConfig,
+    RMSNormConfig,
     LearnedPositions,
     SinusoidalPositions,
+    Rope,
     AttentionConfig,
     FeedForwardConfig,
     BlockConfig,

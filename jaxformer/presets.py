@@ -10,6 +10,8 @@ from jaxformer.config import (
     LayerNormConfig,
     LearnedPositions,
     Placement,
+    RMSNormConfig,
+    Rope,
     SinusoidalPositions,
     StackConfig,
     TransformerConfig,
@@ -65,6 +67,23 @@ def decoder_only(
     return TransformerConfig(dim, decoder=_pre_norm_stack(vocab_size, length, layers, heads, dropout))
 
 
+def modern_decoder_only(
+    vocab_size: int, *, dim: int, layers: int, heads: int, kv_heads: int, dropout: float = 0.0
+) -> TransformerConfig:
+    """A language model shaped as Llama: rotary positions, RMSNorm, SwiGLU, grouped-query heads, no biases, tied output.
+
+    The gated feed-forward network has three matrices where the plain one has two: an inner width of 8/3 x the model's,
+    rounded up to a multiple of 32, makes them as large. Rotary positions have no table, so any length can be read.
+    """
+    attention = AttentionConfig(heads, kv_heads, bias=False, rope=Rope(), dropout=dropout)
+    hidden = -(-8 * dim // (3 * 32)) * 32
+    feed_forward = FeedForwardConfig(hidden, "silu", gated=True, bias=False)
+    block = BlockConfig(attention, feed_forward, norm=RMSNormConfig(), placement="pre", dropout=dropout)
+    embedding = EmbeddingConfig(vocab_size, scale=False)
+    stack = StackConfig(embedding, (block,) * layers, None, final_norm=RMSNormConfig(), dropout=dropout)
+    return TransformerConfig(dim, decoder=stack)
+
+
 def encoder_only(
     vocab_size: int, *, length: int, dim: int, layers: int, heads: int, dropout: float = 0.0
 ) -> TransformerConfig:
@@ -85,12 +104,27 @@ def _pre_norm_stack(vocab_size: int, length: int, layers: int, heads: int, dropo
     )
 
 
-def gpt2(vocab_size: int = 50257) -> TransformerConfig:
+def gpt2(vocab_size: int = 50257, length: int = 1024, dropout: float = 0.1) -> TransformerConfig:
     """The shape of GPT-2 small: 12 layers of width 768, 12 heads, 1024 positions, 124 million parameters."""
-    return decoder_only(vocab_size, length=1024, dim=768, layers=12, heads=12, dropout=0.1)
+    return decoder_only(vocab_size, length=length, dim=768, layers=12, heads=12, dropout=dropout)
 
 
-def tiny(vocab_size: int = 35) -> TransformerConfig:
+def tiny(vocab_size: int = 256, length: int = 64, dropout: float = 0.0) -> TransformerConfig:
+    """A language model that trains in a minute: 2 layers of width 128, 2 heads, 64 positions."""
+    return decoder_only(vocab_size, length=length, dim=128, layers=2, heads=2, dropout=dropout)
+
+
+def small(vocab_size: int = 256, length: int = 256, dropout: float = 0.0) -> TransformerConfig:
+    """A language model for one CPU: 6 layers of width 384, 6 heads, 256 positions; 10.8 million parameters."""
+    return decoder_only(vocab_size, length=length, dim=384, layers=6, heads=6, dropout=dropout)
+
+
+def small_modern(vocab_size: int = 256, dropout: float = 0.0) -> TransformerConfig:
+    """`small` with the blocks of Llama: rotary positions, RMSNorm, SwiGLU, 2 key-value heads for its 6 heads."""
+    return modern_decoder_only(vocab_size, dim=384, layers=6, heads=6, kv_heads=2, dropout=dropout)
+
+
+def symbols(vocab_size: int = 35) -> TransformerConfig:
     """Two and two layers of width 128: the copy, reverse and sort tasks."""
     return encoder_decoder(vocab_size, dim=128, layers=2, heads=4, placement="pre", dropout=0.0)
 
@@ -98,6 +132,9 @@ def tiny(vocab_size: int = 35) -> TransformerConfig:
 PRESETS: dict[str, Callable[..., TransformerConfig]] = {
     "paper-base": paper_base,
     "paper-big": paper_big,
-    "gpt2": gpt2,
+    "symbols": symbols,
     "tiny": tiny,
+    "small": small,
+    "small-modern": small_modern,
+    "gpt2": gpt2,
 }

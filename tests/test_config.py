@@ -21,26 +21,28 @@ from jaxformer.config import (
     HeadConfig,
     LayerNormConfig,
     LearnedPositions,
+    RMSNormConfig,
+    Rope,
     SinusoidalPositions,
     StackConfig,
 )
 
-ATTENTION = AttentionConfig(4, kv_heads=2, head_dim=6, scale=0.3, window=3, softcap=2.0, bias=True, dropout=0.1)
+CROSS = AttentionConfig(4, kv_heads=2, head_dim=6, scale=0.3, window=3, softcap=2.0, bias=True, dropout=0.1)
+ATTENTION = dataclasses.replace(CROSS, rope=Rope(1000.0, width=4, layout="halves"))
 
 
 def stack(cross: AttentionConfig | None, positions: LearnedPositions | SinusoidalPositions) -> StackConfig:
     block = BlockConfig(
-        ATTENTION, FeedForwardConfig(13, "gelu", bias=True), cross, LayerNormConfig(1e-3), "pre", dropout=0.2
+        ATTENTION, FeedForwardConfig(13, "gelu", gated=True), cross, LayerNormConfig(1e-3), "pre", dropout=0.2
     )
     embedding = EmbeddingConfig(29, dim=10, scale=True)
-    norm = LayerNormConfig(1e-2)
-    return StackConfig(embedding, (block,), positions, norm, norm, position_index="valid", dropout=0.1)
+    return StackConfig(embedding, (block,), positions, LayerNormConfig(1e-2), RMSNormConfig(1e-2), dropout=0.1)
 
 
 BASE = TransformerConfig(
     20,
     encoder=stack(None, SinusoidalPositions("interleaved", 1000.0)),
-    decoder=stack(ATTENTION, LearnedPositions(19, offset=2)),
+    decoder=stack(CROSS, LearnedPositions(19, offset=2)),
     head=HeadConfig(tied=True, bias=True),
     share_embeddings=True,
 )
@@ -55,17 +57,20 @@ OTHER = {
     "dropout": 0.4,
     "hidden": 11,
     "activation": "relu",
+    "gated": False,
+    "width": 2,
     "placement": "post",
     "epsilon": 1e-1,
     "vocab_size": 31,
     "dim": 12,
     "length": 23,
     "offset": 3,
-    "layout": "halves",
     "base": 500.0,
     "position_index": "slot",
     "tied": False,
     "share_embeddings": False,
+    "rope": None,
+    "rematerialise": True,
     "embedding_norm": None,
     "final_norm": None,
     "head": None,
@@ -78,11 +83,13 @@ def perturbed(config: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Every configuration that differs from `config` in one field of one of its parts, with the path to the field."""
     for field in dataclasses.fields(config):
         value, where = getattr(config, field.name), f"{path}.{field.name}"
-        if field.name in OTHER:
+        if field.name == "layout":
+            yield where, dataclasses.replace(config, layout="halves" if value == "interleaved" else "interleaved")
+        elif field.name in OTHER and not (field.name == "rope" and value is None):
             other = not value if isinstance(value, bool) else OTHER[field.name]
             yield where, dataclasses.replace(config, **{field.name: other})
         else:
-            assert field.name in COMPOSED, f"give {where} another value in this test"
+            assert field.name in COMPOSED | {"rope"}, f"give {where} another value in this test"
         inner = value[0] if isinstance(value, tuple) else value
         if dataclasses.is_dataclass(inner):
             for name, changed in perturbed(inner, where):
@@ -98,7 +105,9 @@ def perturbed(config: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 @functools.cache
 def fingerprint(config: TransformerConfig) -> tuple[list[tuple[int, ...]], np.ndarray]:
-    """Parameter shapes, and outputs in training and evaluation with parameters that only their shape decides."""
+    """Parameter shapes and rematerialised blocks; outputs in training and evaluation with parameters that only their
+    shape decides.
+    """
     model = Transformer(config, rngs=nnx.Rngs(0))
     leaves, structure = jax.tree.flatten(model)
     model = jax.tree.unflatten(structure, [0.5 * jax.random.normal(jax.random.key(1), x.shape) for x in leaves])
@@ -106,7 +115,8 @@ def fingerprint(config: TransformerConfig) -> tuple[list[tuple[int, ...]], np.nd
     valid = jnp.array([[False, True, True, True, True, True]] * 2)
     marks = {"inputs_valid": valid, "targets_valid": valid[:, 1:] & (jnp.arange(5) > 0)[None]}
     outputs = [model(source, target, dropout_key=key, **marks).ravel() for key in (None, jax.random.key(0))]
-    return [x.shape for x in leaves], np.concatenate(outputs)
+    program = str(jax.make_jaxpr(lambda model: model(source, target))(model))
+    return [*(x.shape for x in leaves), (program.count("remat"),)], np.concatenate(outputs)
 
 
 PERTURBED = list(perturbed(BASE))
@@ -121,7 +131,7 @@ def test_no_field_is_dead(changed: TransformerConfig) -> None:
 
 def test_every_class_is_perturbed() -> None:
     fields = {(config.__name__, field.name) for config in CONFIGS for field in dataclasses.fields(config)}
-    assert {name for _, name in fields} == set(OTHER) | COMPOSED
+    assert {name for _, name in fields} == set(OTHER) | COMPOSED | {"layout"}
 
 
 @pytest.mark.parametrize("config", [BASE, *(preset() for preset in PRESETS.values())])
@@ -141,3 +151,21 @@ def test_sharing_needs_equal_vocabularies() -> None:
     config = encoder_decoder(29, source_vocab_size=31, dim=20, layers=1, heads=4)
     with pytest.raises(InputError, match="share_embeddings"):
         dataclasses.replace(config, share_embeddings=True)
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        (AttentionConfig(4, rope=Rope(width=7)), "pairs of a head's 5 dimensions, not 7"),
+        (AttentionConfig(4, rope=Rope()), "pairs of a head's 5 dimensions, not 5"),
+    ],
+)
+def test_rotary_positions_need_pairs(attention: AttentionConfig, message: str) -> None:
+    decoder = StackConfig(EmbeddingConfig(29), (BlockConfig(attention),), None)
+    with pytest.raises(InputError, match=message):
+        TransformerConfig(20, decoder=decoder)
+
+
+def test_cross_attention_has_no_rotary_positions() -> None:
+    with pytest.raises(InputError, match="cross-attention needs rope=None"):
+        dataclasses.replace(BASE, decoder=stack(ATTENTION, SinusoidalPositions()))

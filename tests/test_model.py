@@ -17,6 +17,7 @@ from jaxformer import (
     decoder_only,
     encoder_decoder,
     encoder_only,
+    modern_decoder_only,
 )
 from jaxformer.config import AttentionConfig, BlockConfig
 
@@ -41,7 +42,8 @@ POST = encoder_decoder(V, dim=20, layers=2, heads=4, dropout=0.0)
 PRE = encoder_decoder(V, source_vocab_size=31, dim=20, layers=2, heads=4, placement="pre", dropout=0.0)
 GPT = decoder_only(V, length=17, dim=20, layers=2, heads=4)
 BERT = encoder_only(V, length=17, dim=20, layers=2, heads=4)
-DECODERS = {"post": POST, "pre": PRE, "gpt": GPT, "window": narrow_window(GPT)}
+MODERN = modern_decoder_only(V, dim=24, layers=2, heads=4, kv_heads=2)
+DECODERS = {"post": POST, "pre": PRE, "gpt": GPT, "window": narrow_window(GPT), "modern": MODERN}
 
 
 def tokens(*shape: int, seed: int = 0) -> jax.Array:

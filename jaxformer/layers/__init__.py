@@ -5,7 +5,7 @@ from jaxformer.layers.block import Block, Source, split_key
 from jaxformer.layers.embedding import Embedding, Head
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.linear import Linear
-from jaxformer.layers.norm import LayerNorm
+from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
 from jaxformer.layers.stack import Stack, Trace, count_positions
 
 __all__ = [
@@ -17,10 +17,12 @@ __all__ = [
     "KeyValue",
     "LayerNorm",
     "Linear",
+    "RMSNorm",
     "Source",
     "Stack",
     "Trace",
     "Visibility",
     "count_positions",
+    "make_norm",
     "split_key",
 ]

@@ -9,7 +9,15 @@ from flax import nnx
 
 from jaxformer.config import AttentionConfig, head_width
 from jaxformer.layers.linear import Linear
-from jaxformer.ops import attention_weights, dot_product_attention, dropout, weighted_values
+from jaxformer.ops import (
+    attention_weights,
+    dot_product_attention,
+    dropout,
+    rotary_frequencies,
+    rotate,
+    rotation,
+    weighted_values,
+)
 
 
 class KeyValue(NamedTuple):
@@ -76,9 +84,10 @@ class Attention(nnx.Module):
         self.value = Linear(dim, (kv_heads, width), bias=config.bias, rngs=rngs)
         self.output = Linear((heads, width), dim, bias=config.bias, rngs=rngs)
 
-    def keys_values(self, x: jax.Array) -> KeyValue:
-        """What the states x [B, S, D] offer to queries."""
-        return KeyValue(jnp.swapaxes(self.key(x), 1, 2), jnp.swapaxes(self.value(x), 1, 2))
+    def keys_values(self, x: jax.Array, position_ids: jax.Array | None = None) -> KeyValue:
+        """What the states x [B, S, D] at positions [1|B, S] offer to queries; rotary keys stay turned as they are."""
+        key = self._turned(self.key(x), position_ids)
+        return KeyValue(jnp.swapaxes(key, 1, 2), jnp.swapaxes(self.value(x), 1, 2))
 
     def empty(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValue:
         """A cache of this layer's keys and values with room for `slots` of them."""
@@ -87,13 +96,20 @@ class Attention(nnx.Module):
         return KeyValue(zeros, zeros)
 
     def __call__(
-        self, x: jax.Array, seen: KeyValue, visibility: Visibility, *, dropout_key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        seen: KeyValue,
+        visibility: Visibility,
+        position_ids: jax.Array | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Queries of x [R, T, D] over the keys and values `seen` of B rows: [R, T, D].
+        """Queries of x [R, T, D] at positions [1|R, T] over the keys and values `seen` of B rows: [R, T, D].
 
         R = B, or a multiple of it: adjacent rows, such as beams over one source, then share keys and values.
         """
-        query, (key, value), visible = self._grouped(x, seen), seen.as_activations(), self._visible(visibility)
+        query, (key, value) = self._queries(x, seen, position_ids), seen.as_activations()
+        visible = self._visible(visibility)
         if dropout_key is None or not self.config.dropout:
             mixed = dot_product_attention(query, key, value, **visible)
         else:
@@ -101,17 +117,28 @@ class Attention(nnx.Module):
             mixed = weighted_values(weights, value)
         return self.output(mixed.reshape(*x.shape[:2], *mixed.shape[2:]))
 
-    def weights(self, x: jax.Array, seen: KeyValue, visibility: Visibility) -> jax.Array:
+    def weights(
+        self, x: jax.Array, seen: KeyValue, visibility: Visibility, position_ids: jax.Array | None = None
+    ) -> jax.Array:
         """The attention map [R, N, T, S] behind a call. Under `jax.jit` the compiler merges what both compute."""
         key, _ = seen.as_activations()
-        weights = attention_weights(self._grouped(x, seen), key, **self._visible(visibility))
+        weights = attention_weights(self._queries(x, seen, position_ids), key, **self._visible(visibility))
         B, N, _, S = weights.shape
         R, T, _ = x.shape
         return jnp.swapaxes(weights.reshape(B, N, R // B, T, S), 1, 2).reshape(R, N, T, S)
 
-    def _grouped(self, x: jax.Array, seen: KeyValue) -> jax.Array:
+    def _turned(self, heads: jax.Array, position_ids: jax.Array | None) -> jax.Array:
+        """Queries or keys [B, T, N, H], turned by their positions where these are rotary."""
+        rope = self.config.rope
+        if rope is None:
+            return heads
+        assert position_ids is not None, "rotary positions need to know them"
+        frequencies = rotary_frequencies(rope.width or heads.shape[-1], rope.base)
+        return rotate(heads, rotation(position_ids, frequencies), layout=rope.layout)
+
+    def _queries(self, x: jax.Array, seen: KeyValue, position_ids: jax.Array | None) -> jax.Array:
         """Queries [B, R/B * T, N, H]: rows that share keys stand in line, so that the keys are read once."""
-        query = self.query(x)
+        query = self._turned(self.query(x), position_ids)
         return query.reshape(seen.key.shape[0], -1, *query.shape[2:])
 
     def _visible(self, visibility: Visibility) -> dict[str, Any]:

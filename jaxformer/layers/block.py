@@ -9,7 +9,7 @@ from flax import nnx
 from jaxformer.config import BlockConfig
 from jaxformer.layers.attention import Attention, KeyValue, Visibility
 from jaxformer.layers.feed_forward import FeedForward
-from jaxformer.layers.norm import LayerNorm
+from jaxformer.layers.norm import Norm, make_norm
 from jaxformer.ops import dropout
 
 
@@ -36,34 +36,38 @@ class Block(nnx.Module):
     def __init__(self, config: BlockConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
         self.attention = Attention(config.attention, dim, rngs=rngs)
-        self.attention_norm = LayerNorm(config.norm, dim)
+        self.attention_norm = make_norm(config.norm, dim)
         self.cross = Attention(config.cross, dim, rngs=rngs) if config.cross else None
-        self.cross_norm = LayerNorm(config.norm, dim) if config.cross else None
+        self.cross_norm = make_norm(config.norm, dim) if config.cross else None
         self.feed_forward = FeedForward(config.feed_forward, dim, rngs=rngs)
-        self.feed_forward_norm = LayerNorm(config.norm, dim)
+        self.feed_forward_norm = make_norm(config.norm, dim)
 
     def __call__(
         self,
         x: jax.Array,
         visibility: Visibility,
+        position_ids: jax.Array,
         *,
         cache: KeyValue | None = None,
         source: Source | None = None,
         observe: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> BlockOutput:
-        """[B, T, D] -> [B, T, D]. A cache is written from slot `visibility.query_offset` on, then attended to."""
+        """[B, T, D] at positions [1|B, T] -> [B, T, D].
+
+        A cache is written from slot `visibility.query_offset` on, then attended to.
+        """
         keys = split_key(dropout_key, 5)
         attention_map = cross_map = None
 
         states = self._enter(x, self.attention_norm)
-        seen = self.attention.keys_values(states)
+        seen = self.attention.keys_values(states, position_ids)
         if cache is not None:
             cache = cache.write(seen, visibility.query_offset)
             seen = cache.first(visibility.reach(x.shape[1], cache.slots))
         if observe:
-            attention_map = self.attention.weights(states, seen, visibility)
-        mixed = self.attention(states, seen, visibility, dropout_key=keys[0])
+            attention_map = self.attention.weights(states, seen, visibility, position_ids)
+        mixed = self.attention(states, seen, visibility, position_ids, dropout_key=keys[0])
         x = self._leave(x, mixed, self.attention_norm, keys[1])
 
         if self.cross is not None and self.cross_norm is not None:
@@ -78,11 +82,11 @@ class Block(nnx.Module):
         x = self._leave(x, mixed, self.feed_forward_norm, keys[4])
         return BlockOutput(x, cache, attention_map, cross_map)
 
-    def _enter(self, x: jax.Array, norm: LayerNorm) -> jax.Array:
+    def _enter(self, x: jax.Array, norm: Norm) -> jax.Array:
         """What a sub-layer sees: the normalised states (pre-LN) or the states themselves (post-LN)."""
         return norm(x) if self.config.placement == "pre" else x
 
-    def _leave(self, x: jax.Array, mixed: jax.Array, norm: LayerNorm, key: jax.Array | None) -> jax.Array:
+    def _leave(self, x: jax.Array, mixed: jax.Array, norm: Norm, key: jax.Array | None) -> jax.Array:
         """The residual sum of the states and a sub-layer's output, normalised in post-LN.
 
         The sum gives every layer a path of slope one to the loss, whatever its weights do: without it the gradient of

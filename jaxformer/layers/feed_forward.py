@@ -9,14 +9,20 @@ from jaxformer.ops import ACTIVATIONS
 
 
 class FeedForward(nnx.Module):
-    """Equation 2: activation(x W_up + b_up) W_down + b_down, the same at every position."""
+    """Equation 2: activation(x W_up + b_up) W_down + b_down, the same at every position.
+
+    Gated: (activation(x W_gate + b_gate) * (x W_up + b_up)) W_down + b_down.
+    """
 
     def __init__(self, config: FeedForwardConfig, dim: int, *, rngs: nnx.Rngs):
         hidden = 4 * dim if config.hidden is None else config.hidden
         self.activation = ACTIVATIONS[config.activation]
+        self.gate = Linear(dim, hidden, bias=config.bias, rngs=rngs) if config.gated else None
         self.up = Linear(dim, hidden, bias=config.bias, rngs=rngs)
         self.down = Linear(hidden, dim, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        return self.down(self.activation(self.up(x)))
+        if self.gate is None:
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))

@@ -1,5 +1,6 @@
 """An encoder or a decoder: positions, dropout, blocks, final norm; sections 3.1 and 3.5."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jaxformer.config import LearnedPositions, SinusoidalPositions, StackConfig
 from jaxformer.layers.attention import KeyValue, Visibility
 from jaxformer.layers.block import Block, Source, split_key
 from jaxformer.layers.embedding import PositionTable, Sinusoids
-from jaxformer.layers.norm import LayerNorm
+from jaxformer.layers.norm import make_norm
 from jaxformer.ops import dropout
 
 
@@ -36,9 +37,11 @@ class Stack(nnx.Module):
                 self.positions = PositionTable(learned, dim, rngs=rngs)
             case SinusoidalPositions() as sinusoidal:
                 self.positions = Sinusoids(sinusoidal, dim)
-        self.embedding_norm = LayerNorm(config.embedding_norm, dim) if config.embedding_norm else None
+            case None:
+                self.positions = None
+        self.embedding_norm = make_norm(config.embedding_norm, dim) if config.embedding_norm else None
         self.blocks = nnx.List([Block(block, dim, rngs=rngs) for block in config.blocks])
-        self.final_norm = LayerNorm(config.final_norm, dim) if config.final_norm else None
+        self.final_norm = make_norm(config.final_norm, dim) if config.final_norm else None
 
     def __call__(
         self,
@@ -56,7 +59,9 @@ class Stack(nnx.Module):
         caches and sources hold one entry per block, or none.
         """
         first_key, *keys = split_key(dropout_key, 1 + len(self.blocks))
-        x = embedded + self.positions(position_ids).astype(embedded.dtype)
+        x = embedded
+        if self.positions is not None:
+            x += self.positions(position_ids).astype(x.dtype)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = dropout(x, self.config.dropout, first_key)
@@ -64,9 +69,12 @@ class Stack(nnx.Module):
         for index, block in enumerate(self.blocks):
             cache = caches[index] if caches else None
             source = sources[index] if sources else None
-            x, cache, attention_map, cross_map = block(
-                x, visibility, cache=cache, source=source, observe=observe, dropout_key=keys[index]
+            forward = partial(
+                block, visibility=visibility, cache=cache, source=source, observe=observe, dropout_key=keys[index]
             )
+            if self.config.rematerialise:
+                forward = jax.checkpoint(forward)
+            x, cache, attention_map, cross_map = forward(x, position_ids=position_ids)
             states.append(x)
             written.append(cache)
             maps.append(attention_map)

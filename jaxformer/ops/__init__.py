@@ -5,12 +5,14 @@ from jaxformer.ops.attention import attention_scores, attention_weights, dot_pro
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import causal_mask, padding_mask
-from jaxformer.ops.norms import layer_norm
+from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import sinusoidal_positions
+from jaxformer.ops.rotary import Rotation, rotary_frequencies, rotate, rotation
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "Rotation",
     "attention_scores",
     "attention_weights",
     "causal_mask",
@@ -19,6 +21,10 @@ __all__ = [
     "dropout",
     "layer_norm",
     "padding_mask",
+    "rms_norm",
+    "rotary_frequencies",
+    "rotate",
+    "rotation",
     "sinusoidal_positions",
     "token_cross_entropy",
     "weighted_values",

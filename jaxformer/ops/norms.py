@@ -17,3 +17,14 @@ def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, *, epsilon: flo
     normal = deviation * jax.lax.rsqrt(variance + epsilon)
     broadcast = (1,) * (x.ndim - 1) + (-1,)
     return (normal * scale.reshape(broadcast) + shift.reshape(broadcast)).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
+    """Each vector of x [..., D] brought to a mean square of 1, then scaled: [..., D].
+
+    Zhang and Sennrich (2019), equation 4: x / sqrt(mean(x^2) + epsilon) * scale [D]. Unlike `layer_norm` it subtracts
+    no mean and adds no shift. In float32 whatever the type of x.
+    """
+    wide = x.astype(jnp.float32)
+    normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
+    return (normal * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Attention, cross-entropy and layer normalisation against the cases that ONNX generates for its operators.
+"""Attention, cross-entropy, normalisation and rotary positions against the cases that ONNX generates for its operators.
 
 ONNX applies its softcap as we do: after the scale, before masks.
 """
@@ -12,16 +12,21 @@ import pytest
 from onnx_cases import Case, node_cases
 
 from jaxformer.ops import (
+    Rotation,
     attention_scores,
     attention_weights,
     cross_entropy,
     dot_product_attention,
     layer_norm,
+    rms_norm,
+    rotate,
     token_cross_entropy,
 )
 
 ATTENTION = node_cases("Attention")
 LAYER_NORM = node_cases("LayerNormalization")
+RMS_NORM = node_cases("RMSNormalization")
+ROTARY = node_cases("RotaryEmbedding")
 CROSS_ENTROPY = node_cases("SoftmaxCrossEntropyLoss")
 # Class weights are an input that we do not take.
 WEIGHTED = {
@@ -175,3 +180,29 @@ def test_layer_normalisation(case: Case) -> None:
     scale, shift = (jnp.asarray(case.inputs[name]).reshape(-1) for name in ("Scale", "B"))
     output = layer_norm(x.reshape(*leading, -1), scale, shift, epsilon=case.attributes.get("epsilon", 1e-5))
     assert_close(output.reshape(x.shape), case.outputs["Y"], case)
+
+
+def test_there_are_19_rms_normalisation_and_8_rotary_cases() -> None:
+    assert (len(RMS_NORM), len(ROTARY)) == (19, 8)
+
+
+@pytest.mark.parametrize("case", RMS_NORM, ids=lambda case: case.name)
+def test_rms_normalisation(case: Case) -> None:
+    x = jnp.asarray(case.inputs["X"])
+    leading = x.shape[: case.attributes.get("axis", -1)]
+    scale = jnp.asarray(case.inputs["scale"]).reshape(-1)
+    output = rms_norm(x.reshape(*leading, -1), scale, epsilon=case.attributes.get("epsilon", 1e-5))
+    assert_close(output.reshape(x.shape), case.outputs["Y"], case)
+
+
+@pytest.mark.parametrize("case", ROTARY, ids=lambda case: case.name)
+def test_rotary_positions(case: Case) -> None:
+    """ONNX has heads before positions, or inside the last axis, and gives cosines and sines as tables."""
+    x, heads_first = jnp.asarray(case.inputs["X"]), case.inputs["X"].ndim == 4
+    heads = jnp.swapaxes(x, 1, 2) if heads_first else x.reshape(*x.shape[:2], case.attributes["num_heads"], -1)
+    tables = (jnp.asarray(case.inputs[name]) for name in ("cos_cache", "sin_cache"))
+    if "position_ids" in case.inputs:
+        tables = (table[case.inputs["position_ids"]] for table in tables)
+    layout = "interleaved" if case.attributes.get("interleaved") else "halves"
+    turned = rotate(heads, Rotation(*tables), layout=layout)
+    assert_close(jnp.swapaxes(turned, 1, 2) if heads_first else turned.reshape(x.shape), case.outputs["Y"], case)

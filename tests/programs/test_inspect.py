@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxformer import PRESETS, InputError, Transformer, decoder_only, encoder_decoder, encoder_only, paper_base
 from jaxformer.config import AttentionConfig
-from jaxformer.presets import tiny
+from jaxformer.presets import symbols
 from jaxformer.programs import accounting, inspect, runs
 from jaxformer.programs.accounting import Sizes, cache_bytes, costs, module_rows
 
@@ -76,13 +76,13 @@ def test_every_module_is_listed_with_its_shapes():
 
 
 def test_a_shared_embedding_is_listed_with_both_calls():
-    (row,) = [row for row in module_rows(tiny()) if row.path == "embedding"]
+    (row,) = [row for row in module_rows(symbols()) if row.path == "embedding"]
     assert row.calls == (("[B, S]", "[B, S, 128]"), ("[B, T]", "[B, T, 128]"))
 
 
 def test_classes_are_left_as_they_were():
     call = Transformer.__call__
-    module_rows(tiny())
+    module_rows(symbols())
     assert Transformer.__call__ is call
 
 
@@ -161,8 +161,8 @@ def test_a_run_is_described_without_its_weights(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["paper-bass"], "unknown preset 'paper-bass': choose one of paper-base, paper-big, gpt2, tiny"),
-        (["tiny", "--checkpoint", "runs/copy"], "a preset or a --checkpoint, not both"),
+        (["paper-bass"], "unknown preset 'paper-bass': choose one of paper-base, paper-big, symbols, tiny, small"),
+        (["symbols", "--checkpoint", "runs/copy"], "a preset or a --checkpoint, not both"),
         (["tiny", "--batch", "0"], "--batch must be at least 1, not 0"),
         (["gpt2", "--length", "1025"], "--length 1025 exceeds the 1024 positions"),
         (["--checkpoint", "nowhere"], "nowhere is not a run"),
@@ -199,7 +199,7 @@ def test_commands_are_listed():
     ("argv", "message"),
     [
         (["dissect"], "error: unknown command 'dissect': choose one of inspect, visualize"),
-        (["inspect", "large"], "error: unknown preset 'large': choose one of paper-base, paper-big, gpt2, tiny"),
+        (["inspect", "large"], "error: unknown preset 'large': choose one of paper-base, paper-big, symbols, tiny, small"),
     ],
 )
 def test_errors_are_one_line_and_exit_status_2(argv, message):

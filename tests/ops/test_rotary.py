@@ -1,0 +1,75 @@
+"""Rotary positions against the functions of PyTorch models in transformers, and their defining law."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from jaxformer import InputError, rotary_frequencies, rotate, rotation
+
+B, T, N, H = 2, 5, 3, 14
+FAR = [0, 1, 511, 4096, 8191]
+
+
+@pytest.mark.parametrize("base", [10000.0, 500000.0])
+@pytest.mark.parametrize("width", [6, 14, 32, 64, 80, 128])
+def test_frequencies_equal_torch_bit_for_bit(base: float, width: int) -> None:
+    theirs = 1.0 / (base ** (torch.arange(0, width, 2, dtype=torch.int64).float() / width))
+    np.testing.assert_array_equal(rotary_frequencies(width, base), theirs.numpy())
+    np.testing.assert_array_equal(jax.jit(lambda: rotary_frequencies(width, base))(), theirs.numpy())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rotation_equals_transformers_at_far_positions(rng: np.random.Generator, compiled: bool) -> None:
+    reference = LlamaRotaryEmbedding(
+        LlamaConfig(hidden_size=N * H, num_attention_heads=N, max_position_embeddings=8192)
+    )
+    x = rng.normal(size=(B, T, N, H)).astype(np.float32)
+    positions = np.array([FAR, FAR[::-1]])
+    heads_first = torch.tensor(x).swapaxes(1, 2)
+    theirs, _ = apply_rotary_pos_emb(heads_first, heads_first, *reference(heads_first, torch.tensor(positions)))
+
+    def ours(x: jax.Array, positions: jax.Array) -> jax.Array:
+        return rotate(x, rotation(positions, rotary_frequencies(H)))
+
+    turned = (jax.jit(ours) if compiled else ours)(jnp.asarray(x), jnp.asarray(positions))
+    np.testing.assert_allclose(turned, theirs.swapaxes(1, 2).numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+def test_scores_depend_on_the_distance_alone(rng: np.random.Generator, layout: str) -> None:
+    query, key = (jnp.asarray(rng.normal(size=(1, 1, 1, H)).astype(np.float32)) for _ in range(2))
+
+    def score(at: int, other: int) -> float:
+        turned = (
+            rotate(x, rotation(jnp.array([[p]]), rotary_frequencies(H)), layout=layout)
+            for x, p in ((query, at), (key, other))
+        )
+        return float(jnp.vdot(*turned))
+
+    assert score(7, 4) == pytest.approx(score(103, 100), abs=1e-4)
+    assert abs(score(7, 4) - score(4, 7)) > 1e-3  # a direction, too
+
+
+def test_the_layouts_differ_by_the_order_of_dimensions_alone(rng: np.random.Generator) -> None:
+    x = jnp.asarray(rng.normal(size=(B, T, N, H)).astype(np.float32))
+    by = rotation(jnp.arange(T)[None], rotary_frequencies(H))
+    order = np.arange(H).reshape(2, H // 2).T.ravel()  # 0, H/2, 1, H/2 + 1 ...
+    np.testing.assert_allclose(rotate(x, by)[..., order], rotate(x[..., order], by, layout="interleaved"), atol=1e-6)
+
+
+def test_dimensions_beyond_the_width_stay(rng: np.random.Generator) -> None:
+    x = jnp.asarray(rng.normal(size=(B, T, N, H)).astype(np.float32))
+    turned = rotate(x, rotation(jnp.arange(T)[None], rotary_frequencies(6)))
+    np.testing.assert_array_equal(turned[..., 6:], x[..., 6:])
+    assert jnp.abs(turned - x)[:, 1:, :, :6].min() > 0
+
+
+def test_what_cannot_be_turned_is_refused() -> None:
+    with pytest.raises(InputError, match="the width must be even, not 7"):
+        rotary_frequencies(7)
+    with pytest.raises(InputError, match="16 dimensions cannot be rotated in a head of width 14"):
+        rotate(jnp.zeros((B, T, N, H)), rotation(jnp.arange(T)[None], rotary_frequencies(16)))
