@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,21 @@ from matplotlib.figure import Figure
 from jaxformer.data import BOS, EOS, PAD, Symbols, held_out
 from jaxformer.decode import generate
 from jaxformer.model import Transformer
-from jaxformer.ops import causal_mask, padding_mask, sinusoidal_positions
+from jaxformer.ops import causal_mask, padding_mask
+from jaxformer.programs import terminal
 from jaxformer.programs.runs import Run, open_run
-from jaxformer.visualize import attention_figure, mask_figure, positions_figure
+from jaxformer.visualize import (
+    Observation,
+    attention_figure,
+    attention_page,
+    graph_figure,
+    heat_map,
+    mask_figure,
+    positions_figure,
+)
 
 SPECIAL = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>"}
-POSITIONS = 128  # how many positional encodings are drawn
+POSITIONS = 128  # the most positions that are drawn
 MASK, REAL = 8, 5  # length of the masks drawn, and how many of the tokens are no padding
 
 
@@ -29,30 +38,68 @@ class Arguments:
 
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
     """folder of the run (default: the one below runs/ that was finished last)"""
-    input: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    input: Annotated[str | None, tyro.conf.arg(metavar="TEXT", aliases=["--prompt"], help_behavior_hint="")] = None
     """what the model reads, for example "3 1 4 1 5" (default: a held-out sequence)"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """where the pictures go (default: pictures/ in the folder of the run)"""
+    text: bool = False
+    """print the maps as well, as text"""
+    layer: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """print this layer (default: the last)"""
+    head: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """print this head (default: the mean over the layer's heads)"""
+
+    @property
+    def printed(self) -> bool:
+        """Whether maps are printed: a layer or a head to print is asked for, or text as such."""
+        return self.text or self.layer is not None or self.head is not None
+
+
+class Seen(NamedTuple):
+    """What a model read and answered, in one line, and what it attended to meanwhile: all that there is to draw."""
+
+    answer: str
+    observations: tuple[Observation, ...]
 
 
 def main(argv: list[str]) -> None:
     """Draw the pictures that the command line asks for and print their paths."""
-    arguments = tyro.cli(
+    arguments = terminal.parse(
         Arguments,
+        argv,
         prog="python -m jaxformer visualize",
-        description="Draw what a trained model attends to, its masks and its positions.",
-        args=argv,
+        description="Draw what a trained model attends to, its masks, its positions and its layers.",
     )
     run = open_run(arguments.checkpoint)
+    seen = observe(run, arguments.input)
+    printed = [
+        heat_map(
+            observation,
+            layer=len(observation.maps) if arguments.layer is None else arguments.layer,
+            head=arguments.head,
+        )
+        for observation in seen.observations
+        if arguments.printed
+    ]
+    print("\n\n".join([seen.answer, *printed]), end="\n\n" if printed else "\n")
     folder = arguments.output or run.folder / "pictures"
-    source = held_out_source(run) if arguments.input is None else run.task.text.read(arguments.input)
-    target = decode_greedily(run, source)
-    print(f"{run.task.text.show(source)}  ->  {run.task.text.show(target)}")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in pictures(run, source, target):
+    page = folder / "attention.html"
+    title = f"What {run.folder.name} attends to"
+    page.write_text(attention_page(seen.observations, title=title, subtitle=seen.answer), encoding="utf-8")
+    print(page)
+    for name, figure in pictures(run.model, seen.observations):
         path = folder / f"{name}.png"
         figure.savefig(path, dpi=120)
         print(path)
+
+
+def observe(run: Run, text: str | None) -> Seen:
+    """What a run makes of a sequence; None: of a held-out one."""
+    source = held_out_source(run) if text is None else run.task.text.read(text)
+    target = decode_greedily(run, source)
+    answer = f"{run.task.text.show(source)}  ->  {run.task.text.show(target)}"
+    return Seen(answer, observe_sequences(run, source, target))
 
 
 def held_out_source(run: Run) -> np.ndarray:
@@ -69,46 +116,40 @@ def decode_greedily(run: Run, source: np.ndarray) -> np.ndarray:
     return sequence[: ends[0] + 1] if ends.size else sequence
 
 
-def pictures(run: Run, source: np.ndarray, target: np.ndarray) -> Iterator[tuple[str, Figure]]:
-    """The pictures and their names, of a run that answers source [S] with target [T + 1]."""
+def observe_sequences(run: Run, source: np.ndarray, target: np.ndarray) -> tuple[Observation, ...]:
+    """The attention of an encoder-decoder that reads source [S] and is made to say target [T + 1]."""
     observed = jax.jit(Transformer.observe)(run.model, source[None], target[None, :-1])
     reads = token_names(run.task.text, source)
     heard, says = token_names(run.task.text, target[:-1]), token_names(run.task.text, target[1:])
-    yield (
-        "encoder-attention",
-        attention_figure(
-            first_row(observed.encoder.attentions),
-            reads,
-            reads,
-            title="Encoder self-attention",
-            query_label="token of the source",
-            key_label="attends to",
-        ),
+    encoder, decoder, cross = map(
+        first_row, (observed.encoder.attentions, observed.decoder.attentions, observed.decoder.cross_attentions)
     )
-    yield (
-        "decoder-attention",
-        attention_figure(
-            first_row(observed.decoder.attentions),
-            heard,
-            heard,
-            title="Decoder self-attention (causal)",
-            query_label="token that the decoder reads",
-            key_label="attends to",
-        ),
-    )
-    yield (
-        "cross-attention",
-        attention_figure(
-            first_row(observed.decoder.cross_attentions),
+    return (
+        Observation("encoder", "Encoder self-attention", encoder, reads, query_label="token of the source"),
+        Observation("decoder", "Decoder self-attention", decoder, heard, query_label="token that the decoder reads"),
+        Observation(
+            "cross",
+            "Cross-attention",
+            cross,
             says,
             reads,
-            title="Cross-attention",
             query_label="token that the decoder says next",
             key_label="attends to the source",
         ),
     )
+
+
+def pictures(model: Transformer, observations: tuple[Observation, ...]) -> Iterator[tuple[str, Figure]]:
+    """The pictures of a model and of what it attended to, with their names."""
+    for seen in observations:
+        labels = {"title": seen.title, "query_label": seen.query_label, "key_label": seen.key_label}
+        yield f"{seen.name}-attention", attention_figure(seen.maps, seen.queries, seen.sources, **labels)
     yield "masks", mask_figure(example_masks())
-    yield "positions", positions_figure(np.asarray(sinusoidal_positions(POSITIONS, run.settings.model.dim)))
+    stack = model.decoder or model.encoder
+    if stack is not None and stack.positions is not None:
+        count = min(POSITIONS, model.max_length or POSITIONS)
+        yield "positions", positions_figure(np.asarray(stack.positions(jnp.arange(count)[None])[0]))
+    yield "layers", graph_figure(model.config)
 
 
 def first_row(maps: tuple[jax.Array, ...]) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """Pictures of attention maps, masks and positions: arrays in, a matplotlib Figure out; nothing is shown or saved."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from matplotlib import colormaps
@@ -8,12 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import FT2Font
 
-from jaxformer.errors import InputError
+from jaxformer.visualize.observation import check_tokens, visible
 
 COLOURS = "magma_r"
 LABELS = 32  # the most tokens an axis names
 CELL = 0.17  # inches of a cell whose token is named
+PAPER = 30  # inches of all panels of a row or a column; at 120 dots an inch, a picture that every program opens
 FONT = 8
 
 
@@ -31,14 +35,12 @@ def attention_figure(
     maps: L arrays [N, T, S], of one sequence. queries: T tokens, down. keys: S tokens, across. Raises InputError where
     the tokens do not fit the maps.
     """
-    shapes = {np.shape(layer)[1:] for layer in maps}
-    if shapes != {(len(queries), len(keys))}:
-        raise InputError(f"{len(queries)} query and {len(keys)} key tokens do not label maps of shape {shapes}")
+    check_tokens(maps, queries, keys)
     L, N = len(maps), max(len(layer) for layer in maps)
-    width, height = panel_size(len(keys)), panel_size(len(queries))
+    width, height = (min(panel_size(len(tokens)), PAPER / max(L, N)) for tokens in (keys, queries))
     figure = Figure(figsize=(N * (width + 0.25) + 1.5, L * (height + 0.35) + 1.2), layout="constrained")
     scale = Normalize(0, 1)
-    grid = figure.subplots(L, N, squeeze=False, sharex=True, sharey=True)
+    grid = figure.subplots(L, N, squeeze=False)
     for layer, heads in enumerate(maps):
         for head, axes in enumerate(grid[layer]):
             if head >= len(heads):
@@ -46,8 +48,11 @@ def attention_figure(
                 continue
             axes.imshow(heads[head], norm=scale, cmap=COLOURS, aspect="auto", interpolation="nearest")
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=FONT + 1)
-            label_axis(axes, "x", keys)
-            label_axis(axes, "y", queries)
+            axes.set(xticks=(), yticks=())
+    for axes in grid[-1]:  # only the outermost panels name their cells
+        label_axis(axes, "x", keys, most=int(width / CELL))
+    for axes in grid[:, 0]:
+        label_axis(axes, "y", queries, most=int(height / CELL))
     figure.colorbar(
         ScalarMappable(scale, COLOURS),
         ax=grid,
@@ -82,11 +87,15 @@ def mask_figure(masks: Mapping[str, np.ndarray]) -> Figure:
 
 
 def positions_figure(encoding: np.ndarray) -> Figure:
-    """A positional encoding [T, D]: above as a heat map, below four of its dimensions as waves over the positions."""
+    """A positional encoding [T, D]: above as a heat map, below four of its dimensions as waves over the positions.
+
+    Sinusoids are drawn from -1 to 1, trained vectors as far as they reach.
+    """
     T, D = encoding.shape
+    reach = float(np.abs(encoding).max())
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    image = above.imshow(encoding.T, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto", interpolation="nearest")
+    image = above.imshow(encoding.T, vmin=-reach, vmax=reach, cmap="RdBu_r", aspect="auto", interpolation="nearest")
     above.set_ylabel("dimension")
     above.set_title(f"Positional encoding of {T} positions, width {D}")
     figure.colorbar(image, ax=[above, below], pad=0.01, shrink=0.6, aspect=30)
@@ -95,7 +104,7 @@ def positions_figure(encoding: np.ndarray) -> Figure:
         below.plot(encoding[:, wave], color=colour, linewidth=1.5, label=f"dimension {wave}")
     below.set_xlabel("position")
     below.set_ylabel("value")
-    below.set_ylim(-1.1, 1.1)
+    below.set_ylim(-1.1 * reach, 1.1 * reach)
     below.grid(alpha=0.3)
     below.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(waves), frameon=False)
     return figure
@@ -106,13 +115,24 @@ def panel_size(cells: int, *, least: float = 1.5) -> float:
     return max(least, CELL * min(cells, LABELS))
 
 
-def label_axis(axes: Axes, axis: str, names: Sequence[str], *, centre: float = 0.0) -> None:
+def label_axis(axes: Axes, axis: str, names: Sequence[str], *, centre: float = 0.0, most: int = LABELS) -> None:
     """Name the cells along axis "x" or "y", whose middles lie at index + centre; every second, third ... if crowded."""
-    step = -(-len(names) // LABELS)
-    places, shown = np.arange(0, len(names), step) + centre, names[::step]
+    step = -(-len(names) // most)
+    places, shown = np.arange(0, len(names), step) + centre, [drawable(name) for name in names[::step]]
     if axis == "x":
         steep = 90 if max(map(len, shown)) > 2 else 0
-        axes.set_xticks(places, shown, fontsize=FONT, rotation=steep)
+        axes.set_xticks(places, shown, fontsize=FONT, rotation=steep, parse_math=False)
     else:
-        axes.set_yticks(places, shown, fontsize=FONT)
+        axes.set_yticks(places, shown, fontsize=FONT, parse_math=False)
     axes.tick_params(length=0)
+
+
+def drawable(name: str) -> str:
+    """The token as the font of pictures can write it: an empty box for each character that is not in it."""
+    return "".join(letter if font().get_char_index(ord(letter)) else "\u25a1" for letter in visible(name))
+
+
+@cache
+def font() -> FT2Font:
+    """The font of pictures."""
+    return get_font(findfont(FontProperties()))

@@ -6,7 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxformer import InputError, causal_mask, sinusoidal_positions
-from jaxformer.visualize import LABELS, attention_figure, mask_figure, positions_figure
+from jaxformer.visualize import attention_figure, mask_figure, positions_figure
+from jaxformer.visualize.figures import LABELS
 
 
 def rendered(figure: Figure) -> np.ndarray:
@@ -74,6 +75,21 @@ def test_crowded_axes_name_some_tokens_only(rng):
     np.testing.assert_array_equal(axes.get_xticks(), np.arange(0, T, 3))
 
 
+def test_many_heads_share_the_paper(rng):
+    tokens = ["word"] * 199
+    figure = attention_figure(maps(rng, 11, 13, 199, 199), tokens, tokens)
+    assert max(figure.get_size_inches()) < 40
+    assert 5 <= len(panels(figure)[0].get_yticks()) < LABELS
+
+
+def test_tokens_are_text_and_never_mathematics(rng):
+    tokens = ["$\\frac$", "\n", "漢字", "a$b$", ""]
+    figure = attention_figure(maps(rng, 1, 1, 5, 5), tokens, tokens)
+    rendered(figure)
+    (axes,) = panels(figure)
+    assert names(axes.get_yticklabels()) == ["$\\frac$", "↵", "□□", "a$b$", "∅"]
+
+
 @pytest.mark.parametrize(("T", "S"), [(4, 7), (5, 6)])
 def test_tokens_must_fit_the_maps(rng, T, S):
     with pytest.raises(InputError, match=f"{T} query and {S} key tokens do not label"):
@@ -90,6 +106,12 @@ def test_masks_are_drawn_as_they_are():
         np.testing.assert_array_equal(axes.collections[0].get_array(), expected)
         assert axes.yaxis_inverted()
         assert names(axes.get_xticklabels()) == list("01234")
+
+
+def test_trained_positions_are_drawn_as_far_as_they_reach(rng):
+    encoding = 0.02 * rng.normal(size=(29, 11))
+    (image,) = positions_figure(encoding).axes[0].images
+    assert image.get_clim() == (-np.abs(encoding).max(), np.abs(encoding).max())
 
 
 @pytest.mark.parametrize("dim", [1, 2, 7, 64])

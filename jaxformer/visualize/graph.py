@@ -1,0 +1,291 @@
+"""A picture of what a model consists of, as figure 1 of the paper draws it: boxes, arrows, residual paths, shapes."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+
+from jaxformer.config import (
+    AttentionConfig,
+    BlockConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    LearnedPositions,
+    NormConfig,
+    SinusoidalPositions,
+    StackConfig,
+    TransformerConfig,
+    head_width,
+)
+
+EMBEDDING, ATTENTION, FEED_FORWARD, NORM, HEAD = "#f9dcd9", "#fce3bd", "#cfe6f5", "#f3f2c4", "#dedcf0"
+FRAME, INK, SOFT = "#f4f3f1", "#2b2830", "#77727f"
+# All in inches.
+WIDTH, HEIGHT, LINE = 2.9, 0.3, 0.17  # a box of one line of text, and each further line
+GAP = 0.3  # an arrow between two boxes
+DETOUR = 0.28  # how far outside the boxes a residual path runs
+DISTANCE = 5.0  # between the middles of encoder and decoder
+
+
+@dataclass(frozen=True)
+class Box:
+    """A labelled box: what it is, then smaller lines about it."""
+
+    label: str
+    details: tuple[str, ...]
+    colour: str
+
+    @property
+    def height(self) -> float:
+        """Inches from its bottom to its top."""
+        return HEIGHT + LINE * len(self.details)
+
+
+@dataclass(frozen=True)
+class SubLayer:
+    """A function with a residual path around it. sees_source: it also reads the encoder's output."""
+
+    box: Box
+    norm: Box
+    pre: bool
+    sees_source: bool = False
+
+
+def graph_figure(config: TransformerConfig) -> Figure:
+    """The layers of any model with the shapes between them, bottom to top, equal layers drawn once.
+
+    An encoder stands to the left of its decoder (section 3, figure 1).
+    """
+    figure = Figure()
+    axes = figure.add_axes((0, 0, 1, 1))
+    pens = []
+    if config.encoder:
+        pens.append(draw_stack(Pen(axes, 0.0, side=-1), config, config.encoder, "S"))
+    if config.decoder:
+        pens.append(draw_stack(Pen(axes, DISTANCE * bool(config.encoder), side=1), config, config.decoder, "T"))
+    if config.encoder and config.decoder:
+        draw_source(*pens)
+    draw_head(pens[-1], config)
+    left, right = pens[0].x - WIDTH / 2 - 1.1, pens[-1].x + WIDTH / 2 + 1.1
+    bottom, top = -0.75, max(pen.y for pen in pens) + 0.35
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    axes.set_axis_off()
+    figure.set_size_inches(right - left, top - bottom)
+    return figure
+
+
+@dataclass
+class Pen:
+    """Where the drawing of a stack has come to: a column at x, upwards to y. side: of the residual paths, -1 or 1."""
+
+    axes: Axes
+    x: float
+    side: int
+    y: float = 0.0
+    entries: tuple[tuple[float, float], ...] = ()  # where the encoder's output comes in
+
+    def text(self, text: str, x: float, y: float, *, size: float = 8, colour: str = SOFT, **settings: Any) -> None:
+        """Write at a point; tokens and names are never mathematics."""
+        self.axes.text(x, y, text, fontsize=size, color=colour, va="center", parse_math=False, **settings)
+
+    def arrow(self, *points: tuple[float, float], head: bool = True) -> None:
+        """A line through the points, with a head at its end."""
+        for start, end in itertools.pairwise(points):
+            last = head and end == points[-1]
+            style = "-|>,head_width=1.6,head_length=3" if last else "-"
+            self.axes.add_patch(
+                FancyArrowPatch(
+                    start, end, arrowstyle=style, color=INK, linewidth=1, shrinkA=0, shrinkB=0, capstyle="round"
+                )
+            )
+
+    def climb(self, shape: str = "", *, head: bool = True) -> None:
+        """An arrow upwards, with the shape of what flows along it."""
+        length = GAP + 0.12 * bool(shape)
+        self.arrow((self.x, self.y), (self.x, self.y + length), head=head)
+        self.text(shape, self.x + 0.1, self.y + length / 2, size=7.5, family="monospace")
+        self.y += length
+
+    def box(self, box: Box) -> None:
+        """A box above what is there."""
+        self.frame(self.x - WIDTH / 2, self.y, WIDTH, box.height, box.colour, 0.06, INK)
+        top = self.y + box.height - HEIGHT / 2
+        self.text(box.label, self.x, top - 0.01, size=9.5, colour=INK, ha="center")
+        for number, detail in enumerate(box.details, 1):
+            self.text(detail, self.x, top - LINE * number - 0.02, size=7.5, colour="#4b4652", ha="center")
+        self.y += box.height
+
+    def plus(self) -> float:
+        """A sum above what is there; the height of its middle."""
+        middle = self.y + 0.11
+        self.axes.add_patch(Circle((self.x, middle), 0.11, facecolor="white", edgecolor=INK, linewidth=1, zorder=3))
+        self.text("+", self.x, middle, size=11, colour=INK, ha="center", zorder=4)
+        self.y += 0.22
+        return middle
+
+    def frame(self, x: float, y: float, width: float, height: float, face: str, rounding: float, edge: str) -> None:
+        """A rectangle with round corners; pale ones lie below all else."""
+        style = f"round,pad=0,rounding_size={rounding}"
+        below = 0 if face == FRAME else 2
+        self.axes.add_patch(
+            FancyBboxPatch(
+                (x, y), width, height, boxstyle=style, facecolor=face, edgecolor=edge, linewidth=0.9, zorder=below
+            )
+        )
+
+
+def draw_stack(pen: Pen, config: TransformerConfig, stack: StackConfig, length: str) -> Pen:
+    """Tokens, embedding, positions, layers, final norm; the pen then stands above the stack's output."""
+    role = "source tokens" if length == "S" and config.decoder else "tokens"
+    role = "target tokens, shifted right" if length == "T" and config.encoder else role
+    states = f"[B, {length}, {config.dim}]"
+    pen.text(role, pen.x, -0.5, size=9.5, colour=INK, ha="center")
+    pen.text(f"[B, {length}]", pen.x, -0.28, size=7.5, ha="center", family="monospace")
+    pen.y = -0.17
+    pen.climb()
+    pen.box(embedding_box(stack, config))
+    if stack.positions is not None:
+        pen.climb(states)
+        middle = pen.plus()
+        start = pen.x + pen.side * 0.75
+        pen.arrow((start, middle), (pen.x + pen.side * 0.11, middle))
+        pen.text(
+            positions_text(stack.positions),
+            start + pen.side * 0.07,
+            middle,
+            colour=INK,
+            ha="left" if pen.side > 0 else "right",
+        )
+    if stack.embedding_norm:
+        pen.climb()
+        pen.box(norm_box(stack.embedding_norm))
+    for blocks, count in folded(stack.blocks):
+        pen.climb(states)
+        bottom = pen.y
+        for sub_layer in itertools.chain.from_iterable(sub_layers(block, config, length) for block in blocks):
+            draw_sub_layer(pen, sub_layer)
+        pen.y += 0.12
+        pen.arrow((pen.x, pen.y - 0.12), (pen.x, pen.y), head=False)
+        half = WIDTH / 2 + DETOUR + 0.14
+        pen.frame(pen.x - half, bottom, 2 * half, pen.y - bottom, FRAME, 0.12, "#bcb8c2")
+        if count > 1:
+            edge = pen.x + pen.side * (half + 0.14)
+            align = "left" if pen.side > 0 else "right"
+            pen.text(f"\u00d7 {count}", edge, (bottom + pen.y) / 2, size=13, colour=INK, ha=align)
+    if stack.final_norm:
+        pen.climb(states)
+        pen.box(norm_box(stack.final_norm))
+    pen.climb(states, head=stack is config.main)
+    return pen
+
+
+def draw_sub_layer(pen: Pen, sub_layer: SubLayer) -> None:
+    """A sub-layer with its residual path, its norm before it or after the sum."""
+    pen.climb(head=False)
+    fork = pen.y - 0.14
+    pen.arrow((pen.x, pen.y - 0.01), (pen.x, pen.y))
+    if sub_layer.pre:
+        pen.box(sub_layer.norm)
+        pen.climb()
+    if sub_layer.sees_source:
+        pen.entries += ((pen.x - WIDTH / 2, pen.y + sub_layer.box.height / 2),)
+    pen.box(sub_layer.box)
+    pen.climb()
+    middle = pen.plus()
+    outside = pen.x + pen.side * (WIDTH / 2 + DETOUR)
+    pen.arrow((pen.x, fork), (outside, fork), (outside, middle), (pen.x + pen.side * 0.11, middle))
+    if not sub_layer.pre:
+        pen.climb()
+        pen.box(sub_layer.norm)
+
+
+def draw_source(encoder: Pen, decoder: Pen) -> None:
+    """The encoder's output on its way into each cross-attention of the decoder."""
+    turn = (encoder.x + decoder.x) / 2
+    for entry in decoder.entries:
+        encoder.arrow((encoder.x, encoder.y), (turn, encoder.y), (turn, entry[1]), entry)
+    top = max(encoder.y, *(y for _, y in decoder.entries))
+    encoder.text("keys and values", turn, top + 0.14, ha="center")
+
+
+def draw_head(pen: Pen, config: TransformerConfig) -> None:
+    """From hidden states to logits, where the model has a head."""
+    length = "T" if config.decoder else "S"
+    if config.head is None:
+        pen.text("hidden states", pen.x, pen.y + 0.14, size=9.5, colour=INK, ha="center")
+        return
+    vocabulary = config.main.embedding.vocab_size
+    pen.box(head_box(config.head, config.dim, vocabulary))
+    pen.climb(f"[B, {length}, {vocabulary}]")
+    pen.text("logits", pen.x, pen.y + 0.14, size=9.5, colour=INK, ha="center")
+
+
+def folded(blocks: tuple[BlockConfig, ...]) -> list[tuple[tuple[BlockConfig, ...], int]]:
+    """Layers that repeat, and how often: the whole stack as one pattern if it is one, else runs of equal layers."""
+    L = len(blocks)
+    for period in range(1, L // 2 + 1):
+        if L % period == 0 and blocks[:period] * (L // period) == blocks:
+            return [(blocks[:period], L // period)]
+    return [((block,), len(list(run))) for block, run in itertools.groupby(blocks)]
+
+
+def sub_layers(block: BlockConfig, config: TransformerConfig, length: str) -> list[SubLayer]:
+    """What one layer does, in order."""
+    name = "Self-attention" if length == "S" else "Causal self-attention"
+    norm, pre = norm_box(block.norm), block.placement == "pre"
+    found = [SubLayer(attention_box(block.attention, name, config.dim, length, length), norm, pre)]
+    if block.cross:
+        box = attention_box(block.cross, "Cross-attention", config.dim, length, "S")
+        found.append(SubLayer(box, norm, pre, sees_source=True))
+    return [*found, SubLayer(feed_forward_box(block.feed_forward, config.dim), norm, pre)]
+
+
+def attention_box(config: AttentionConfig, label: str, dim: int, queries: str, keys: str) -> Box:
+    """Heads, their width, the shape of the maps, and what is unlike the paper."""
+    N, K, H = config.heads, config.kv_heads or config.heads, head_width(config, dim)
+    heads = f"{N} heads of width {H}" if N == K else f"{N} query and {K} key-value heads of width {H}"
+    unlike = [
+        "rotary positions" if config.rope else "",
+        "" if config.window is None else f"window of {config.window}",
+        "" if config.softcap is None else f"scores within \u00b1{config.softcap:g}",
+    ]
+    details = (heads, ", ".join(filter(None, unlike)), f"maps [B, {N}, {queries}, {keys}]")
+    return Box(label, tuple(filter(None, details)), ATTENTION)
+
+
+def feed_forward_box(config: FeedForwardConfig, dim: int) -> Box:
+    """The widths and the activation of a feed-forward network."""
+    hidden = 4 * dim if config.hidden is None else config.hidden
+    activation = {"relu": "ReLU", "silu": "SiLU"}.get(config.activation, config.activation.upper().replace("_", " "))
+    kind = f"{activation} gate" if config.gated else activation
+    return Box("Feed-forward", (f"{dim} \u2192 {hidden} \u2192 {dim}, {kind}",), FEED_FORWARD)
+
+
+def norm_box(config: NormConfig) -> Box:
+    """The kind of a norm."""
+    return Box(type(config).__name__.removesuffix("Config"), (), NORM)
+
+
+def embedding_box(stack: StackConfig, config: TransformerConfig) -> Box:
+    """The table of a stack's embedding, what is done to its vectors, and who else reads it."""
+    embedding, dim = stack.embedding, config.dim
+    width = embedding.dim or dim
+    table = f"table [{embedding.vocab_size}, {width}]" + ", shared" * config.share_embeddings
+    changes = [f"{width} \u2192 {dim}"] * (width != dim) + [f"times \u221a{dim}"] * embedding.scale
+    return Box("Embedding", (", ".join([table, *changes]),), EMBEDDING)
+
+
+def head_box(config: HeadConfig, dim: int, vocabulary: int) -> Box:
+    """The output projection, and whose weights it has."""
+    said = [f"{dim} \u2192 {vocabulary}", "the embedding's table" if config.tied else "a matrix of its own"]
+    return Box("Output projection", (", ".join([*said, *["a bias"] * config.bias]),), HEAD)
+
+
+def positions_text(positions: LearnedPositions | SinusoidalPositions) -> str:
+    """What is added to the embedding."""
+    if isinstance(positions, LearnedPositions):
+        return f"{positions.length} learned\npositions"
+    return "sinusoidal\npositions"

@@ -1,0 +1,76 @@
+"""What attention did on one sequence, as every picture of it takes it, and what can be said of it in numbers."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxformer.errors import InputError
+
+LETTERS = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "": "\u2205"}  # open box, return, tab, empty set
+UNSEEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}  # Unicode categories of characters without a shape
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The attention maps of a stack on one sequence, with the names of its tokens.
+
+    name: one word, for files and tabs. maps: L arrays [N, T, S]. queries: T tokens. keys: S tokens; None in
+    self-attention, where queries attend to each other. Raises InputError where the tokens do not fit the maps.
+    """
+
+    name: str
+    title: str
+    maps: Sequence[np.ndarray]
+    queries: Sequence[str]
+    keys: Sequence[str] | None = None
+    query_label: str = "query"
+    key_label: str = "attends to"
+
+    def __post_init__(self) -> None:
+        """Refuse tokens that do not fit the maps."""
+        check_tokens(self.maps, self.queries, self.sources)
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The tokens that are attended to."""
+        return self.queries if self.keys is None else self.keys
+
+
+def check_tokens(maps: Sequence[np.ndarray], queries: Sequence[str], keys: Sequence[str]) -> None:
+    """Raise InputError unless T queries and S keys name the rows and columns of all maps [N, T, S]."""
+    shapes = {np.shape(layer)[1:] for layer in maps}
+    if shapes != {(len(queries), len(keys))}:
+        raise InputError(f"{len(queries)} query and {len(keys)} key tokens do not label maps of shape {shapes}")
+
+
+def entropies(heads: np.ndarray) -> np.ndarray:
+    """How widely each head looks, in bits: maps [N, T, S] -> [N], the mean over queries of -sum p log2 p.
+
+    0: every query attends to one key. log2(S): all attend to all keys alike. Queries that see nothing do not count.
+    """
+    bits = -np.sum(heads * np.log2(np.where(heads > 0, heads, 1)), axis=-1, dtype=np.float64)
+    seeing = heads.sum(axis=-1) > 0
+    return np.sum(bits * seeing, axis=-1) / np.maximum(seeing.sum(axis=-1), 1)
+
+
+def visible(token: str) -> str:
+    r"""The token as it can be seen on a screen and do no harm there: a mark for each character without a shape.
+
+    >>> visible(" the\n\x1b")
+    '␣the↵␛'
+    """
+    return LETTERS.get(token) or "".join(map(visible_character, token))
+
+
+def visible_character(character: str) -> str:
+    """A mark for a space or a control, the code point of anything else without a shape, otherwise the character."""
+    if character in LETTERS:
+        return LETTERS[character]
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    return f"\u27e8U+{code:04X}\u27e9" if unicodedata.category(character) in UNSEEN else character
