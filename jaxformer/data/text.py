@@ -1,0 +1,302 @@
+"""Text to train and evaluate language models on: read, tokenised once into a file, cut into windows."""
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO, NoReturn, TextIO
+
+import grain
+import numpy as np
+
+from jaxformer.data.pipeline import IGNORED, Batch, fill
+from jaxformer.data.tokenizer import Tokenizer, check_text
+from jaxformer.errors import InputError
+
+FORMAT = 1  # of the cached arrays; another number, and all are made again
+ARRAYS = ("tokens", "ends", "sizes", "cuts")
+CHECKSUM = "sha256"
+SUFFIXES = (".txt", ".jsonl")
+FEW = 10  # documents; fewer are not divided between training and validation as they are, but cut
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Tokenised documents.
+
+    tokens: [T] memory-mapped, uint16 where the vocabulary fits, else uint32; each document ends with the end token.
+    ends: int64 [N], the place behind the end token of each document. sizes: int64 [N], their text in bytes of UTF-8.
+    cuts: int64 [C, 2], places at which the text may be cut, and the bytes of all text before them.
+    """
+
+    tokens: np.ndarray
+    ends: np.ndarray
+    sizes: np.ndarray
+    cuts: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+
+
+def documents(source: Path | None, field: str = "text") -> Iterator[str]:
+    """The documents of a source one by one, without empty ones.
+
+    source: a text file; a .jsonl file, each line of which has a document under `field`; a folder of .txt and .jsonl
+    files, also in folders inside it, in order of their names; None is the language reference that comes with Python.
+    Raises InputError for what cannot be read, for what is no UTF-8, no JSON, and where there is no text at all.
+    """
+    empty = True
+    for text in reference() if source is None else files_documents(source, field):
+        if text:
+            empty = False
+            yield text
+    if empty:
+        raise InputError(f"{source} is empty: there is no text to read")
+
+
+def reference() -> Iterator[str]:
+    """The topics of Python's own help, in order of their names."""
+    from pydoc_data.topics import topics  # half a megabyte of text that little else needs
+
+    return (topics[name] for name in sorted(topics))
+
+
+def files_documents(source: Path, field: str) -> Iterator[str]:
+    """The documents of a file or a folder."""
+    for path in files(source):
+        with open_text(path) as file:
+            if path.suffix == ".jsonl":
+                yield from lines_documents(path, file, field)
+            else:
+                yield file.read()
+
+
+def files(source: Path) -> list[Path]:
+    """The file itself, or the text files of a folder, sorted."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise InputError(f"{source} is neither a file nor a folder")
+    names = (Path(folder, name) for folder, _, names in os.walk(source, onerror=refuse) for name in names)
+    found = sorted(path for path in names if path.suffix in SUFFIXES)
+    if not found:
+        raise InputError(f"{source} has no files that end in {' or '.join(SUFFIXES)}")
+    return found
+
+
+def refuse(error: OSError) -> NoReturn:
+    """Raise InputError instead of what the system says."""
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A file of UTF-8 text, line ends as they are. Raises InputError where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text") from error
+
+
+def lines_documents(path: Path, lines: Iterable[str], field: str) -> Iterator[str]:
+    """The document of each line of a .jsonl file, of which some may be blank."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield line_document(line, field)
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from error
+
+
+def line_document(line: str, field: str) -> str:
+    """The text that a line of JSON has under a name."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError("this is no JSON") from error
+    text = row.get(field) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise InputError(f"no text is named {field!r} here")
+    return check_text(text)
+
+
+def open_corpus(source: Path | None, tokenizer: Tokenizer, cache: Path, field: str = "text") -> Corpus:
+    """The tokens of a source, from the folder `cache` if they are there.
+
+    Text and tokenizer name them by their checksum, so that another text or tokenizer is another corpus; what was
+    damaged since is made again. Raises InputError as `documents` does, and OSError where nothing can be written.
+    """
+    name = checksum(source, tokenizer, field)
+    corpus = load_corpus(cache / name)
+    if corpus is not None:
+        return corpus
+    shutil.rmtree(cache / name, ignore_errors=True)  # damaged
+    cache.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="unfinished-", dir=cache) as unfinished:
+        folder = Path(unfinished, name)
+        folder.mkdir()
+        save_corpus(folder, documents(source, field), tokenizer)
+        if checksum(source, tokenizer, field) != name:
+            raise InputError(f"{source} changed while it was read: start again")
+        corpus = load_corpus(rename(folder, cache / name))
+    if corpus is None:
+        raise OSError(f"{cache / name} does not hold what was written to it")
+    return corpus
+
+
+def checksum(source: Path | None, tokenizer: Tokenizer, field: str) -> str:
+    """A name for the tokens of a source: the same only if the documents and the tokenizer are."""
+    total = hashlib.sha256(f"{FORMAT} {tokenizer.digest}".encode())
+    for text in documents(source, field):
+        total.update(hashlib.sha256(text.encode()).digest())
+    return total.hexdigest()
+
+
+def rename(folder: Path, target: Path) -> Path:
+    """The folder under its new name. Another program that was quicker has written the same."""
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    return target
+
+
+def save_corpus(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
+    """Write the arrays of a corpus, the tokens as they come, and last the checksum that makes them valid."""
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    ends, sizes, cuts = array("q"), array("q"), array("q")
+    length = size = 0
+    with (folder / "tokens.npy").open("wb") as file:
+        write_header(file, dtype, 0)
+        for text in texts:
+            before = size
+            for ids, part in tokenizer.pieces(text):
+                file.write(ids.astype(dtype).tobytes())
+                length, size = length + len(ids), size + len(part.encode())
+                cuts.extend((length, size))
+            file.write(np.array(tokenizer.end, dtype).tobytes())
+            length += 1
+            cuts[-2] = length  # the end token belongs to its document
+            ends.append(length)
+            sizes.append(size - before)
+        file.seek(0)
+        write_header(file, dtype, length)
+    for name, values in {"ends": ends, "sizes": sizes, "cuts": np.reshape(cuts, (-1, 2))}.items():
+        np.save(folder / f"{name}.npy", np.asarray(values, np.int64))
+    (folder / CHECKSUM).write_text(arrays_checksum(folder))
+
+
+def write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
+    """Write the head of a .npy file of one dimension; it takes the same room whatever the length."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def load_corpus(folder: Path) -> Corpus | None:
+    """The corpus in a folder, or None where there is none, or one that is not as it was written."""
+    try:
+        if (folder / CHECKSUM).read_text() != arrays_checksum(folder):
+            return None
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    _, *others = (folder / f"{name}.npy" for name in ARRAYS)
+    return Corpus(np.load(folder / "tokens.npy", mmap_mode="r"), *map(np.load, others))
+
+
+def arrays_checksum(folder: Path) -> str:
+    """A checksum over the arrays of a corpus."""
+    total = hashlib.sha256()
+    for name in ARRAYS:
+        with (folder / f"{name}.npy").open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def split_corpus(corpus: Corpus, share: float = 0.1) -> tuple[Corpus, Corpus]:
+    """A corpus without its last part, and that part, which has about `share` of the text, for validation.
+
+    Documents stay whole where there are at least 10; else the text is cut where its bytes say, so that tokenizers of
+    every kind are validated on the same text but for a few words. Raises InputError for a text too short to be cut.
+    """
+    sizes = np.cumsum(corpus.sizes)
+    places = corpus.cuts if len(corpus.ends) < FEW else np.stack([corpus.ends, sizes], axis=1)
+    places = places[(places[:, 0] > 0) & (places[:, 0] < len(corpus.tokens))]
+    if not len(places):
+        raise InputError(f"{len(corpus.tokens)} tokens are too few to keep some for validation: use more text")
+    place, size = places[np.abs(places[:, 1] - (1 - share) * sizes[-1]).argmin()]
+    before, behind = corpus.ends < place, corpus.ends > place
+    inside, beyond = corpus.cuts[:, 0] <= place, corpus.cuts[:, 0] > place
+    training = Corpus(
+        corpus.tokens[:place],
+        np.append(corpus.ends[before], place),
+        np.diff(np.append(sizes[before], size), prepend=0),
+        corpus.cuts[inside],
+    )
+    validation = Corpus(
+        corpus.tokens[place:],
+        corpus.ends[behind] - place,
+        np.diff(sizes[behind], prepend=size),
+        corpus.cuts[beyond] - [place, size],
+    )
+    return training, validation
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The windows of a corpus that follow each other, as a random-access source; a rest at the end is left out."""
+
+    tokens: np.ndarray
+    length: int
+
+    def __len__(self) -> int:
+        """How many windows have a token behind them."""
+        return (len(self.tokens) - 1) // self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        """Window `index`, [length], and the tokens that follow its own."""
+        start = int(index) * self.length
+        span = self.tokens[start : start + self.length + 1].astype(np.int32)
+        return {"inputs": span[:-1], "labels": span[1:]}
+
+
+def text_batches(corpus: Corpus, length: int, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """An endless iterator over windows in random order: inputs and labels, the token behind each, int32 [B, length].
+
+    Every epoch has every window once, in an order of its own. `get_state` and `set_state` move to the sample.
+    Raises InputError for a corpus shorter than a window.
+    """
+    check_length(corpus, length)
+    dataset = grain.MapDataset.source(Windows(corpus.tokens, length)).shuffle(seed=seed).repeat().batch(batch_size)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+
+def windows(corpus: Corpus, length: int, batch_size: int) -> Iterator[Batch]:
+    """All windows once, in order: inputs and labels int32 [B, length]; every token but the first is a label once.
+
+    What is missing in the last batch has labels -100. Raises InputError for a corpus shorter than a window.
+    """
+    check_length(corpus, length)
+    step, shape = batch_size * length, (batch_size, length)
+    spans = (
+        corpus.tokens[start : start + step + 1].astype(np.int32) for start in range(0, len(corpus.tokens) - 1, step)
+    )
+    return (
+        {"inputs": fill(span[:-1], step, 0).reshape(shape), "labels": fill(span[1:], step, IGNORED).reshape(shape)}
+        for span in spans
+    )
+
+
+def check_length(corpus: Corpus, length: int) -> None:
+    """Raise InputError if a corpus does not fill one window, and the token behind it."""
+    if len(corpus.tokens) <= length:
+        raise InputError(
+            f"the text has {len(corpus.tokens)} tokens, too few for a context of {length} and one to predict: "
+            "use more text, or a shorter context"
+        )

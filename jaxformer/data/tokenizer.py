@@ -1,0 +1,208 @@
+"""Text as token ids: characters, words or byte-level BPE, found in the text itself, or a ready tokenizer.json."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from jaxformer.errors import InputError
+
+END, UNKNOWN = "<|endoftext|>", "<unk>"
+SPECIAL = {"char": [END, UNKNOWN], "word": [END, UNKNOWN], "bpe": [END]}  # a byte is never unknown
+FEWEST = {"char": 3, "word": 3, "bpe": 257}  # special tokens with one more, or with all bytes
+WORD = r"\w+|\s|[^\w\s]"  # a word, or a single space or sign: nothing between tokens is lost
+# Long texts are read in blocks. One ends where space follows a word: no token of ours reaches over that.
+BLOCK = re.compile(r".{65536}.*?\S(?=[ \n])|.+", re.DOTALL)
+PIECE = 128  # tokens after which a text may be cut
+SURROGATE = re.compile("[\ud800-\udfff]")
+HALF = "\N{REPLACEMENT CHARACTER}"  # what stands for bytes that are no whole character
+PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes that byte-level BPE writes as they are
+OTHERS = sorted(set(range(256)) - set(PRINTED))  # and those for which it takes the characters from 256 on
+BYTES = {chr(byte): byte for byte in PRINTED} | {chr(256 + place): byte for place, byte in enumerate(OTHERS)}
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """Text to token ids and back.
+
+    kind: "char", "word" and "bpe" are trained by `train_tokenizer`; "file" is any other tokenizer.json. Names of
+    special tokens that a text happens to hold are text: no text encodes to `end`.
+    """
+
+    kind: str
+    backend: tokenizers.Tokenizer
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """How many ids there are, special tokens included."""
+        return max(self.backend.get_vocab().values()) + 1
+
+    @cached_property
+    def end(self) -> int:
+        """The id of the token behind every document."""
+        return self.backend.get_vocab()[END]
+
+    @cached_property
+    def digest(self) -> str:
+        """A checksum: equal for tokenizers that do the same."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text, int32 [T]. Raises InputError for half a surrogate pair, which is no character."""
+        return np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in self.pieces(text))])
+
+    def pieces(self, text: str) -> Iterator[tuple[np.ndarray, str]]:
+        """The tokens of a text, part by part, and the characters that each part stands for. Raises as `encode` does."""
+        for block in self.blocks(text):
+            encoding = self.backend.encode(block, add_special_tokens=False)
+            ids, begin = np.array(encoding.ids, np.int32), 0
+            for start in range(0, max(len(ids), 1), PIECE):
+                place = encoding.token_to_chars(start + PIECE)
+                end = len(block) if place is None else place[0]
+                yield ids[start : start + PIECE], block[begin:end]
+                begin = end
+
+    def blocks(self, text: str) -> Iterator[str]:
+        """The text in blocks that can be encoded one by one; all of it where nobody knows how tokens are found."""
+        check_text(text)
+        return iter([text]) if self.kind == "file" else blocks(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of tokens. Special tokens show as their names; bytes that make no character, as U+FFFD."""
+        return self.backend.decode([int(index) for index in ids], skip_special_tokens=False)
+
+    def names(self, ids: Iterable[int]) -> list[str]:
+        """A readable string for each token: spaces shown as ␣, what cannot be printed escaped as in Python."""
+        return [self._name(int(index)) for index in ids]
+
+    def _name(self, index: int) -> str:
+        token, text = self.backend.id_to_token(index) or "", self.decode([index])
+        if HALF in text and BYTES.keys() >= set(token):
+            text = bytes(BYTES[char] for char in token).decode(errors="backslashreplace")
+        shown = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text or token)
+        return "".join(shown).replace(" ", "␣")
+
+    def unknown(self, text: str) -> list[str]:
+        """The different characters or words of a text that have no token, in order of appearance."""
+        return list(dict.fromkeys(self._unknown(text)))
+
+    def _unknown(self, text: str) -> Iterator[str]:
+        for block in self.blocks(text):
+            encoding = self.backend.encode(block, add_special_tokens=False)
+            for index, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                if index == self._unknown_id:
+                    yield block[begin:end]
+
+    @cached_property
+    def _unknown_id(self) -> int | None:
+        model = json.loads(self.backend.to_str())["model"]
+        token = model.get("unk_token")
+        return model.get("unk_id") if token is None else self.backend.token_to_id(token)
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer as a tokenizer.json."""
+        path.write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8")
+
+
+def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """The tokenizer of the most frequent tokens of texts.
+
+    kind: "char", "word" or "bpe" (byte-level byte-pair encoding, which holds all bytes). The vocabulary has exactly
+    `vocab_size` tokens, or fewer where a text has not as many characters. Raises InputError for sizes that cannot be.
+    """
+    if kind not in SPECIAL:
+        raise InputError(f"no tokenizer {kind!r} can be trained: choose from {', '.join(SPECIAL)}")
+    if vocab_size < FEWEST[kind]:
+        raise InputError(f"a {kind} vocabulary of {vocab_size} is too small: it needs at least {FEWEST[kind]} tokens")
+    backend = untrained(kind)
+    texts = (block for text in documents for block in blocks(check_text(text)))
+    backend.train_from_iterator(texts, trainer(kind, vocab_size))
+    found = backend.get_vocab_size()
+    if found < FEWEST[kind]:
+        raise InputError("there is no text to find tokens in")
+    if found < vocab_size and kind != "char":
+        raise InputError(f"a {kind} vocabulary of {vocab_size} is too large: the text supports {found} tokens")
+    return Tokenizer(kind, backend)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, of its old kind if it was trained here.
+
+    It encodes no more than the text: padding, truncation and special tokens that the file asks for are left out.
+    A vocabulary without "<|endoftext|>" gets that token. Raises InputError for a file that cannot be read.
+    """
+    try:
+        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # the library has no narrower class
+        raise InputError(f"{path} is no tokenizer.json: {error}") from error
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True  # special tokens that a text holds are the letters they are written in
+    if backend.token_to_id(END) is None:
+        if (
+            max(backend.get_vocab().values(), default=-1) >= backend.get_vocab_size()
+        ):  # the library would give an id twice
+            raise InputError(f"{path} has gaps between its ids and no token {END!r}: add that to it")
+        backend.add_special_tokens([END])
+    does = outline(backend)
+    return Tokenizer(next((kind for kind in SPECIAL if outline(untrained(kind)) == does), "file"), backend)
+
+
+def untrained(kind: str) -> tokenizers.Tokenizer:
+    """A tokenizer that knows its special tokens and how to cut a text, but no vocabulary yet."""
+    backend = tokenizers.Tokenizer(models.BPE() if kind == "bpe" else models.WordLevel(unk_token=UNKNOWN))
+    match kind:
+        case "char":
+            backend.pre_tokenizer, backend.decoder = pre_tokenizers.FixedLength(1), decoders.Fuse()
+        case "word":
+            backend.pre_tokenizer, backend.decoder = pre_tokenizers.Split(Regex(WORD), "isolated"), decoders.Fuse()
+        case _:
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL[kind])
+    backend.encode_special_tokens = True  # those that a text holds are the letters they are written in
+    return backend
+
+
+def trainer(kind: str, vocab_size: int) -> trainers.Trainer:
+    """What finds the vocabulary. BPE merges no pair that occurs only once: there would be nothing to learn about it."""
+    if kind == "bpe":
+        return trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=SPECIAL[kind],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+    return trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=SPECIAL[kind], show_progress=False)
+
+
+def outline(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    """What a tokenizer does, without its vocabulary."""
+    parts = json.loads(backend.to_str())
+    return parts | {"model": {**parts["model"], "vocab": None, "merges": None}}
+
+
+def blocks(text: str) -> Iterator[str]:
+    """The text in blocks, for tokenizers that are trained here."""
+    return (found.group() for found in BLOCK.finditer(text))
+
+
+def check_text(text: str) -> str:
+    """The text itself. Raises InputError for half a surrogate pair."""
+    found = SURROGATE.search(text)
+    if found:
+        raise InputError(
+            f"{found.group()!a} (character {found.start() + 1}) is half a surrogate pair, no text: leave it out"
+        )
+    return text
