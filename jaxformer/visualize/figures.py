@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
@@ -39,7 +39,7 @@ def attention_figure(
     L, N = len(maps), max(len(layer) for layer in maps)
     width, height = (min(panel_size(len(tokens)), PAPER / max(L, N)) for tokens in (keys, queries))
     figure = Figure(figsize=(N * (width + 0.25) + 1.5, L * (height + 0.35) + 1.2), layout="constrained")
-    scale = Normalize(0, 1)
+    scale = PowerNorm(0.5, 0, 1)  # the square root spreads the small weights of long sequences
     grid = figure.subplots(L, N, squeeze=False)
     for layer, heads in enumerate(maps):
         for head, axes in enumerate(grid[layer]):
@@ -57,6 +57,7 @@ def attention_figure(
         ScalarMappable(scale, COLOURS),
         ax=grid,
         label="weight",
+        ticks=(0, 0.01, 0.1, 0.25, 0.5, 1),
         shrink=min(1, 4 / figure.get_figheight()),
         aspect=25,
         pad=0.01,

@@ -141,7 +141,8 @@ function drawMap() {
   const every = Math.ceil(14 / cell); // names that do not fit are left out
   Object.assign(brush, { font, fillStyle: style.getPropertyValue("--ink") });
   queries.forEach((token, i) => i % every || write(short(token), left - 7, top + (i + 0.5) * cell, 0, "right"));
-  keys.forEach((token, i) => i % every || write(short(token), left + (i + 0.5) * cell, top - 7, -Math.PI / 2, "left"));
+  const how = keys.every((token) => token.length === 1) ? [0, "center"] : [-Math.PI / 2, "left"];
+  keys.forEach((token, i) => i % every || write(short(token), left + (i + 0.5) * cell, top - 9, ...how));
   Object.assign(brush, { font: `12px ${style.fontFamily}`, fillStyle: style.getPropertyValue("--soft") });
   write(view().key_label, left, 2, 0, "left", "top");
   write(view().query_label, 2, top, -Math.PI / 2, "right", "top");
