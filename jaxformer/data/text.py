@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO, NoReturn, TextIO
+from typing import BinaryIO, NoReturn
 
 import grain
 import numpy as np
@@ -67,7 +67,8 @@ def reference() -> Iterator[str]:
 def files_documents(source: Path, field: str) -> Iterator[str]:
     """The documents of a file or a folder."""
     for path in files(source):
-        with open_text(path) as file:
+        # Line ends stay as they are, and the mark that some editors put before a text is no part of it.
+        with reading(path), path.open(encoding="utf-8-sig", newline="\n") as file:
             if path.suffix == ".jsonl":
                 yield from lines_documents(path, file, field)
             else:
@@ -76,30 +77,30 @@ def files_documents(source: Path, field: str) -> Iterator[str]:
 
 def files(source: Path) -> list[Path]:
     """The file itself, or the text files of a folder, sorted."""
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise InputError(f"{source} is neither a file nor a folder")
-    names = (Path(folder, name) for folder, _, names in os.walk(source, onerror=refuse) for name in names)
-    found = sorted(path for path in names if path.suffix in SUFFIXES)
+    with reading(source):
+        if source.is_file():
+            return [source]
+        if not source.is_dir():
+            raise InputError(f"{source} is neither a file nor a folder")
+        names = (Path(folder, name) for folder, _, names in os.walk(source, onerror=refuse) for name in names)
+        found = sorted(path for path in names if path.suffix in SUFFIXES)
     if not found:
         raise InputError(f"{source} has no files that end in {' or '.join(SUFFIXES)}")
     return found
 
 
 def refuse(error: OSError) -> NoReturn:
-    """Raise InputError instead of what the system says."""
-    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+    """Raise what else would be passed over in silence."""
+    raise error
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
-    """A file of UTF-8 text, line ends as they are. Raises InputError where it cannot be read."""
+def reading(path: Path) -> Iterator[None]:
+    """Raise InputError where something cannot be read, or is no text."""
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            yield file
+        yield
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no UTF-8 text") from error
 
@@ -133,8 +134,7 @@ def open_corpus(source: Path | None, tokenizer: Tokenizer, cache: Path, field: s
     damaged since is made again. Raises InputError as `documents` does, and OSError where nothing can be written.
     """
     name = checksum(source, tokenizer, field)
-    corpus = load_corpus(cache / name)
-    if corpus is not None:
+    if corpus := load_corpus(cache / name):
         return corpus
     shutil.rmtree(cache / name, ignore_errors=True)  # damaged
     cache.mkdir(parents=True, exist_ok=True)
@@ -206,8 +206,7 @@ def load_corpus(folder: Path) -> Corpus | None:
             return None
     except (FileNotFoundError, UnicodeDecodeError):
         return None
-    _, *others = (folder / f"{name}.npy" for name in ARRAYS)
-    return Corpus(np.load(folder / "tokens.npy", mmap_mode="r"), *map(np.load, others))
+    return Corpus(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
 
 
 def arrays_checksum(folder: Path) -> str:
@@ -284,9 +283,7 @@ def windows(corpus: Corpus, length: int, batch_size: int) -> Iterator[Batch]:
     """
     check_length(corpus, length)
     step, shape = batch_size * length, (batch_size, length)
-    spans = (
-        corpus.tokens[start : start + step + 1].astype(np.int32) for start in range(0, len(corpus.tokens) - 1, step)
-    )
+    spans = (corpus.tokens[start : start + step + 1] for start in range(0, len(corpus.tokens) - 1, step))
     return (
         {"inputs": fill(span[:-1], step, 0).reshape(shape), "labels": fill(span[1:], step, IGNORED).reshape(shape)}
         for span in spans

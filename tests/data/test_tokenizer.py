@@ -1,6 +1,7 @@
 """Tokenizers: what is encoded comes back, whatever it is; vocabularies hold what they say."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -89,8 +90,8 @@ def test_any_text_comes_back_from_its_words(text: str) -> None:
 
 
 def test_words_are_cut_from_spaces_and_signs() -> None:
-    shown = ["the", "␣", "cat", "'", "s", "\\n", "\\n", "mat", "."]
-    assert trained("word").names(trained("word").encode("the cat's\n\nmat.")) == shown
+    shown = ["the", "␣", "cat", "'", "s", "\\n", "\\n", "-", "-", "mat", "."]
+    assert trained("word").names(trained("word").encode("the cat's\n\n--mat.")) == shown
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,6 +126,12 @@ def test_byte_pairs_begin_with_all_bytes() -> None:
     text = "".join(map(chr, range(0x250)))
     assert len(tokenizer.encode(text)) == len(text.encode())
     assert {tokenizer.backend.id_to_token(index) for index in range(1, 257)} == set(BYTES)
+
+
+def test_what_occurs_once_is_not_merged() -> None:
+    with pytest.raises(InputError, match="supports 257 tokens"):
+        train_tokenizer("bpe", ["abcdef"], 258)
+    assert train_tokenizer("bpe", ["abcdef xab"], 258).vocab_size == 258
 
 
 @pytest.mark.parametrize(
@@ -182,7 +189,7 @@ def test_half_a_surrogate_pair_is_refused(kind: str) -> None:
 def test_blocks_change_no_token(kind: str, text: str) -> None:
     tokenizer, ids = trained(kind), trained(kind).backend.encode(text).ids
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK", module.re.compile(module.BLOCK.pattern.replace("65536", "3"), module.re.DOTALL))
+        patch.setattr(module, "BLOCK", re.compile(module.BLOCK.pattern.replace("65536", "3"), re.DOTALL))
         patch.setattr(module, "PIECE", 2)
         assert tokenizer.encode(text).tolist() == ids
         parts = list(tokenizer.pieces(text))
@@ -246,7 +253,27 @@ def test_a_ready_tokenizer_encodes_the_text_alone(foreign: Path) -> None:
     assert tokenizer.backend.id_to_token(tokenizer.end) == END
     assert (tokenizer.end, tokenizer.vocab_size) == (8, 9)
     assert tokenizer.names([5, 7]) == ["the", "cat"]
-    assert "".join(part for _, part in tokenizer.pieces(" the cat ")) == " the cat "
+    for text in (" the cat ", "  "):
+        assert "".join(part for _, part in tokenizer.pieces(text)) == text
+
+
+def test_a_ready_tokenizer_reads_a_text_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # SentencePiece's tokenizers write the beginning of a text as a space.
+    backend = tokenizers.Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "▁": 2, "?": 3}, unk_token="?"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(module, "BLOCK", re.compile(r"..|.", re.DOTALL))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.encode("a b b a").tolist() == [0, 1, 1, 0]
+    assert tokenizer.decode([0, 1, 1, 0]) == "a b b a"
+    assert tokenizer.names([0, 2]) == ["a", "▁"]
+
+
+def test_a_ready_tokenizer_may_number_its_unknown_token(tmp_path: Path) -> None:
+    tokenizers.Tokenizer(models.Unigram([("a", -1.0), ("?", -9.0), ("b", -2.0)], unk_id=1)).save(
+        str(tmp_path / "u.json")
+    )
+    assert load_tokenizer(tmp_path / "u.json").unknown("abcabd") == ["c", "d"]
 
 
 def test_a_ready_tokenizer_is_the_same_after_saving(foreign: Path, tmp_path: Path) -> None:
