@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
@@ -15,7 +16,7 @@ from flax import nnx
 from torch.nn import functional
 
 from jaxformer import Transformer, cross_entropy
-from jaxformer.train import OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
+from jaxformer.train import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
 
 IGNORED = -100
 STEPS = 10**6  # of the imagined run, so that the learning rate hardly moves
@@ -114,11 +115,11 @@ def our_steps(model: Transformer, batch: Batch) -> Iterator[float]:
     """The loss of each training step by jaxformer."""
     graphdef, variables = nnx.split(model)
 
-    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Loss]:
         model = nnx.merge(graphdef, params)
         logits = model(batch["source"], batch["target"], inputs_valid=batch["valid"], dropout_key=key)
         value = cross_entropy(logits, batch["labels"])
-        return value, value
+        return value, Loss(value, jnp.sum(batch["labels"] != IGNORED))
 
     optimizer = make_optimizer(OPTIMIZER, STEPS)
     step = make_train_step(loss, optimizer, learning_rates(OPTIMIZER, STEPS))

@@ -1,7 +1,7 @@
 """jaxformer: the whole Transformer in JAX."""
 
 from jaxformer.config import TransformerConfig, from_dict, to_dict
-from jaxformer.decode import GenerationConfig, decode, generate
+from jaxformer.decode import GenerationConfig, decode, generate, stream
 from jaxformer.errors import InputError
 from jaxformer.model import Cache, Transformer
 from jaxformer.ops import (
@@ -61,6 +61,7 @@ __all__ = [
     "rotate",
     "rotation",
     "sinusoidal_positions",
+    "stream",
     "to_dict",
     "token_cross_entropy",
 ]

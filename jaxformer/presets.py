@@ -1,6 +1,7 @@
 """Ready-made configurations: the paper's models, and one function for each shape of Transformer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from jaxformer.config import (
     AttentionConfig,
@@ -127,6 +128,12 @@ def small_modern(vocab_size: int = 256, dropout: float = 0.0) -> TransformerConf
 def symbols(vocab_size: int = 35) -> TransformerConfig:
     """Two and two layers of width 128: the copy, reverse and sort tasks."""
     return encoder_decoder(vocab_size, dim=128, layers=2, heads=4, placement="pre", dropout=0.0)
+
+
+def rematerialised(config: TransformerConfig) -> TransformerConfig:
+    """The same model, whose blocks are computed a second time in the backward pass to save memory."""
+    encoder, decoder = (stack and replace(stack, rematerialise=True) for stack in (config.encoder, config.decoder))
+    return replace(config, encoder=encoder, decoder=decoder)
 
 
 PRESETS: dict[str, Callable[..., TransformerConfig]] = {

@@ -11,7 +11,7 @@ import numpy as np
 from jaxformer.decode import processors, warpers
 from jaxformer.decode.beam import BEAM
 from jaxformer.decode.config import GenerationConfig, as_tuple
-from jaxformer.decode.loop import Found, Select, Step, run
+from jaxformer.decode.loop import Found, Search, Select, Step, Strategy, choose, finish
 from jaxformer.decode.plan import Plan, Processor
 from jaxformer.decode.sampling import SAMPLING
 from jaxformer.errors import InputError
@@ -74,22 +74,33 @@ def decode_compiled(
 ) -> Found:
     """What `decode` compiles: the prompts, the first `prompt_slots` of tokens [B, slots], are read and continued."""
     logits, cache = step(tokens[:, :prompt_slots], cache)
-    return search(plan, step, select, tokens, logits, cache)
+    strategy = strategy_of(plan)
+    search = begin(plan, select, tokens, logits, cache)
+    return strategy.result(finish(plan, strategy, in_float32(step), select, search).state)
 
 
-def search(plan: Plan, step: Step, select: Select, tokens: jax.Array, logits: jax.Array, cache: Any) -> Found:
-    """Continuations of the prompts in tokens [B, slots], from the logits [B, V] after them and their cache."""
-    strategy = BEAM if plan.beams > 1 else SAMPLING
+def strategy_of(plan: Plan) -> Strategy:
+    """How to search."""
+    return BEAM if plan.beams > 1 else SAMPLING
+
+
+def begin(plan: Plan, select: Select, tokens: jax.Array, logits: jax.Array, cache: Any) -> Search:
+    """A search from the prompts in tokens [B, slots], with their first new token chosen from the logits [B, V]."""
     if plan.copies > 1:
         rows = jnp.repeat(jnp.arange(tokens.shape[0]), plan.copies)
         tokens, logits, cache = tokens[rows], logits[rows], select(cache, rows)
+    strategy = strategy_of(plan)
+    return choose(plan, strategy, select, Search(strategy.init(plan, tokens), cache), logits.astype(jnp.float32))
+
+
+def in_float32(step: Step) -> Step:
+    """The step with its logits in float32, whatever the model computes in."""
 
     def float32_step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         logits, cache = step(tokens, cache)
         return logits.astype(jnp.float32), cache
 
-    state = strategy.init(plan, tokens)
-    return strategy.result(run(plan, strategy, float32_step, select, state, logits.astype(jnp.float32), cache))
+    return float32_step
 
 
 def returned(found: Found, config: GenerationConfig) -> Generated:

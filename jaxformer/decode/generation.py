@@ -1,5 +1,7 @@
 """Generating with a Transformer: reading, encoding and searching in one compiled call."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,15 +13,17 @@ from jaxformer.decode.config import GenerationConfig, as_tuple
 from jaxformer.decode.engine import (
     SLOTS,
     Generated,
+    begin,
     fill_right,
+    in_float32,
     make_plan,
     mask_array,
     returned,
     round_up,
-    search,
+    strategy_of,
     token_array,
 )
-from jaxformer.decode.loop import Found
+from jaxformer.decode.loop import Found, Search, finish, proceed
 from jaxformer.decode.plan import Plan
 from jaxformer.errors import InputError
 
@@ -79,6 +83,69 @@ def generate(
     settings: changes to `config`. Raises InputError, before anything is compiled, for what cannot be generated.
     """
     config = (config or GenerationConfig()).replace(**settings)
+    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids)
+    return returned(generate_compiled(model, request), config)
+
+
+def stream(
+    model: Model,
+    inputs: Any = None,
+    config: GenerationConfig | None = None,
+    *,
+    inputs_mask: Any = None,
+    decoder_input_ids: Any = None,
+    **settings: Any,
+) -> Iterator[np.ndarray]:
+    """The new tokens of `generate`, as they are produced: parts int32 [R, n], side by side what `generate` appends.
+
+    Greedy decoding and sampling only: what a beam search has found may still change until its end. Arguments and errors
+    are those of `generate`.
+    """
+    config = (config or GenerationConfig()).replace(**settings)
+    if config.num_beams > 1:
+        raise InputError("a beam search cannot be streamed, as its beams may change until the end: use generate")
+    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids)
+    return produced(model, request)
+
+
+def produced(model: Model, request: "Request") -> Iterator[np.ndarray]:
+    """The new tokens of each chunk, up to the end of the longest row."""
+    model, search = begin_compiled(model, request)
+    sent = int(request.plan.prompt_length)
+    while True:
+        tokens, _, lengths = (np.asarray(array) for array in strategy_of(request.plan).result(search.state))
+        ready = int(search.state.length)
+        finished = not np.asarray(search.state.live).any()
+        end = int(lengths.max()) if finished else ready
+        if end > sent:
+            yield tokens[:, sent:end].copy()  # the next chunk takes over the memory
+        if finished:
+            return
+        sent = end
+        search = proceed_compiled(model, search, request.plan)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Request:
+    """What a compiled generation takes: source [B, S] and its mask, tokens [B, slots], the prompts' mask, the plan.
+
+    Of the `prompt_slots` that are read at once, a static number, only plan.prompt_length count: one program serves
+    shorter prompts.
+    """
+
+    source: Any
+    source_valid: Any
+    tokens: Any
+    valid: Any
+    plan: Plan
+    prompt_slots: int = field(metadata={"static": True})
+
+
+def make_request(
+    model: Model, inputs: Any, config: GenerationConfig, inputs_mask: Any, decoder_input_ids: Any
+) -> Request:
+    """The arguments of `generate`, checked and brought to the shapes of a compiled program."""
     check_special_ids(config, model.vocab_sizes[1])
     if model.vocab_sizes[0] is None:
         source = source_valid = None
@@ -94,30 +161,38 @@ def generate(
     slots = round_up(int(plan.max_length), SLOTS, model.max_length)
     tokens = fill_right(prompt, slots, config.padding)
     valid = None if mask.all() else fill_right(mask, prompt_slots, True)
-    found = generate_compiled(model, source, source_valid, tokens, valid, plan, prompt_slots=prompt_slots)
-    return returned(found, config)
+    return Request(source, source_valid, tokens, valid, plan, prompt_slots)
 
 
-@partial(jax.jit, static_argnames="prompt_slots")
-def generate_compiled(
-    model: Model,
-    source: jax.Array | None,
-    source_valid: jax.Array | None,
-    tokens: jax.Array,
-    valid: jax.Array | None,
-    plan: Plan,
-    *,
-    prompt_slots: int,
-) -> Found:
-    """What `generate` compiles: the source is encoded, the prompts in tokens [B, slots] are read and continued.
-
-    Of the `prompt_slots` that are read at once only plan.prompt_length count: one program serves shorter prompts.
-    """
+def begin_request(model: Model, request: Request) -> tuple[Model, Search]:
+    """The model as decoding wants it; the source encoded, the prompts read, their first new token chosen."""
+    plan, source, tokens = request.plan, request.source, request.tokens
     model = model.for_decoding()
-    encoded = None if source is None else model.encode(source, valid=source_valid)
-    cache = model.empty_cache(*tokens.shape, encoded=encoded, encoded_valid=source_valid)
-    logits, cache = model.prefill(tokens[:, :prompt_slots], cache, length=jnp.asarray(plan.prompt_length), valid=valid)
-    return search(plan, model.step, select_cache_rows, tokens, logits, cache)
+    encoded = None if source is None else model.encode(source, valid=request.source_valid)
+    cache = model.empty_cache(*tokens.shape, encoded=encoded, encoded_valid=request.source_valid)
+    prompt, length = tokens[:, : request.prompt_slots], jnp.asarray(plan.prompt_length)
+    logits, cache = model.prefill(prompt, cache, length=length, valid=request.valid)
+    return model, begin(plan, select_cache_rows, tokens, logits, cache)
+
+
+@jax.jit
+def generate_compiled(model: Model, request: Request) -> Found:
+    """What `generate` compiles."""
+    model, search = begin_request(model, request)
+    plan, strategy = request.plan, strategy_of(request.plan)
+    return strategy.result(finish(plan, strategy, in_float32(model.step), select_cache_rows, search).state)
+
+
+@jax.jit
+def begin_compiled(model: Model, request: Request) -> tuple[Model, Search]:
+    """What `stream` compiles for the prompts."""
+    return begin_request(model, request)
+
+
+@partial(jax.jit, donate_argnames="search")
+def proceed_compiled(model: Model, search: Search, plan: Plan) -> Search:
+    """What `stream` compiles for every chunk of tokens."""
+    return proceed(plan, strategy_of(plan), in_float32(model.step), select_cache_rows, search)
 
 
 def select_cache_rows(cache: Any, rows: jax.Array) -> Any:

@@ -38,27 +38,40 @@ class Strategy(NamedTuple):
     result: Callable[[Any], Found]
 
 
-def run(plan: Plan, strategy: Strategy, step: Step, select: Select, state: Any, logits: jax.Array, cache: Any) -> Any:
-    """The finished state of a search that begins with the logits [R, V] after the prompts and their cache.
+class Search(NamedTuple):
+    """A search under way, a pytree: the state of its strategy, and the cache behind the tokens that it holds."""
 
-    Each turn reads the newest tokens and chooses the next. Turns run in chunks and the exit is looked for after each
-    chunk; until then a finished state is left as it is, while what the cache still takes in matters to nobody.
+    state: Any
+    cache: Any
+
+
+def choose(plan: Plan, strategy: Strategy, select: Select, search: Search, logits: jax.Array) -> Search:
+    """The search one token longer, from the logits [R, V] after its tokens."""
+    state, rows = strategy.advance(plan, search.state, logits)
+    return Search(state, search.cache if rows is None else select(search.cache, rows))
+
+
+def proceed(plan: Plan, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
+    """The search a chunk of turns later, each of which reads the newest tokens and chooses the next.
+
+    A search that finishes inside the chunk stays as it is; what its cache still takes in matters to nobody.
     """
 
-    def advance(state: Any, logits: jax.Array, cache: Any) -> tuple[Any, Any]:
-        state, rows = strategy.advance(plan, state, logits)
-        return state, cache if rows is None else select(cache, rows)
-
-    def turn(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
-        state, cache = carry
+    def turn(search: Search, _: None) -> tuple[Search, None]:
+        state = search.state
         tokens = state.tokens.reshape(-1, state.tokens.shape[-1])
-        logits, cache = step(lax.dynamic_slice_in_dim(tokens, state.length - 1, 1, axis=1), cache)
-        advanced, cache = advance(state, logits, cache)
+        logits, cache = step(lax.dynamic_slice_in_dim(tokens, state.length - 1, 1, axis=1), search.cache)
+        advanced, cache = choose(plan, strategy, select, Search(state, cache), logits)
         done = strategy.finished(plan, state)
-        return (jax.tree.map(lambda old, new: jnp.where(done, old, new), state, advanced), cache), None
+        return Search(jax.tree.map(lambda old, new: jnp.where(done, old, new), state, advanced), cache), None
 
+    return lax.scan(turn, search, length=CHUNK)[0]
+
+
+def finish(plan: Plan, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
+    """The finished search; the exit is looked for after each chunk."""
     return lax.while_loop(
-        lambda carry: ~strategy.finished(plan, carry[0]),
-        lambda carry: lax.scan(turn, carry, length=CHUNK)[0],
-        advance(state, logits, cache),
-    )[0]
+        lambda search: ~strategy.finished(plan, search.state),
+        lambda search: proceed(plan, strategy, step, select, search),
+        search,
+    )

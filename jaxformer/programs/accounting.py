@@ -15,7 +15,7 @@ from flax import nnx
 from jaxformer.config import TransformerConfig
 from jaxformer.model import Transformer
 from jaxformer.ops import cross_entropy
-from jaxformer.train import OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
+from jaxformer.train import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
 
 SHORT = (16, 32, 64)  # lengths at which no attention runs in a loop
 
@@ -200,10 +200,10 @@ def lower_step(config: TransformerConfig, sizes: Sizes) -> jax.stages.Lowered:
     settings = OptimizerConfig()
     optimizer = make_optimizer(settings, 1)
 
-    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Loss]:
         logits = nnx.merge(graphdef, params)(*batch, dropout_key=key)
         mean = cross_entropy(logits, batch[-1])
-        return mean, mean
+        return mean, Loss(mean, jnp.int32(batch[-1].size))
 
     state = jax.eval_shape(lambda params: init_state(params, optimizer, 0), nnx.to_pure_dict(params))
     step = make_train_step(loss, optimizer, learning_rates(settings, 1))

@@ -1,24 +1,21 @@
 """`python generate.py`: what a trained model says to held-out inputs, or to yours."""
 
-import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
-from jaxformer.data import PAD, held_out
-from jaxformer.decode import GenerationConfig, generate
+from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 from jaxformer.programs import terminal
-from jaxformer.programs.runs import Run, open_run
+from jaxformer.programs.answers import answer_inputs
+from jaxformer.programs.continuations import Prompts, continue_prompts
+from jaxformer.programs.kind import Run
+from jaxformer.programs.runs import newest_finished, open_run
 
-SHOWN = 8  # held-out inputs decoded when none are given
-BATCH = 64
+SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,10 @@ class Arguments:
     """sample among the k most likely tokens only"""
     top_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """sample among the smallest set of tokens that has this probability"""
+    min_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """sample among tokens at least so many times as likely as the likeliest, such as 0.05"""
+    repetition_penalty: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """above 1, tokens that have occurred become less likely"""
     seed: int = 0
     """seed of the samples"""
     n_best: int = 1
@@ -45,22 +46,16 @@ class Arguments:
     """the most tokens to generate"""
     input: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """decode this, for example "3 1 4 1 5" """
+    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
+    """text for a language model to continue; give it several times for several texts"""
     input_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """decode every line of this file; - reads standard input"""
+    """decode or continue every line of this file; - reads standard input"""
+    truncate: bool = False
+    """of a prompt that is too long, read the end"""
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """folder of the run (default: the one below runs/ that was finished last)"""
     json: bool = False
     """print one JSON object per sequence"""
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """One decoded sequence. right: whether it is the task's answer to the source."""
-
-    source: str
-    hypothesis: str
-    score: float
-    right: bool
 
 
 def main() -> None:
@@ -77,96 +72,42 @@ def decode_inputs(argv: list[str]) -> None:
         description="Decode with a trained model: greedily, by beam search (--beam 4), or sampling (--temperature 1).",
     )
     settings = generation_settings(arguments)
-    run = open_run(arguments.checkpoint)
+    wants_text = arguments.checkpoint is None and bool(arguments.prompt)
+    run = open_run(newest_finished(task_name="lm") if wants_text else arguments.checkpoint)
+    is_text = run.task_name == "lm"
+    refuse_flags(run, arguments, ("input",) if is_text else ("prompt", "truncate"))
     config = run.generation.replace(**settings)
-    sources = read_sources(run, arguments)
-    if not arguments.json:
-        print(f"{run.folder}: {run.task_name}, {search_name(config)}", file=sys.stderr)
-    start, lines = time.perf_counter(), []
-    for hypothesis in hypotheses(run, sources, config):
-        lines.append(hypothesis)
-        print(json.dumps(vars(hypothesis)) if arguments.json else describe(hypothesis), flush=True)
-    if not arguments.json:
-        best = lines[:: config.num_return_sequences]
-        right = sum(line.right for line in best)
-        print(f"{right} of {len(best)} right, {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    if is_text:
+        limit = arguments.max_new_tokens
+        prompts = Prompts(arguments.prompt, arguments.input_file, truncate=arguments.truncate, new_tokens=limit)
+        continue_prompts(run, config, prompts, as_json=arguments.json)
+    else:
+        answer_inputs(run, config, given=arguments.input, file=arguments.input_file, as_json=arguments.json)
+
+
+def refuse_flags(run: Run, arguments: Arguments, names: tuple[str, ...]) -> None:
+    """Raise InputError if one of the flags is given, which mean nothing to this kind of model."""
+    for name in names:
+        if getattr(arguments, name):
+            other = "prompt, text to continue" if run.task_name == "lm" else "input, symbols to answer"
+            raise InputError(f"--{name} is not for {run.folder}, trained on {run.task_name!r}: give --{other}")
 
 
 def generation_settings(arguments: Arguments) -> dict[str, Any]:
     """The settings that the flags stand for. Raises InputError for flags that contradict each other."""
-    sampling = [name for name in ("temperature", "top_k", "top_p") if getattr(arguments, name) is not None]
+    sampling = [name for name in SAMPLING_FLAGS if getattr(arguments, name) is not None]
     if arguments.greedy and (sampling or arguments.beam != 1):
-        raise InputError("--greedy excludes --beam, --temperature, --top-k and --top-p: leave one of them out")
+        raise InputError("--greedy excludes --beam, --temperature, --top-k, --top-p and --min-p: leave one of them out")
     if arguments.length_penalty is not None and arguments.beam == 1:
         raise InputError("--length-penalty weighs beams: give --beam too")
     if arguments.n_best > max(arguments.beam, 1) and (not sampling or arguments.beam > 1):
         raise InputError(f"--n-best {arguments.n_best} needs --beam {arguments.n_best}, or sampling without beams")
-    if arguments.input is not None and arguments.input_file is not None:
-        raise InputError("--input and --input-file exclude each other: give one")
-    given = {name: getattr(arguments, name) for name in (*sampling, "length_penalty", "max_new_tokens")}
+    if sum([arguments.input is not None, arguments.input_file is not None, bool(arguments.prompt)]) > 1:
+        raise InputError("--input, --prompt and --input-file exclude each other: give one")
+    names = (*sampling, "length_penalty", "max_new_tokens", "repetition_penalty")
+    given = {name: getattr(arguments, name) for name in names}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings |= {"num_beams": arguments.beam, "do_sample": bool(sampling)}
     settings |= {"num_return_sequences": arguments.n_best, "seed": arguments.seed}
     GenerationConfig().replace(**settings)  # wrong values are told before a model is loaded
     return settings
-
-
-def read_sources(run: Run, arguments: Arguments) -> list[np.ndarray]:
-    """The inputs to decode: the user's, or a few held-out ones."""
-    text = run.task.text
-    if arguments.input is not None:
-        return [text.read(arguments.input)]
-    if arguments.input_file is None:
-        batch = held_out(run.task, SHOWN, run.settings.seed)
-        return [row[row != PAD] for row in batch["source"]]
-    if str(arguments.input_file) == "-":
-        lines = sys.stdin.read().splitlines()
-    else:
-        try:
-            lines = arguments.input_file.read_text().splitlines()
-        except UnicodeDecodeError:
-            raise InputError(f"{arguments.input_file} is not a text file") from None
-    sources = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                sources.append(text.read(line))
-            except InputError as error:
-                raise InputError(f"line {number}: {error}") from None
-    if not sources:
-        raise InputError(f"{arguments.input_file} holds no input: write one sequence per line")
-    return sources
-
-
-def hypotheses(run: Run, sources: Sequence[np.ndarray], config: GenerationConfig) -> Iterator[Hypothesis]:
-    """Every source's sequences, best first, in the order of the sources.
-
-    Batches have one size, the last filled up, so that one compiled program does for all.
-    """
-    size, copies = min(BATCH, len(sources)), config.num_return_sequences
-    for first in range(0, len(sources), size):
-        rows = sources[first : first + size]
-        batch = np.full((size, run.task.text.max_length), PAD, np.int32)
-        for index in range(size):
-            row = rows[min(index, len(rows) - 1)]
-            batch[index, : len(row)] = row
-        generated = generate(run.model, batch, config, inputs_mask=batch != PAD)
-        for index, source in enumerate(rows):
-            answer = run.task.text.show(run.task.answer(source))
-            for copy in range(index * copies, (index + 1) * copies):
-                said = run.task.text.show(generated.sequences[copy])
-                score = round(float(generated.scores[copy]), 4)
-                yield Hypothesis(run.task.text.show(source), said, score, said == answer)
-
-
-def describe(line: Hypothesis) -> str:
-    """A hypothesis for reading."""
-    return f"  {line.source}\n  -> {line.hypothesis}    score {line.score:.4f}, {'right' if line.right else 'WRONG'}"
-
-
-def search_name(config: GenerationConfig) -> str:
-    """How the settings search, in words."""
-    search = f"beam search with {config.num_beams} beams" if config.num_beams > 1 else "one sequence at a time"
-    if config.do_sample:
-        return f"sampling at temperature {config.temperature}, {search}"
-    return search if config.num_beams > 1 else "greedy"

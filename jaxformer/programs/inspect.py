@@ -57,7 +57,7 @@ def choose(arguments: Arguments) -> tuple[str, TransformerConfig]:
     if arguments.checkpoint is not None:
         if arguments.preset is not None:
             raise InputError("name a preset or a --checkpoint, not both")
-        return str(arguments.checkpoint), read_description(arguments.checkpoint)[1].transformer
+        return str(arguments.checkpoint), read_description(arguments.checkpoint).transformer
     name = arguments.preset or "paper-base"
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}, or give --checkpoint RUN")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
+from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses, as shells use them
@@ -69,8 +70,36 @@ def first_sentence(box: str) -> str:
 def keep_compiled_programs() -> None:
     """Keep what XLA compiles in the user's cache folder, so that the second start is quick."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxformer"
+        cache = cache_folder()
         with contextlib.suppress(OSError):  # where nothing can be kept, every start compiles
             cache.mkdir(parents=True, exist_ok=True)
             if os.access(cache, os.W_OK):
                 jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def cache_folder() -> Path:
+    """Where the user's machine keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxformer"
+
+
+def read_lines(file: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers from 1; "-" is standard input.
+
+    Raises InputError where there is none, and for what is not text.
+    """
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not a text file") from None
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise InputError(f"{file} holds no input: write one sequence per line")
+    return lines
+
+
+def search_name(config: GenerationConfig) -> str:
+    """How the settings search, in words."""
+    search = f"beam search with {config.num_beams} beams" if config.num_beams > 1 else "one sequence at a time"
+    if config.do_sample:
+        return f"sampling at temperature {config.temperature}, {search}"
+    return search if config.num_beams > 1 else "greedy"

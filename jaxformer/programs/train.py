@@ -5,20 +5,15 @@ import sys
 import time
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import jax
-import numpy as np
 import tyro
-from flax import nnx
 
-from jaxformer.data import PAD, TASKS, held_out, training_batches
-from jaxformer.data.pipeline import IGNORED
 from jaxformer.errors import InputError
-from jaxformer.ops import cross_entropy
 from jaxformer.programs import runs, terminal
-from jaxformer.programs.evaluate import exact
-from jaxformer.programs.runs import CHECKPOINTS, ROOT, Run, Settings
+from jaxformer.programs.kind import Outcome, Prepared, Run
+from jaxformer.programs.runs import CHECKPOINTS, KINDS, ROOT, Description
 from jaxformer.programs.terminal import INTERRUPTED
 from jaxformer.train import (
     Checkpoints,
@@ -26,28 +21,30 @@ from jaxformer.train import (
     InterruptedRunError,
     Plan,
     Recorder,
-    cast,
     draw_loss,
     fit,
     learning_rates,
     make_optimizer,
     make_train_step,
     replace_text,
+    write_report,
 )
 
 DIVERGED = 1  # exit status
-HELD_OUT = 1000
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Generic[S]):
     """What the command line says."""
 
-    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    settings: Annotated[S, tyro.conf.arg(name="")]
     output: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
     """folder of the run (default: runs/TASK, or runs/TASK-2 and so on where there is one already)"""
     resume: bool = False
     """go on with the run in --output, or else with the newest run of the task, as if it had never stopped"""
+    eval_only: bool = False
+    """train nothing: evaluate the run in --output, or else the newest run of the task, once more"""
     tensorboard: bool = False
     """write TensorBoard events into the run's folder as well"""
 
@@ -61,21 +58,27 @@ def train(argv: list[str]) -> None:
     """Train as the command line says."""
     start = time.perf_counter()
     task_name, rest = read_task(argv)
-    arguments = parse(task_name, rest, runs.DEFAULTS.get(task_name, Settings()))
+    kind = KINDS[task_name]
+    arguments = parse(task_name, rest, kind.default(task_name))
     folder = choose_folder(task_name, arguments)
-    if arguments.resume:
+    if arguments.resume or arguments.eval_only:
         saved = resumable(folder, task_name)
         arguments = parse(task_name, rest, saved)
         refuse_changes(folder, saved, arguments.settings)
+    if arguments.eval_only:
+        print("\n".join(kind.evaluate(runs.open_run(folder)).lines))
+        return
     # What cannot be built is refused before anything is written.
-    jax.eval_shape(lambda: runs.fresh_state(arguments.settings)[1])
+    prepared = kind.prepare(task_name, arguments.settings, folder if arguments.resume else None)
+    jax.eval_shape(lambda: runs.fresh_state(prepared.config, arguments.settings)[1])
     try:
-        runs.describe(folder, task_name, arguments.settings)
+        runs.describe(folder, Description(task_name, arguments.settings, prepared.config))
+        prepared.write(folder)
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
     again = f"go on with: python train.py --task {task_name} --resume --output {folder}"
     try:
-        loss = train_run(folder, task_name, arguments)
+        loss = train_run(folder, prepared, arguments)
         report(runs.open_run(folder), loss, start)
     except (InterruptedRunError, KeyboardInterrupt) as stop:
         print(f"{str(stop) or 'stopped, as asked'}; {again}", file=sys.stderr)
@@ -89,12 +92,12 @@ def train(argv: list[str]) -> None:
 
 def read_task(argv: list[str]) -> tuple[str, list[str]]:
     """The task that `--task` names, read first because its flags depend on it, and the other arguments."""
-    names = ", ".join(TASKS)
+    names = ", ".join(KINDS)
     for index, argument in enumerate(argv):
         if argument == "--task" or argument.startswith("--task="):
             end = index + 1 if "=" in argument else index + 2
             name = argument.removeprefix("--task=") if "=" in argument else "".join(argv[index + 1 : end])
-            if name not in TASKS:
+            if name not in KINDS:
                 raise InputError(f"unknown task {name!r}: choose one of {names}")
             return name, argv[:index] + argv[end:]
     if "-h" in argv or "--help" in argv:
@@ -104,23 +107,23 @@ def read_task(argv: list[str]) -> tuple[str, list[str]]:
     raise InputError(f"name a task: python train.py --task NAME, one of {names}")
 
 
-def parse(task_name: str, argv: list[str], defaults: Settings) -> Arguments:
-    """The command line's arguments; a flag that is not given keeps its default."""
+def parse(task_name: str, argv: list[str], defaults: Any) -> Arguments:
+    """The command line's arguments, with the flags of the task; a flag that is not given keeps its default."""
     return terminal.parse(
-        Arguments,
+        Arguments[KINDS[task_name].classes[0]],
         argv,
         prog=f"train.py --task {task_name}",
-        description=f"Train a Transformer on the task {task_name}: {TASKS[task_name].__doc__}",
+        description=KINDS[task_name].about(task_name),
         default=Arguments(defaults),
     )
 
 
 def choose_folder(task_name: str, arguments: Arguments) -> Path:
     """The folder to write to; nothing that is there already is written over."""
-    if arguments.resume:
+    if arguments.resume or arguments.eval_only:
         folder = arguments.output or next(runs.runs_in(ROOT, task_name), None)
         if folder is None:
-            raise InputError(f"there is no run of the task {task_name!r} in {ROOT}/ to resume")
+            raise InputError(f"there is no run of the task {task_name!r} in {ROOT}/ to go on with")
         return folder
     if arguments.output is None:
         folders = (ROOT / (task_name if number == 1 else f"{task_name}-{number}") for number in range(1, sys.maxsize))
@@ -132,15 +135,15 @@ def choose_folder(task_name: str, arguments: Arguments) -> Path:
     return arguments.output
 
 
-def resumable(folder: Path, task_name: str) -> Settings:
+def resumable(folder: Path, task_name: str) -> Any:
     """The settings of the run in a folder. Raises InputError where it is no run of this task."""
-    saved_task, saved = runs.read_description(folder)
+    saved_task, saved, _ = runs.read_description(folder)
     if saved_task != task_name:
         raise InputError(f"{folder} was trained on the task {saved_task!r}: resume it with --task {saved_task}")
     return saved
 
 
-def refuse_changes(folder: Path, saved: Settings, given: Settings) -> None:
+def refuse_changes(folder: Path, saved: Any, given: Any) -> None:
     """Raise InputError if a resumed run is given other settings than it began with, except more steps."""
     before, after = flag_values(saved), flag_values(given)
     changed = [flag for flag, value in after.items() if value != before[flag] and flag != "--steps"]
@@ -160,18 +163,17 @@ def flag_values(settings: Any) -> dict[str, Any]:
     return values
 
 
-def train_run(folder: Path, task_name: str, arguments: Arguments) -> float:
+def train_run(folder: Path, prepared: Prepared, arguments: Arguments) -> float:
     """Train, from the newest checkpoint if there is one, and return the mean loss of the last steps."""
-    settings = arguments.settings
-    task = TASKS[task_name](settings.text)
-    batches = training_batches(task, settings.batch_size, settings.seed)
-    graphdef, state = runs.fresh_state(settings)
+    settings, batches = arguments.settings, prepared.batches
+    graphdef, state = runs.fresh_state(prepared.config, settings)
     step = make_train_step(
-        make_loss(graphdef, settings),
+        prepared.loss(graphdef),
         make_optimizer(settings.optimizer, settings.steps),
         learning_rates(settings.optimizer, settings.steps),
+        accumulate=settings.accumulate,
     )
-    plan = Plan(settings.steps, settings.save_every, lambda batch: int((batch["labels"] != IGNORED).sum()))
+    plan = Plan(settings.steps, settings.save_every, prepared.tokens, prepared.evaluate, prepared.evaluate_every)
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
@@ -181,32 +183,24 @@ def train_run(folder: Path, task_name: str, arguments: Arguments) -> float:
             return fit(state, step, batches, plan, recorder, checkpoints)[1]
 
 
-def make_loss(graphdef: Any, settings: Settings) -> Any:
-    """The function to minimise: teacher forcing, every position predicts the next token of the right answer."""
-    smoothing, dtype = settings.label_smoothing, runs.compute_type(settings)
-
-    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        model = nnx.merge(graphdef, cast(params, dtype))
-        source = batch["source"]
-        logits = model(source, batch["target"], inputs_valid=source != PAD, dropout_key=key)
-        plain = cross_entropy(logits, batch["labels"])
-        smoothed = cross_entropy(logits, batch["labels"], label_smoothing=smoothing) if smoothing else plain
-        return smoothed, plain
-
-    return loss
-
-
 def report(run: Run, loss: float, start: float) -> None:
-    """Evaluate on held-out sequences, write the results down and say what came of it; `start` is on the clock."""
-    batch = held_out(run.task, HELD_OUT, run.settings.seed)
-    correct = exact(run.model, batch, run.generation)
-    share = float(np.mean(correct))
+    """Evaluate on held-out data, write the results down and say what came of it; `start` is on the clock."""
+    outcome = KINDS[run.task_name].evaluate(run)
     picture = draw_loss(run.folder)
     seconds = time.perf_counter() - start
-    results = {"loss": loss, "held_out": len(correct), "exact": share, "seconds": round(seconds, 1)}
+    results = {"loss": loss, **outcome.results, "seconds": round(seconds, 1)}
     replace_text(run.folder / runs.RESULTS, json.dumps(results) + "\n")
+    page = write_report(run.folder, f"{run.task_name}: {run.folder.name}", facts(run, outcome, seconds))
     print(f"{run.task_name}: loss {loss:.4f} nats per token after {run.settings.steps} steps, {seconds:.0f} s")
-    print(f"held-out: {correct.sum()} of {len(correct)} sequences exactly right ({share:.1%}, greedy)")
-    print(f"checkpoint: {run.folder}    loss curve: {picture}")
+    print("\n".join(outcome.lines))
+    print(f"checkpoint: {run.folder}    loss curve: {picture}    report: {page}")
     found_by_itself = run.folder.parent == ROOT  # generate.py looks there for the run that was finished last
-    print(f"next: python generate.py --beam 4{'' if found_by_itself else f' --checkpoint {run.folder}'}")
+    print(f"next: {outcome.next_command}{'' if found_by_itself else f' --checkpoint {run.folder}'}")
+
+
+def facts(run: Run, outcome: Outcome, seconds: float) -> dict[str, str]:
+    """What the report's table says of a run."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(run.model))
+    said = {name.replace("_", " "): f"{value:,.4g}" for name, value in outcome.results.items()}
+    flags = " ".join(f"{flag} {value}" for flag, value in flag_values(run.settings).items() if value is not None)
+    return {"parameters": f"{count:,}", **said, "time": f"{seconds:.0f} s", "settings": flags}

@@ -13,10 +13,14 @@ from matplotlib.figure import Figure
 
 from jaxformer.data import BOS, EOS, PAD, Symbols, held_out
 from jaxformer.decode import generate
+from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.ops import causal_mask, padding_mask
 from jaxformer.programs import terminal
-from jaxformer.programs.runs import Run, open_run
+from jaxformer.programs.continuations import encode
+from jaxformer.programs.kind import Run
+from jaxformer.programs.language import read_texts
+from jaxformer.programs.runs import open_run
 from jaxformer.visualize import (
     Observation,
     attention_figure,
@@ -28,6 +32,7 @@ from jaxformer.visualize import (
 )
 
 SPECIAL = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>"}
+SHOWN = 48  # tokens of the validation text that a language model reads when none is given
 POSITIONS = 128  # the most positions that are drawn
 MASK, REAL = 8, 5  # length of the masks drawn, and how many of the tokens are no padding
 
@@ -39,7 +44,7 @@ class Arguments:
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
     """folder of the run (default: the one below runs/ that was finished last)"""
     input: Annotated[str | None, tyro.conf.arg(metavar="TEXT", aliases=["--prompt"], help_behavior_hint="")] = None
-    """what the model reads, for example "3 1 4 1 5" (default: a held-out sequence)"""
+    """what the model reads, such as "3 1 4 1 5", or a text (default: held-out data)"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """where the pictures go (default: pictures/ in the folder of the run)"""
     text: bool = False
@@ -95,11 +100,28 @@ def main(argv: list[str]) -> None:
 
 
 def observe(run: Run, text: str | None) -> Seen:
-    """What a run makes of a sequence; None: of a held-out one."""
+    """What a run makes of a text or a sequence; None: of a held-out one."""
+    if run.task_name == "lm":
+        return observe_text(run, text)
     source = held_out_source(run) if text is None else run.task.text.read(text)
     target = decode_greedily(run, source)
     answer = f"{run.task.text.show(source)}  ->  {run.task.text.show(target)}"
     return Seen(answer, observe_sequences(run, source, target))
+
+
+def observe_text(run: Run, text: str | None) -> Seen:
+    """The attention of a language model that reads a text, or the beginning of its validation text."""
+    if text is None:
+        ids = np.asarray(read_texts(run.settings.text, run.folder).validation.tokens[:SHOWN], np.int32)
+    else:
+        ids = encode(run.task, text)
+    limit = run.model.max_length
+    if limit is not None and len(ids) > limit:
+        raise InputError(f"{len(ids)} tokens exceed the model's {limit} positions: give a shorter text")
+    observed = jax.jit(Transformer.observe)(run.model, ids[None])
+    maps, names = first_row(observed.decoder.attentions), run.task.names(ids)
+    said = Observation("decoder", "Self-attention", maps, names, query_label="token that the model reads")
+    return Seen(run.task.decode(ids), (said,))
 
 
 def held_out_source(run: Run) -> np.ndarray:

@@ -1,23 +1,30 @@
 """Training: the optimiser, the compiled step, the loop, checkpoints and records; none of it knows the model."""
 
 from jaxformer.train.checkpoint import Checkpoints
+from jaxformer.train.diagnosis import Finding, diagnose
 from jaxformer.train.loop import Course, DivergedError, InterruptedRunError, Plan, fit
 from jaxformer.train.optimizer import OptimizerConfig, learning_rates, make_optimizer
-from jaxformer.train.record import METRICS, Recorder, draw_loss, read_lines, replace_text
-from jaxformer.train.step import Metrics, TrainState, cast, init_state, make_train_step
+from jaxformer.train.record import EVALUATIONS, METRICS, Recorder, read_lines, replace_text
+from jaxformer.train.report import draw_loss, write_report
+from jaxformer.train.step import Loss, LossFunction, Metrics, TrainState, cast, init_state, make_train_step
 
 __all__ = [
+    "EVALUATIONS",
     "METRICS",
     "Checkpoints",
     "Course",
     "DivergedError",
+    "Finding",
     "InterruptedRunError",
+    "Loss",
+    "LossFunction",
     "Metrics",
     "OptimizerConfig",
     "Plan",
     "Recorder",
     "TrainState",
     "cast",
+    "diagnose",
     "draw_loss",
     "fit",
     "init_state",
@@ -26,4 +33,5 @@ __all__ = [
     "make_train_step",
     "read_lines",
     "replace_text",
+    "write_report",
 ]

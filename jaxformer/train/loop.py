@@ -3,9 +3,10 @@
 import math
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Protocol
 
 from jaxformer.train.checkpoint import Checkpoints
@@ -24,6 +25,10 @@ class Batches(Protocol):
         """Its place in the data, as JSON can hold it."""
         ...
 
+    def set_state(self, state: Any) -> None:
+        """Go to a place in the data."""
+        ...
+
 
 class DivergedError(RuntimeError):
     """The loss left the region where training can recover; the message says what to try."""
@@ -35,11 +40,16 @@ class InterruptedRunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """How far to train, and how often to save. tokens: how many real target tokens a batch holds."""
+    """How far to train, how often to save and to evaluate. tokens: how many real target tokens a batch holds.
+
+    evaluate: parameters -> what is known of them on held-out data, its mean loss under "loss" (None: never).
+    """
 
     steps: int
     save_every: int
     tokens: Callable[[Any], int]
+    evaluate: Callable[[Any], Line] | None = None
+    evaluate_every: int = 1
 
 
 def fit(
@@ -47,19 +57,23 @@ def fit(
 ) -> tuple[TrainState, float]:
     """The state after `plan.steps` steps and the mean loss of the last ones.
 
-    Saves every `save_every` steps, at the end, and when asked to stop. Raises DivergedError, InterruptedRunError after
-    a Ctrl-C, and OSError where a checkpoint or the record cannot be written.
+    Saves every `save_every` steps, at the end, and when asked to stop; the best checkpoint is the one of least loss on
+    held-out data where there is an evaluation, and on the last steps where there is none. Raises DivergedError,
+    InterruptedRunError after a Ctrl-C, and OSError where a checkpoint or the record cannot be written.
     """
-    course = Course(recorder.earlier)
+    course = Course(recorder.earlier, recorder.evaluations)
     with stop_requests() as stop:
         for number in range(int(state.step) + 1, plan.steps + 1):
             batch = next(batches)
             state, metrics = step(state, batch)
-            course.add(recorder.write(number, metrics, plan.tokens(batch)))
+            spike = course.is_spike(metrics.loss.item())
+            course.add(recorder.write(number, metrics, plan.tokens(batch), spike=spike))
             course.check()
             last = number == plan.steps
+            if plan.evaluate is not None and (last or number % plan.evaluate_every == 0):
+                course.evaluated = recorder.write_evaluation(number, plan.evaluate(state.params))["loss"]
             if last or stop.requested or number % plan.save_every == 0:
-                checkpoints.save(number, state, batches.get_state(), course.loss)
+                checkpoints.save(number, state, batches.get_state(), course.evaluated or course.loss)
             if stop.requested and not last:
                 checkpoints.wait()
                 raise InterruptedRunError(f"stopped after step {number}, as asked")
@@ -70,8 +84,9 @@ def fit(
 class Course:
     """Where a run is heading, from its recorded lines; a resumed run begins with those of its earlier steps."""
 
-    def __init__(self, lines: Iterable[Line] = ()):
+    def __init__(self, lines: Iterable[Line] = (), evaluations: Sequence[Line] = ()):
         self.first = math.nan
+        self.evaluated = evaluations[-1]["loss"] if evaluations else None
         self.recent: deque[Line] = deque(maxlen=WINDOW + 1)  # one more, to count what was skipped since
         for line in lines:
             self.add(line)
@@ -87,6 +102,19 @@ class Course:
         """The mean loss of the last steps, without those that were not finite; infinite if none was."""
         losses = [line["loss"] for line in list(self.recent)[-WINDOW:] if math.isfinite(line["loss"])]
         return sum(losses) / len(losses) if losses else math.inf
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether a loss stands out above those before it: eight times as far above their median as they scatter.
+
+        Scatter is the median distance from the median, which no single spike moves; less than a tenth of the median,
+        or of a nat, is no spike however still the others are.
+        """
+        losses = [line["loss"] for line in list(self.recent)[-WINDOW:] if math.isfinite(line["loss"])]
+        if len(losses) < WINDOW // 2 or not math.isfinite(loss):
+            return False
+        middle = median(losses)
+        scatter = median(abs(other - middle) for other in losses)
+        return loss - middle > max(8 * scatter, middle / 10, 0.1)
 
     def check(self) -> None:
         """Raise DivergedError if the loss is far above its start, or if half of the last steps had to be skipped."""

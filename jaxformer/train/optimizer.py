@@ -21,6 +21,8 @@ class OptimizerConfig:
     """afterwards: a half cosine down to 0 at the last step, or the paper's 1/sqrt(step)"""
     weight_decay: float = 0.01
     """how much every matrix shrinks per step, times the learning rate"""
+    beta2: float = 0.98
+    """how much of its past the running square of the gradient keeps per step (the paper: 0.98)"""
     clip_norm: float = 1.0
     """gradients longer than this are scaled down to it"""
 
@@ -29,6 +31,8 @@ class OptimizerConfig:
         for name in ("learning_rate", "warmup_steps", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be more than 0 and finite, not {getattr(self, name)}")
+        if not 0 <= self.beta2 < 1:
+            raise InputError(f"beta2 must be at least 0 and below 1, not {self.beta2}")
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"weight_decay must be at least 0 and finite, not {self.weight_decay}")
 
@@ -47,10 +51,10 @@ def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by the global norm, then AdamW with the paper's beta2 = 0.98."""
+    """Clip by the global norm, then AdamW."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rates(config, steps), b2=0.98, weight_decay=config.weight_decay, mask=matrices),
+        optax.adamw(learning_rates(config, steps), b2=config.beta2, weight_decay=config.weight_decay, mask=matrices),
     )
 
 

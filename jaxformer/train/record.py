@@ -1,4 +1,4 @@
-"""What a run writes down: a progress bar, metrics.jsonl, TensorBoard, a picture of the loss."""
+"""What a run writes down: a progress bar, metrics.jsonl and evaluations.jsonl, TensorBoard."""
 
 import json
 import math
@@ -14,16 +14,21 @@ from tqdm import tqdm
 from jaxformer.errors import InputError
 from jaxformer.train.step import Metrics
 
-METRICS = "metrics.jsonl"
-Line = dict[str, float | int]
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+Line = dict[str, Any]
 
 
 class Recorder:
-    """The record of one run: each step is one line of `metrics.jsonl`, and moves the progress bar."""
+    """The record of one run: each step is one line of `metrics.jsonl`, and moves the progress bar.
+
+    Each look at held-out data is one line of `evaluations.jsonl`.
+    """
 
     def __init__(self, folder: Path, *, first_step: int, steps: int, tensorboard: bool = False):
         self.board = open_tensorboard(folder) if tensorboard else None
+        self.folder = folder
         self.earlier = keep_lines(folder / METRICS, first_step)
+        self.evaluations = keep_lines(folder / EVALUATIONS, first_step)
         self.file = (folder / METRICS).open("a", buffering=1)  # by lines, so that a killed run leaves whole ones
         interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds between two drawings: few, where each is a line
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=interval)
@@ -38,11 +43,11 @@ class Recorder:
         if self.board is not None:
             self.board.close()
 
-    def write(self, step: int, metrics: Metrics, tokens: int) -> Line:
+    def write(self, step: int, metrics: Metrics, tokens: int, *, spike: bool = False) -> Line:
         """Record a step that trained on so many real target tokens; waits until it is computed."""
         values = {name: value.item() for name, value in metrics._asdict().items()}
         elapsed, self.clock = time.perf_counter() - self.clock, time.perf_counter()
-        line = {"step": step} | values | {"tokens_per_second": round(tokens / elapsed, 1)}
+        line = {"step": step} | values | {"spike": int(spike), "tokens_per_second": round(tokens / elapsed, 1)}
         self.file.write(as_json(line))
         self.bar.set_postfix_str(
             f"loss {line['loss']:.4f}, rate {line['learning_rate']:.1e}, gradient {line['grad_norm']:.2f}, "
@@ -55,10 +60,25 @@ class Recorder:
                 self.board.add_scalar(name, value, step)
         return line
 
+    def write_evaluation(self, step: int, found: Line) -> Line:
+        """Record what was found on held-out data after a step; the time that it took counts for no step."""
+        line = {"step": step} | found
+        with (self.folder / EVALUATIONS).open("a") as file:
+            file.write(as_json(line))
+        numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+        said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
+        self.bar.write(f"step {step}, held out: {said}", file=sys.stderr)
+        if self.board is not None:
+            for name, value in numbers.items():
+                self.board.add_scalar(f"held-out/{name}", value, step)
+        self.clock = time.perf_counter()
+        return line
+
 
 def as_json(line: Line) -> str:
-    """A line of the metrics file. JSON has no word for what is not finite: null."""
-    return json.dumps({name: value if math.isfinite(value) else None for name, value in line.items()}) + "\n"
+    """A line of a metrics file. JSON has no word for what is not finite: null."""
+    finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}
+    return json.dumps(finite) + "\n"
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -93,28 +113,3 @@ def open_tensorboard(folder: Path) -> Any:
     except ImportError:
         raise InputError("--tensorboard needs the package tensorboardX: pip install 'jaxformer[tensorboard]'") from None
     return SummaryWriter(str(folder))
-
-
-def draw_loss(folder: Path) -> Path:
-    """Draw `loss.png`, the loss and the gradient norm of every step in `metrics.jsonl`, and return its path."""
-    import matplotlib.figure  # imported here: it takes half a second, and only the end of a run needs it
-
-    lines = list(read_lines(folder / METRICS))
-    steps = [line["step"] for line in lines]
-    figure = matplotlib.figure.Figure(figsize=(7, 5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    above.plot(steps, [line["loss"] for line in lines], color="tab:blue", linewidth=1)
-    above.set_yscale("log")
-    above.set_ylabel("loss [nats per token]")
-    rate = above.twinx()
-    rate.plot(steps, [line["learning_rate"] for line in lines], color="tab:orange", linewidth=1)
-    rate.set_ylabel("learning rate", color="tab:orange")
-    below.plot(steps, [line["grad_norm"] for line in lines], color="tab:green", linewidth=1)
-    below.set_yscale("log")
-    below.set_ylabel("gradient norm")
-    below.set_xlabel("step")
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
-    path = folder / "loss.png"
-    figure.savefig(path, dpi=120)
-    return path

@@ -9,7 +9,14 @@ import optax
 
 Params = Any
 Batch = Any
-LossFunction = Callable[[Params, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+LossFunction = Callable[[Params, Batch, jax.Array], tuple[jax.Array, "Loss"]]
+
+
+class Loss(NamedTuple):
+    """What a batch, or a part of one, reports: its mean loss, and over how many labels the mean was taken."""
+
+    mean: jax.Array
+    labels: jax.Array
 
 
 class TrainState(NamedTuple):
@@ -26,10 +33,14 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step reports: float32 scalars, and the number of steps skipped so far."""
+    """What a step reports: float32 scalars, and the number of steps skipped so far.
+
+    update_ratio: length of the change of all parameters / their length; 1e-3 is usual, far more is a step too far.
+    """
 
     loss: jax.Array
     grad_norm: jax.Array
+    update_ratio: jax.Array
     learning_rate: jax.Array
     skipped: jax.Array
 
@@ -44,17 +55,23 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, seed: in
 
 
 def make_train_step(
-    loss_function: LossFunction, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+    loss_function: LossFunction,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    accumulate: int = 1,
 ) -> TrainStep:
     """The compiled step. Its state is donated: the memory of the old one becomes the new one.
 
-    loss_function: (params, batch, dropout key) -> (what to minimise, what to report as the loss).
-    A step whose loss or gradient is not finite leaves parameters and optimiser as they were, and is counted.
+    loss_function: (params, batch, dropout key) -> (the mean to minimise, the loss to report). accumulate: the batch is
+    cut into so many parts, whose gradients are computed one after the other and averaged by their numbers of labels:
+    the gradient of the whole batch, in the memory of a part. A step whose loss or gradient is not finite leaves
+    parameters and optimiser as they were, and is counted.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        (objective, loss), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params, batch, key)
+        objective, loss, gradient = gradient_of(loss_function, state.params, batch, key, accumulate)
         norm = optax.tree.norm(gradient)
         healthy = jnp.isfinite(objective) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
@@ -62,12 +79,36 @@ def make_train_step(
         params, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(healthy, new, old), taken, (state.params, state.optimizer)
         )
+        ratio = jnp.where(healthy, optax.tree.norm(updates) / optax.tree.norm(state.params), 0.0)
         skipped = state.skipped + ~healthy
         rate = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
         new = TrainState(params, optimizer_state, state.step + 1, skipped, state.key)
-        return new, Metrics(loss, norm, rate, skipped)
+        return new, Metrics(loss, norm, ratio, rate, skipped)
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def gradient_of(
+    loss_function: LossFunction, params: Params, batch: Batch, key: jax.Array, parts: int
+) -> tuple[jax.Array, jax.Array, Params]:
+    """Objective, reported loss and gradient of a batch, computed in so many parts one after the other.
+
+    A part weighs as much as it has labels, so that the mean is over the labels of the whole batch.
+    """
+    differentiate = jax.value_and_grad(loss_function, has_aux=True)
+    if parts == 1:
+        (objective, loss), gradient = differentiate(params, batch, key)
+        return objective, loss.mean, gradient
+
+    def add(sums: tuple[Any, jax.Array], part: tuple[Batch, jax.Array]) -> tuple[tuple[Any, jax.Array], None]:
+        (objective, loss), gradient = differentiate(params, *part)
+        values = jax.tree.map(lambda x: x * loss.labels, (objective, loss.mean, gradient))
+        return (jax.tree.map(jnp.add, sums[0], values), sums[1] + loss.labels), None
+
+    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    (sums, labels), _ = jax.lax.scan(add, (zeros, jnp.float32(0)), (cut, jax.random.split(key, parts)))
+    return jax.tree.map(lambda x: x / jnp.maximum(labels, 1), sums)
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:

@@ -85,6 +85,10 @@ class ChainModel:
         """Hashes of nothing."""
         return ChainCache(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32) if encoded is None else encoded)
 
+    def for_decoding(self) -> "ChainModel":
+        """Nothing to prepare."""
+        return self
+
     def prefill(
         self, tokens: jax.Array, cache: ChainCache, *, length: jax.Array, valid: jax.Array | None = None
     ) -> tuple[jax.Array, ChainCache]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from decode.chain import CODES, ChainModel, empty_cache, logits_after, make_step, make_tables
 
-from jaxformer.decode import GenerationConfig, decode, generate
+from jaxformer.decode import GenerationConfig, decode, generate, stream
 from jaxformer.errors import InputError
 
 V = 11
@@ -36,6 +36,23 @@ def test_left_padding_is_seen_or_inferred(rng: np.random.Generator) -> None:
     as_eos = generate(model, prompts, pad_token_id=9, eos_token_id=(9, 10), min_new_tokens=8, **call).sequences
     no_pad = generate(model, prompts, eos_token_id=(9, 10), min_new_tokens=8, **call).sequences
     assert as_eos.tolist() == no_pad.tolist()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 11])
+def test_a_stream_is_what_generate_appends(rng: np.random.Generator, limit: int) -> None:
+    """In parts, up to the end of the longest row; rows that ended before are padded."""
+    model, prompts = ChainModel(make_tables(rng, V), encoder=False), rng.integers(V, size=(3, 5))
+    for settings in ({}, {"do_sample": True, "num_return_sequences": 2, "seed": 4}):
+        settings = settings | {"eos_token_id": (3, 7), "max_new_tokens": limit, "repetition_penalty": 1.3}
+        whole = generate(model, prompts, **settings).sequences[:, 5:]
+        parts = list(stream(model, prompts, **settings))
+        assert np.concatenate(parts, axis=1).tolist() == whole.tolist()
+        assert len(parts) > 1 or limit < 3 or whole.shape[1] < 3
+
+
+def test_beams_are_not_streamed(rng: np.random.Generator) -> None:
+    with pytest.raises(InputError, match="a beam search cannot be streamed"):
+        stream(ChainModel(make_tables(rng, V), encoder=False), [[1]], num_beams=2, max_new_tokens=3)
 
 
 def test_no_prompt_starts_from_bos(rng: np.random.Generator) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxformer.decode.loop import CHUNK, Found, Strategy, run
+from jaxformer.decode.loop import CHUNK, Found, Search, Strategy, choose, finish
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +45,11 @@ def test_stops_where_it_is_finished(length: int) -> None:
         return tokens + cache, cache
 
     def search(plan: jax.Array, state: Counted, cache: jax.Array) -> Counted:
-        return run(plan, COUNT, step, lambda cache, rows: cache[rows], state, state.tokens[:, :1] * 0.0, cache)
+        def select(cache: jax.Array, rows: jax.Array) -> jax.Array:
+            return cache[rows]
+
+        begun = choose(plan, COUNT, select, Search(state, cache), state.tokens[:, :1] * 0.0)
+        return finish(plan, COUNT, step, select, begun).state
 
     cache = jnp.array([[100], [10], [1]])
     state = jax.jit(search)(jnp.int32(length), start, cache)

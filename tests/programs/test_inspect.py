@@ -13,6 +13,7 @@ from jaxformer.config import AttentionConfig
 from jaxformer.presets import symbols
 from jaxformer.programs import accounting, inspect, runs
 from jaxformer.programs.accounting import Sizes, cache_bytes, costs, module_rows
+from jaxformer.programs.sequences import ModelSettings, SequenceSettings
 
 SMALL = encoder_decoder(41, source_vocab_size=53, dim=24, layers=3, heads=2, hidden=31)
 
@@ -151,8 +152,8 @@ def test_the_table_is_aligned_and_fits(capsys):
 
 
 def test_a_run_is_described_without_its_weights(tmp_path, capsys):
-    settings = runs.Settings(model=runs.ModelSettings(dim=16, layers=1, heads=2))
-    runs.describe(tmp_path / "run", "copy", settings)
+    settings = SequenceSettings(model=ModelSettings(dim=16, layers=1, heads=2))
+    runs.describe(tmp_path / "run", runs.Description("copy", settings, settings.transformer))
     text = printed(capsys, "--checkpoint", str(tmp_path / "run"))
     total = paper_parameters(35, 16, 64, 1) + 2 * 2 * 16  # and two final norms
     assert f"{total:,}" in text
@@ -192,14 +193,17 @@ def jaxformer(*argv: str) -> subprocess.CompletedProcess[str]:
 def test_commands_are_listed():
     done = jaxformer()
     assert done.returncode == 0
-    assert re.search(r"^  inspect +\w.*\n  visualize +\w", done.stdout, re.MULTILINE)
+    assert re.search(r"^  inspect +\w.*\n  perplexity +\w", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["dissect"], "error: unknown command 'dissect': choose one of inspect, visualize"),
-        (["inspect", "large"], "error: unknown preset 'large': choose one of paper-base, paper-big, symbols, tiny, small"),
+        (
+            ["inspect", "large"],
+            "error: unknown preset 'large': choose one of paper-base, paper-big, symbols, tiny, small",
+        ),
     ],
 )
 def test_errors_are_one_line_and_exit_status_2(argv, message):

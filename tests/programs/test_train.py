@@ -34,7 +34,7 @@ def test_a_run_leaves_metrics_and_pictures(folder: Path) -> None:
     run = folder / "runs" / "copy"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 41))
-    assert set(lines[0]) == {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "skipped"}
+    assert {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "skipped"} < set(lines[0])
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert (run / "loss.png").exists()
 

@@ -52,7 +52,7 @@ def run(
         if batch == interrupt:
             os.kill(os.getpid(), signal.SIGINT)
         loss = jnp.float32(losses.get(batch, 1.0))
-        return state._replace(step=state.step + 1), Metrics(loss, loss, jnp.float32(0.1), state.skipped)
+        return state._replace(step=state.step + 1), Metrics(loss, loss, loss, jnp.float32(0.1), state.skipped)
 
     state = TrainState({"weight": jnp.zeros(2)}, (), jnp.int32(taken), jnp.int32(0), jnp.zeros(2, jnp.uint32))
     batches = Numbers(taken)
@@ -74,7 +74,16 @@ def test_it_saves_at_intervals_and_at_the_end(tmp_path: Path) -> None:
     assert losses == [1.0, 1.0, 0.5] + [1.0] * 7
     assert saved(tmp_path)[-2:] == [8, 10]
     line = next(read_lines(tmp_path / METRICS))
-    assert list(line) == ["step", "loss", "grad_norm", "learning_rate", "skipped", "tokens_per_second"]
+    assert list(line) == [
+        "step",
+        "loss",
+        "grad_norm",
+        "update_ratio",
+        "learning_rate",
+        "skipped",
+        "spike",
+        "tokens_per_second",
+    ]
 
 
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path) -> None:
@@ -135,7 +144,7 @@ def test_metrics_are_json_whatever_the_loss(tmp_path: Path) -> None:
 
 
 def test_a_step_is_on_disk_as_soon_as_it_is_recorded(tmp_path: Path) -> None:
-    metrics = Metrics(jnp.float32(1), jnp.float32(1), jnp.float32(1), jnp.int32(0))
+    metrics = Metrics(*[jnp.float32(1)] * 4, jnp.int32(0))
     with Recorder(tmp_path, first_step=0, steps=2) as recorder:
         recorder.write(1, metrics, tokens=3)
         assert len(list(read_lines(tmp_path / METRICS))) == 1
@@ -174,7 +183,7 @@ def test_the_loss_curve_is_drawn(tmp_path: Path) -> None:
 
 
 def test_tensorboard_events_are_written(tmp_path: Path) -> None:
-    metrics = Metrics(jnp.float32(1), jnp.float32(1), jnp.float32(1), jnp.int32(0))
+    metrics = Metrics(*[jnp.float32(1)] * 4, jnp.int32(0))
     with Recorder(tmp_path, first_step=0, steps=1, tensorboard=True) as recorder:
         recorder.write(1, metrics, tokens=3)
     assert list(tmp_path.glob("events.out.tfevents.*"))
@@ -184,3 +193,34 @@ def test_missing_tensorboard_says_what_to_install(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(InputError, match="pip install"):
         Recorder(tmp_path, first_step=0, steps=1, tensorboard=True)
+
+
+def test_evaluations_are_recorded_decide_the_best_and_are_taken_again(tmp_path: Path) -> None:
+    """Every second step and at the end; a resumed run drops what lies behind its checkpoint."""
+    held_out = {2: 3.0, 4: 1.0, 6: 2.0, 8: 2.5, 9: 4.0}
+
+    def step(state: TrainState, batch: int) -> tuple[TrainState, Metrics]:
+        params = {"weight": jnp.full(2, batch)}
+        loss = jnp.float32(1 / batch)
+        return state._replace(step=state.step + 1, params=params), Metrics(loss, loss, loss, loss, state.skipped)
+
+    def evaluate(params: dict) -> dict:
+        return {"loss": held_out[int(params["weight"][0])], "sample": "words"}
+
+    def train(taken: int) -> list[dict]:
+        state = TrainState({"weight": jnp.zeros(2)}, (), jnp.int32(taken), jnp.int32(0), jnp.zeros(2, jnp.uint32))
+        plan = Plan(9, 1, lambda _: 7, evaluate, evaluate_every=2)
+        with (
+            Checkpoints(tmp_path / "checkpoints") as checkpoints,
+            Recorder(tmp_path, first_step=taken, steps=9) as recorder,
+        ):
+            fit(state, step, Numbers(taken), plan, recorder, checkpoints)
+        return list(read_lines(tmp_path / "evaluations.jsonl"))
+
+    looks = train(0)
+    assert [(look["step"], look["loss"]) for look in looks] == list(held_out.items())
+    assert looks[0]["sample"] == "words"
+    assert {8, 9} < set(saved(tmp_path))
+    assert {4, 5} & set(saved(tmp_path))  # of least loss on held-out data
+    (tmp_path / "checkpoints" / "9").rename(tmp_path / "checkpoints" / "away")
+    assert train(8) == looks

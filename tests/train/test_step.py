@@ -6,14 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxformer.train import Metrics, TrainState, cast, init_state, make_train_step
+from jaxformer.train import Loss, Metrics, TrainState, cast, init_state, make_train_step
 
 
-def line_loss(params: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def line_loss(params: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Loss]:
     """Squared error of a line, with noise from the step's key."""
     noise = 0.1 * jax.random.normal(key, batch["x"].shape)
     error = jnp.square(params["weight"] * batch["x"] + noise - batch["y"]).mean()
-    return error, error
+    return error, Loss(error, jnp.int32(batch["x"].size))
 
 
 def take_steps(
@@ -76,13 +76,45 @@ def test_the_state_is_donated() -> None:
 
 
 def test_low_precision_keeps_float32_masters() -> None:
-    def loss(params: dict[str, jax.Array], _: object, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(params: dict[str, jax.Array], _: object, key: jax.Array) -> tuple[jax.Array, Loss]:
         weight = cast(params, jnp.bfloat16)["weight"]
         assert weight.dtype == jnp.bfloat16
-        return jnp.square(weight - 1).astype(jnp.float32), jnp.float32(0)
+        return jnp.square(weight - 1).astype(jnp.float32), Loss(jnp.float32(0), jnp.int32(1))
 
     optimizer = optax.sgd(1e-4)
     state = init_state({"weight": jnp.float32(2.0)}, optimizer, 0)
     state, _ = make_train_step(loss, optimizer, lambda _: 1e-4)(state, None)
     assert state.params["weight"].dtype == jnp.float32
     np.testing.assert_allclose(state.params["weight"], 2 - 2e-4, rtol=1e-7)  # too small a step for bfloat16
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
+    """Also where the parts have different numbers of labels: the mean is over the labels of all."""
+
+    def loss(params: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Loss]:
+        errors = jnp.square(params["weight"] * batch["x"] - batch["y"]) * batch["real"]
+        count = batch["real"].sum()
+        mean = errors.sum() / jnp.maximum(count, 1)
+        return mean, Loss(mean, count)
+
+    rng = np.random.default_rng(0)
+    data = {name: jnp.asarray(rng.normal(size=(6, 5)).astype(np.float32)) for name in ("x", "y")}
+    data["real"] = jnp.asarray(np.arange(5)[None] < np.array([5, 1, 4, 2, 0, 3])[:, None])
+    optimizer, seen = optax.sgd(0.1), []
+    for accumulate in (1, parts):
+        step = make_train_step(loss, optimizer, lambda _: 0.1, accumulate=accumulate)
+        seen.append(step(init_state({"weight": jnp.float32(0.7)}, optimizer, 0), data))
+    (whole, expected), (cut, metrics) = seen
+    np.testing.assert_allclose(cut.params["weight"], whole.params["weight"], rtol=1e-6)
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics.grad_norm, expected.grad_norm, rtol=1e-6)
+
+
+def test_the_update_ratio_compares_the_change_with_the_weights() -> None:
+    optimizer = optax.sgd(0.5)
+    step = make_train_step(line_loss, optimizer, lambda _: 0.5)
+    before = init_state({"weight": jnp.float32(2.0)}, optimizer, 0)
+    after, metrics = step(before, batch(1.0))
+    np.testing.assert_allclose(metrics.update_ratio, abs(after.params["weight"] - 2.0) / 2.0, rtol=1e-6)
+    assert step(after, batch(jnp.nan))[1].update_ratio == 0

@@ -1,0 +1,122 @@
+"""What a language model makes of prompts: printed as it is produced, or one prompt after the other."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxformer.data import Tokenizer
+from jaxformer.decode import GenerationConfig, generate, stream
+from jaxformer.errors import InputError
+from jaxformer.programs.kind import Run
+from jaxformer.programs.terminal import read_lines, search_name
+
+BATCH = 16
+HALF = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for a character whose bytes have not all come yet
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts to continue, given or in a file; none of either begins a new document.
+
+    truncate: of a prompt that is too long, read the end. new_tokens: how many are to come (None: as many as fit, up to
+    half the model's context).
+    """
+
+    given: tuple[str, ...]
+    file: Path | None
+    truncate: bool
+    new_tokens: int | None
+
+    def read(self) -> list[str]:
+        """The texts."""
+        return list(self.given or [""]) if self.file is None else [line for _, line in read_lines(self.file)]
+
+
+def continue_prompts(run: Run, config: GenerationConfig, prompts: Prompts, *, as_json: bool) -> None:
+    """Print what the model makes of the prompts. A single text is printed as it is produced."""
+    texts = prompts.read()
+    rows = [encode(run.task, text) for text in texts]
+    config = config.replace(max_new_tokens=prompts.new_tokens or new_tokens(run, config, rows))
+    rows = [fit_context(run, row, config.max_new_tokens or 1, truncate=prompts.truncate) for row in rows]
+    if not as_json:
+        print(f"{run.folder}: {run.task_name}, {search_name(config)}", file=sys.stderr)
+    if len(texts) == config.num_return_sequences == config.num_beams == 1 and not as_json:
+        print(texts[0], end="", flush=True)
+        produced = (part[0] for part in stream(run.model, rows[0][None], config))
+        for piece in pieces(run.task, produced, config):
+            print(piece, end="", flush=True)
+        print()
+        return
+    for first in range(0, len(rows), BATCH):
+        batch, mask = left_padded(rows[first : first + BATCH], config.padding)
+        generated = generate(run.model, batch, config, inputs_mask=mask)
+        new = generated.sequences[:, batch.shape[1] :]
+        for index, (ids, score) in enumerate(zip(new, generated.scores, strict=True)):
+            prompt = texts[first + index // config.num_return_sequences]
+            said = run.task.decode(until_end(ids, config))
+            line = {"prompt": prompt, "continuation": said, "score": round(float(score), 4)}
+            print(json.dumps(line, ensure_ascii=False) if as_json else f"{prompt}{said}\n", flush=True)
+
+
+def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The tokens of a prompt, int32 [T]; those of an empty one begin a document.
+
+    Raises InputError for characters or words that the model never saw: it has nothing to make of them.
+    """
+    unknown = tokenizer.unknown(text)
+    if unknown:
+        named = ", ".join(map(repr, unknown[:5]))
+        raise InputError(f"the model never saw {named}{' and more' if len(unknown) > 5 else ''}: leave that out")
+    ids = np.asarray(tokenizer.encode(text), np.int32)
+    return ids if ids.size else np.array([tokenizer.end], np.int32)
+
+
+def new_tokens(run: Run, config: GenerationConfig, rows: list[np.ndarray]) -> int:
+    """How many tokens to generate where nobody said: the run's default, or as many as fit behind every prompt."""
+    longest = max(len(row) for row in rows)
+    wanted = config.max_new_tokens or 1
+    room = wanted if run.model.max_length is None else run.model.max_length - longest
+    return max(1, min(wanted, room))
+
+
+def fit_context(run: Run, row: np.ndarray, new_tokens: int, *, truncate: bool) -> np.ndarray:
+    """A prompt that leaves room for the new tokens: as it is, or its end. Raises InputError where it does not."""
+    limit = run.model.max_length
+    if limit is None or len(row) + new_tokens <= limit:
+        return row
+    if not truncate or new_tokens >= limit:
+        raise InputError(
+            f"{len(row)} tokens of prompt and {new_tokens} new ones exceed the model's {limit} positions: "
+            "shorten the prompt, lower --max-new-tokens, or --truncate to read the end of the prompt"
+        )
+    return row[len(row) + new_tokens - limit :]
+
+
+def left_padded(rows: list[np.ndarray], padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts as one batch [B, P], the shorter ones padded on the left, and which tokens are real."""
+    longest = max(len(row) for row in rows)
+    batch = np.stack([np.pad(row, (longest - len(row), 0), constant_values=padding) for row in rows])
+    lengths = np.array([len(row) for row in rows])
+    return batch, np.arange(longest) >= longest - lengths[:, None]
+
+
+def until_end(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
+    """The tokens before the first end token."""
+    ends = np.flatnonzero(np.isin(ids, config.eos_ids))
+    return ids[: ends[0]] if ends.size else ids
+
+
+def pieces(tokenizer: Tokenizer, parts: Iterable[np.ndarray], config: GenerationConfig) -> Iterator[str]:
+    """The text of token ids that come in parts, as soon as its characters are complete."""
+    ids, said, text = np.zeros(0, np.int32), 0, ""
+    for part in parts:
+        ids = np.concatenate([ids, part])
+        text = tokenizer.decode(until_end(ids, config))
+        whole = len(text.rstrip(HALF))
+        yield text[said:whole]
+        said = max(said, whole)
+    yield text[said:]

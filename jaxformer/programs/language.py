@@ -1,0 +1,278 @@
+"""Training language models on text."""
+
+import json
+import math
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+
+from jaxformer import presets
+from jaxformer.config import TransformerConfig
+from jaxformer.data import (
+    Corpus,
+    Tokenizer,
+    documents,
+    load_tokenizer,
+    open_corpus,
+    split_corpus,
+    text_batches,
+    train_tokenizer,
+    windows,
+)
+from jaxformer.data.pipeline import IGNORED
+from jaxformer.decode import GenerationConfig, generate
+from jaxformer.errors import InputError
+from jaxformer.model import Transformer
+from jaxformer.ops import token_cross_entropy
+from jaxformer.programs import terminal
+from jaxformer.programs.kind import Kind, Outcome, Prepared, Run, check_settings, predicting
+from jaxformer.train import OptimizerConfig, cast, replace_text
+
+TOKENIZER, TEXT = "tokenizer.json", "text.json"
+TRAINED = ("char", "word", "bpe")
+SAMPLE, PROMPT = 120, 16  # tokens of a sample drawn during training, and of the held-out text that it continues
+# The context that each model is trained with unless told otherwise, and its configuration.
+MODELS: dict[str, tuple[int, Callable[[int, int, float], TransformerConfig]]] = {
+    "tiny": (64, presets.tiny),
+    "small": (256, presets.small),
+    "small-modern": (256, lambda vocab_size, _, dropout: presets.small_modern(vocab_size, dropout)),
+    "gpt2": (1024, presets.gpt2),
+}
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """The text, and how it is cut into tokens."""
+
+    data: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """text file, folder of text files, or .jsonl (default: the language reference that comes with Python)"""
+    field: str = "text"
+    """where a line of a .jsonl file has its text"""
+    validation: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """text to validate on (default: the last tenth of the documents, or of the text)"""
+    tokenizer: Annotated[str, tyro.conf.arg(metavar="char|word|bpe|PATH")] = "char"
+    """characters, words or byte-level BPE, found in the text; or a tokenizer.json"""
+    vocab_size: int = 4096
+    """the most tokens of a vocabulary that is made from the text"""
+
+
+@dataclass(frozen=True)
+class LanguageModelSettings:
+    """The model."""
+
+    preset: Literal["tiny", "small", "small-modern", "gpt2"] = "tiny"
+    """2 layers of width 128; 6 of 384; the same with rotary positions, RMSNorm, SwiGLU; 12 of 768"""
+    context: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """how many tokens the model looks back on (default: 64, 256, 256, 1024)"""
+    dropout: float = 0.0
+    """dropout rate on embeddings, sub-layers and attention weights"""
+    rematerialise: bool = False
+    """compute each block twice instead of storing what is inside it: slower, in less memory"""
+
+    def __post_init__(self) -> None:
+        """Refuse a context without anything to predict from."""
+        if self.length < 2:
+            raise InputError(f"--context must be at least 2, not {self.length}")
+
+    @property
+    def length(self) -> int:
+        """How many tokens the model looks back on."""
+        return MODELS[self.preset][0] if self.context is None else self.context
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """All that decides how a run on text goes: equal settings and equal text, equal parameters, bit for bit."""
+
+    text: TextSettings = field(default_factory=TextSettings)
+    model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
+    )
+    steps: int = 1000
+    """training steps"""
+    batch_size: int = 32
+    """windows of text per step"""
+    accumulate: int = 1
+    """parts into which a batch is cut, to be computed one after the other in less memory"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """type to compute in; weights are kept in float32"""
+    seed: int = 0
+    """seed of the initial weights, the order of the data and dropout"""
+    save_every: int = 250
+    """steps between checkpoints"""
+    evaluate_every: int = 250
+    """steps between looks at the validation text"""
+    evaluate_batches: int = 20
+    """batches of it that such a look takes in; the report at the end takes all"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        check_settings(self)
+        for name in ("evaluate_every", "evaluate_batches"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+class Texts(NamedTuple):
+    """A tokenizer, and the training and the validation text as it reads them."""
+
+    tokenizer: Tokenizer
+    training: Corpus
+    validation: Corpus
+
+
+class Measure(NamedTuple):
+    """How well a model predicts a text: so many tokens, at a mean loss in nats each, from a text of so many bytes."""
+
+    tokens: int
+    loss: float
+    bits_per_byte: float
+
+    @property
+    def perplexity(self) -> float:
+        """Among how many equally likely tokens the model is as unsure."""
+        return math.exp(min(self.loss, 700))
+
+    def table(self) -> list[str]:
+        """The figures, one a line."""
+        return [
+            f"{'tokens':15}{self.tokens:,}",
+            f"{'loss':15}{self.loss:.4f} nats per token",
+            f"{'perplexity':15}{self.perplexity:.2f}",
+            f"{'bits per byte':15}{self.bits_per_byte:.4f}",
+        ]
+
+
+def read_texts(settings: TextSettings, folder: Path | None) -> Texts:
+    """The text that the settings name, and the tokenizer of the run in `folder`, or else the one they ask for."""
+    source = None if settings.data is None else Path(settings.data)
+    if source is None:
+        print("no --data: the language reference that comes with Python, enough to see a model learn", file=sys.stderr)
+    tokenizer = make_tokenizer(settings, source) if folder is None else load_tokenizer(folder / TOKENIZER)
+    read = partial(open_corpus, tokenizer=tokenizer, cache=terminal.cache_folder() / "corpora", field=settings.field)
+    corpus = read(source)
+    if settings.validation is None:
+        return Texts(tokenizer, *split_corpus(corpus))
+    return Texts(tokenizer, corpus, read(Path(settings.validation)))
+
+
+def make_tokenizer(settings: TextSettings, source: Path | None) -> Tokenizer:
+    """The tokenizer that the settings ask for: one of the text's own, or one from a file."""
+    if settings.tokenizer in TRAINED:
+        return train_tokenizer(settings.tokenizer, documents(source, settings.field), settings.vocab_size)
+    if not Path(settings.tokenizer).exists():
+        kinds = ", ".join(TRAINED)
+        raise InputError(f"--tokenizer {settings.tokenizer} is neither a file nor one of {kinds}")
+    return load_tokenizer(Path(settings.tokenizer))
+
+
+def default(_: str) -> LanguageSettings:
+    """The settings unless flags say otherwise."""
+    return LanguageSettings()
+
+
+def about(_: str) -> str:
+    """What the task is, for the help text."""
+    return "Train a decoder-only language model on text."
+
+
+def prepare(_: str, settings: LanguageSettings, folder: Path | None) -> Prepared:
+    """Windows of the text; every token predicts the next."""
+    texts, model = read_texts(settings.text, folder), settings.model
+    config = MODELS[model.preset][1](texts.tokenizer.vocab_size, model.length, model.dropout)
+    if model.rematerialise:
+        config = presets.rematerialised(config)
+    description = {"tokenizer": texts.tokenizer.digest, "text": zlib.crc32(texts.training.tokens.tobytes())}
+    if folder is not None:
+        check_text(folder, description)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+
+    def forward(model: Transformer, batch: Any, key: jax.Array | None) -> jax.Array:
+        return model(batch["inputs"], dropout_key=key)
+
+    def evaluate_params(params: Any) -> dict[str, Any]:
+        model = nnx.merge(graphdef, cast(params, jnp.dtype(settings.dtype)))
+        found = measure(model, texts.validation, settings, limit=settings.evaluate_batches)
+        sample = draw_sample(nnx.merge(graphdef, params), texts, settings)
+        figures = {"loss": found.loss, "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+        return {**figures, "sample": sample}
+
+    def write(folder: Path) -> None:
+        texts.tokenizer.save(folder / TOKENIZER)
+        replace_text(folder / TEXT, json.dumps(description) + "\n")
+
+    return Prepared(
+        config=config,
+        batches=text_batches(texts.training, model.length, settings.batch_size, settings.seed),
+        loss=predicting(forward, settings),
+        tokens=lambda batch: batch["labels"].size,
+        evaluate=evaluate_params,
+        evaluate_every=settings.evaluate_every,
+        write=write,
+    )
+
+
+def check_text(folder: Path, now: dict[str, Any]) -> None:
+    """Raise InputError if the text or the tokenizer is not the one with which the run in `folder` began."""
+    before = json.loads((folder / TEXT).read_text())
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    if changed:
+        raise InputError(f"the {' and the '.join(changed)} changed since {folder} began: it cannot be resumed")
+
+
+def open_task(_: str, settings: LanguageSettings, folder: Path) -> tuple[Tokenizer, GenerationConfig]:
+    """The run's own tokenizer. Raises InputError if it is not the one that the model was trained with."""
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    if tokenizer.digest != json.loads((folder / TEXT).read_text())["tokenizer"]:
+        raise InputError(f"{folder / TOKENIZER} is not the tokenizer that the model was trained with: put that back")
+    end = tokenizer.end
+    room = max(1, settings.model.length // 2)
+    return tokenizer, GenerationConfig(max_new_tokens=room, eos_token_id=end, pad_token_id=end, bos_token_id=end)
+
+
+def measure(model: Transformer, text: Corpus, settings: LanguageSettings, limit: int | None = None) -> Measure:
+    """How well a model predicts a text, window by window, or the first `limit` batches of windows."""
+    batches: Iterator[Any] = windows(text, settings.model.length, settings.batch_size)
+    sums = [total_loss(model, batch) for batch in islice(batches, limit)]
+    loss, tokens = np.array(sums, np.float64).sum(axis=0).tolist()
+    mean = loss / tokens
+    return Measure(int(tokens), mean, mean / math.log(2) * len(text.tokens) / int(np.sum(text.sizes)))
+
+
+@jax.jit
+def total_loss(model: Transformer, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """The summed loss of a batch of windows, and how many labels it has."""
+    losses = token_cross_entropy(model(batch["inputs"]), batch["labels"], ignore_index=IGNORED)
+    return losses.sum(), (batch["labels"] != IGNORED).sum()
+
+
+def draw_sample(model: Transformer, texts: Texts, settings: LanguageSettings) -> str:
+    """What the model makes of the first words of the validation text, at temperature 0.8."""
+    prompt = np.asarray(texts.validation.tokens[: min(PROMPT, settings.model.length // 2)], np.int32)[None]
+    limit = min(SAMPLE, settings.model.length - prompt.shape[1])
+    drawn = generate(model, prompt, do_sample=True, temperature=0.8, top_k=0, max_new_tokens=limit, seed=settings.seed)
+    return texts.tokenizer.decode(drawn.sequences[0])
+
+
+def evaluate(run: Run) -> Outcome:
+    """How well the model predicts all of its validation text."""
+    texts = read_texts(run.settings.text, run.folder)
+    found = measure(run.model, texts.validation, run.settings)
+    results = {f"validation_{name}": getattr(found, name) for name in ("tokens", "loss", "perplexity", "bits_per_byte")}
+    return Outcome(results, ["validation text:", *(f"  {line}" for line in found.table())], "python generate.py")
+
+
+CLASSES = (LanguageSettings, TextSettings, LanguageModelSettings, OptimizerConfig)
+LANGUAGE = Kind(CLASSES, default, about, prepare, open_task, evaluate)

@@ -1,0 +1,42 @@
+"""`python -m jaxformer perplexity`: how well a language model predicts a text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxformer.data import open_corpus
+from jaxformer.errors import InputError
+from jaxformer.programs import terminal
+from jaxformer.programs.language import measure
+from jaxformer.programs.runs import newest_finished, open_run
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    data: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    """text file, folder of text files, or .jsonl"""
+    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    """folder of the run (default: the language model below runs/ that was finished last)"""
+    field: str = "text"
+    """where a line of a .jsonl file has its text"""
+
+
+def main(argv: list[str]) -> None:
+    """Print the loss, the perplexity and the bits per byte of the text that the command line names."""
+    arguments = terminal.parse(
+        Arguments,
+        argv,
+        prog="python -m jaxformer perplexity",
+        description="Measure how well a language model predicts a text.",
+    )
+    run = open_run(arguments.checkpoint or newest_finished(task_name="lm"))
+    if run.task_name != "lm":
+        raise InputError(f"{run.folder} was trained on the task {run.task_name!r}: give a language model")
+    text = open_corpus(arguments.data, run.task, terminal.cache_folder() / "corpora", field=arguments.field)
+    found = measure(run.model, text, run.settings)
+    print(f"{arguments.data}, read by {run.folder} in windows of {run.settings.model.length} tokens")
+    print("\n".join(found.table()))
