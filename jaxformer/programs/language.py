@@ -259,8 +259,9 @@ def total_loss(model: Transformer, batch: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def draw_sample(model: Transformer, texts: Texts, settings: LanguageSettings) -> str:
-    """What the model makes of the first words of the validation text, at temperature 0.8."""
-    prompt = np.asarray(texts.validation.tokens[: min(PROMPT, settings.model.length // 2)], np.int32)[None]
+    """What the model makes of a few words from the middle of the validation text, at temperature 0.8."""
+    middle, length = len(texts.validation.tokens) // 2, min(PROMPT, settings.model.length // 2)
+    prompt = np.asarray(texts.validation.tokens[middle : middle + length], np.int32)[None]
     limit = min(SAMPLE, settings.model.length - prompt.shape[1])
     drawn = generate(model, prompt, do_sample=True, temperature=0.8, top_k=0, max_new_tokens=limit, seed=settings.seed)
     return texts.tokenizer.decode(drawn.sequences[0])
@@ -271,7 +272,11 @@ def evaluate(run: Run) -> Outcome:
     texts = read_texts(run.settings.text, run.folder)
     found = measure(run.model, texts.validation, run.settings)
     results = {f"validation_{name}": getattr(found, name) for name in ("tokens", "loss", "perplexity", "bits_per_byte")}
-    return Outcome(results, ["validation text:", *(f"  {line}" for line in found.table())], "python generate.py")
+    return Outcome(
+        results,
+        ["validation text:", *(f"  {line}" for line in found.table())],
+        "python generate.py --prompt The --temperature 0.8",
+    )
 
 
 CLASSES = (LanguageSettings, TextSettings, LanguageModelSettings, OptimizerConfig)

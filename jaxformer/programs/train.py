@@ -190,7 +190,7 @@ def report(run: Run, loss: float, start: float) -> None:
     seconds = time.perf_counter() - start
     results = {"loss": loss, **outcome.results, "seconds": round(seconds, 1)}
     replace_text(run.folder / runs.RESULTS, json.dumps(results) + "\n")
-    page = write_report(run.folder, f"{run.task_name}: {run.folder.name}", facts(run, outcome, seconds))
+    page = write_report(run.folder, f"{run.task_name}: {run.folder}", facts(run, outcome, seconds))
     print(f"{run.task_name}: loss {loss:.4f} nats per token after {run.settings.steps} steps, {seconds:.0f} s")
     print("\n".join(outcome.lines))
     print(f"checkpoint: {run.folder}    loss curve: {picture}    report: {page}")
@@ -201,6 +201,9 @@ def report(run: Run, loss: float, start: float) -> None:
 def facts(run: Run, outcome: Outcome, seconds: float) -> dict[str, str]:
     """What the report's table says of a run."""
     count = sum(leaf.size for leaf in jax.tree.leaves(run.model))
-    said = {name.replace("_", " "): f"{value:,.4g}" for name, value in outcome.results.items()}
+    said = {
+        name.replace("_", " "): f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        for name, value in outcome.results.items()
+    }
     flags = " ".join(f"{flag} {value}" for flag, value in flag_values(run.settings).items() if value is not None)
     return {"parameters": f"{count:,}", **said, "time": f"{seconds:.0f} s", "settings": flags}

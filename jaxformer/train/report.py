@@ -121,6 +121,9 @@ def curves(lines: Sequence[Line], evaluations: Sequence[Line]) -> Any:
     for axes in (above, *below[1:3]):
         if any(np.any(np.asarray(line.get_ydata(), float) > 0) for line in axes.lines):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_minor_formatter("{x:g}" if axes is above and high < 20 * low else "")
     below[-1].set_xlabel("step")
     for axes in (above, *below):
         axes.grid(alpha=0.25)

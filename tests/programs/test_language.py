@@ -63,7 +63,7 @@ def test_a_run_leaves_metrics_evaluations_and_a_report(folder: Path) -> None:
     assert [look["step"] for look in looks] == [30, 60]
     assert looks[1]["loss"] < looks[0]["loss"]
     assert np.exp(looks[1]["loss"]) == pytest.approx(looks[1]["perplexity"])
-    assert looks[1]["sample"].startswith(TEXT[len(TEXT) * 9 // 10 :][:4]) or len(looks[1]["sample"]) > 10
+    assert looks[1]["sample"][:16] in TEXT
     page = (run / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "perplexity" in page
