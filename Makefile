@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint parity clean help
+.PHONY: demo test test-slow lint parity walkthrough clean help
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ lint: .venv/linted ## style, format and types
 
 parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
 	PYTHONPATH=tests $(BIN)/python tests/parity/report.py > docs/parity.md
+
+walkthrough: .venv/tested ## execute docs/walkthrough.py into the notebook beside it
+	$(BIN)/python tests/test_walkthrough.py docs/walkthrough.ipynb
 
 clean: ## remove the environment and everything made
 	rm -rf .venv build dist *.egg-info runs

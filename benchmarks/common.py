@@ -12,6 +12,10 @@ from statistics import median
 from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
+# PyTorch's threads would go on spinning after their work and take the cores from whoever is measured next.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 import jax
 import torch
 from transformers import MarianConfig, MarianMTModel

@@ -178,6 +178,15 @@ def test_every_parameter_learns_except_key_biases(layers: int, placement: str) -
             assert norm > 1e-6 * largest, name
 
 
+def test_sinusoids_are_no_parameters() -> None:
+    """Computed for any length, and nothing that an optimiser could move."""
+    config = encoder_decoder(11, dim=8, layers=1, heads=2)
+    model = Transformer(config, rngs=nnx.Rngs(0))
+    assert not jax.tree.leaves(nnx.state(model.encoder.positions)) + jax.tree.leaves(nnx.state(model.decoder.positions))
+    tokens = jnp.ones((1, 3000), int)
+    assert model(tokens[:, :5], tokens).shape == (1, 3000, 11)
+
+
 @pytest.mark.parametrize("config", [POST, PRE, GPT, BERT], ids=["post", "pre", "gpt", "bert"])
 def test_observing_changes_nothing_and_maps_are_distributions(config: TransformerConfig) -> None:
     model, target = make(config), tokens(B, T)
