@@ -99,7 +99,7 @@ def extend(plan: Plan, state: BeamState, logits: jax.Array) -> tuple[jax.Array, 
     scores = log_probabilities.reshape(B, W, V) + state.running.scores[:, :, None]
     K = min(max(2, 1 + plan.eos.shape[0]) * W, W * V)
     if plan.sample:
-        chosen = draw_candidates(scores, K, row_keys(plan.seed, B, state.length - plan.prompt_length))
+        chosen = draw_candidates(scores, K, row_keys(plan.seeds, 1, state.length - plan.prompt_length))
     else:
         chosen = best_candidates(scores, K)
     parents = chosen // V

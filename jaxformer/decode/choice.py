@@ -7,10 +7,19 @@ from jax import lax
 from jaxformer.decode.warpers import largest
 
 
-def row_keys(seed: jax.Array, rows: int, step: jax.Array) -> jax.Array:
-    """A random key for each row [R] at a step: what a row draws does not depend on the rows beside it."""
-    key = jax.random.key(seed)
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))(jnp.arange(rows))
+def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
+    """A random key for each of `copies` rows per input at a step: [B * copies] from seeds [B, 2].
+
+    Each depends on nothing but its input's pair of numbers and its place among the copies: what a row draws does not
+    depend on the rows beside it.
+    """
+
+    def key(seed: jax.Array, copy: jax.Array) -> jax.Array:
+        folded = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
+        return jax.random.fold_in(jax.random.fold_in(folded, copy), step)
+
+    of_copies = jax.vmap(key, in_axes=(None, 0))
+    return jax.vmap(of_copies, in_axes=(0, None))(seeds, jnp.arange(copies)).reshape(-1)
 
 
 def best_token(scores: jax.Array) -> jax.Array:

@@ -23,7 +23,8 @@ class GenerationConfig:
     `early_stopping` ends a beam search when `num_beams` sequences are finished (True), when the best running beam looks
     unable to win at its present length (False) or at any length ("never").
     Sampling: logits / `temperature` (0 is greedy), then only the `top_k` best (0: all), the smallest set of mass
-    `top_p`, and tokens of at least `min_p` times the best one's probability. Equal seeds draw equal tokens.
+    `top_p`, and tokens of at least `min_p` times the best one's probability. Equal seeds draw equal tokens; with a
+    `seed` for each input, each draws what it would draw alone.
     Raises InputError for values that no generation can honour.
     """
 
@@ -48,7 +49,7 @@ class GenerationConfig:
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
-    seed: int = 0
+    seed: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
         """Refuse values out of range and values that contradict each other."""
@@ -149,6 +150,12 @@ def token_ids(value: Any) -> bool:
     return (type(value) is int or several) and all(type(token) is int and token >= 0 for token in as_tuple(value))
 
 
+def seeds(value: Any) -> bool:
+    """Whether `value` is a seed or a sequence of them."""
+    several = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    return all(type(seed) is int and seed >= 0 for seed in (value if several else (value,)))
+
+
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_length": optional(whole(1)),
     "max_new_tokens": optional(whole(1)),
@@ -171,5 +178,5 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pad_token_id": optional(whole(0)),
     "bos_token_id": optional(whole(0)),
     "decoder_start_token_id": optional(whole(0)),
-    "seed": whole(0),
+    "seed": (seeds, "a whole number of at least 0, or one for each input"),
 }

@@ -1,5 +1,6 @@
 """The decoding engine: any step function, any cache, one compiled program per mode and shape."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -142,8 +143,17 @@ def make_plan(config: GenerationConfig, prompt: int, limits: tuple[int, int], ma
         kept=int32(kept),
         repetition_penalty=float32(config.repetition_penalty),
         ngram_size=int32(min(config.no_repeat_ngram_size, MANY)),
-        seed=int32(config.seed % 2**31),
+        seeds=input_seeds(config.seed, len(mask)),
     )
+
+
+def input_seeds(seed: int | Sequence[int], batch: int) -> np.ndarray:
+    """Seed and stream of each input [B, 2]: one seed and a stream each, or a seed each and the first stream."""
+    if isinstance(seed, int):
+        return int32([(seed % 2**31, stream) for stream in range(batch)])
+    if len(seed) != batch:
+        raise InputError(f"there are {batch} inputs, but {len(seed)} seeds")
+    return int32([(each % 2**31, 0) for each in seed])
 
 
 def int32(value: Any) -> Any:

@@ -18,6 +18,7 @@ class Plan:
     and seeds may change from call to call. copies: rows per input, the beams W or the samples. early_stopping: 0 False,
     1 True, 2 "never". dropped_mass: 1 - top_p. kept: how many of the best tokens top_p and min_p always leave.
     prompt_start: [B] where each prompt begins, behind its left padding. padding: the token behind a sequence's end.
+    seeds: [B, 2] the two numbers that each input's random keys come from.
     """
 
     beams: int = field(metadata={"static": True})
@@ -41,7 +42,7 @@ class Plan:
     kept: jax.Array
     repetition_penalty: jax.Array
     ngram_size: jax.Array
-    seed: jax.Array
+    seeds: jax.Array
 
 
 class Context(NamedTuple):

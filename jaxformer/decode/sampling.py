@@ -37,7 +37,7 @@ def advance(plan: Plan, state: Sequences, logits: jax.Array) -> tuple[Sequences,
     """Every live row one token longer, the finished ones padded."""
     scores = process(logits, Context(plan, state.tokens, state.length))
     if plan.sample:
-        token = draw_token(scores, row_keys(plan.seed, scores.shape[0], state.length - plan.prompt_length))
+        token = draw_token(scores, row_keys(plan.seeds, plan.copies, state.length - plan.prompt_length))
     else:
         token = best_token(scores)
     log_probability = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]

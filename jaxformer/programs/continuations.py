@@ -53,7 +53,8 @@ def continue_prompts(run: Run, config: GenerationConfig, prompts: Prompts, *, as
         return
     for first in range(0, len(rows), BATCH):
         batch, mask = left_padded(rows[first : first + BATCH], config.padding)
-        generated = generate(run.model, batch, config, inputs_mask=mask)
+        seeds = [config.seed] * len(batch)  # each prompt draws what it would draw alone
+        generated = generate(run.model, batch, config, inputs_mask=mask, seed=seeds)
         new = generated.sequences[:, batch.shape[1] :]
         for index, (ids, score) in enumerate(zip(new, generated.scores, strict=True)):
             prompt = texts[first + index // config.num_return_sequences]

@@ -11,6 +11,7 @@ from decode.chain import CODES, empty_cache, logits_after, make_step, make_table
 
 from jaxformer.decode import decode
 from jaxformer.decode.choice import draw_token
+from jaxformer.errors import InputError
 
 V = 11
 
@@ -115,6 +116,20 @@ def test_rows_do_not_depend_on_each_other(rng: np.random.Generator) -> None:
     others = np.concatenate([prompts[:1], rng.integers(V, size=(4, 3))])
     assert decode(step, empty_cache(5), others, **call).sequences[0].tolist() == together[0].tolist()
     assert decode(step, empty_cache(5), prompts, **call | {"seed": 5}).sequences.tolist() != together.tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_return_sequences": 3}, {"num_beams": 3}])
+def test_with_a_seed_each_inputs_draw_what_they_draw_alone(settings: dict, rng: np.random.Generator) -> None:
+    """Whatever their place in the batch; a seed too few or too many is told."""
+    step, prompts = make_step(make_tables(rng, V, scale=0.5)), rng.integers(V, size=(3, 2))
+    call = {"do_sample": True, "max_new_tokens": 9, **settings}
+    together = decode(step, empty_cache(3), prompts, seed=(5, 6, 5), **call).sequences
+    rows = settings.get("num_return_sequences", 1)
+    for place, seed in enumerate((5, 6, 5)):
+        alone = decode(step, empty_cache(1), prompts[place : place + 1], seed=seed, **call).sequences
+        assert together[place * rows : (place + 1) * rows].tolist() == alone.tolist()
+    with pytest.raises(InputError, match="there are 3 inputs, but 2 seeds"):
+        decode(step, empty_cache(3), prompts, seed=(5, 6), **call)
 
 
 def test_several_samples_per_prompt(rng: np.random.Generator) -> None:
