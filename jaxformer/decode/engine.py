@@ -147,7 +147,7 @@ def make_plan(config: GenerationConfig, prompt: int, limits: tuple[int, int], ma
     )
 
 
-def input_seeds(seed: int | Sequence[int], batch: int) -> np.ndarray:
+def input_seeds(seed: int | Sequence[int], batch: int) -> Any:
     """Seed and stream of each input [B, 2]: one seed and a stream each, or a seed each and the first stream."""
     if isinstance(seed, int):
         return int32([(seed % 2**31, stream) for stream in range(batch)])

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxformer.ops import matmul
+
 Axes = int | tuple[int, ...]
 
 
@@ -32,8 +34,7 @@ class Linear(nnx.Module):
         inputs, outputs = math.prod(self.inputs), math.prod(self.outputs)
         rows = x.shape[: x.ndim - len(self.inputs)]
         weight = self.weight[...].astype(x.dtype).reshape(inputs, outputs)
-        contracted = (((len(rows),), (0,)), ((), ()))
-        y = jax.lax.dot_general(x.reshape(*rows, inputs), weight, contracted).reshape(*rows, *self.outputs)
+        y = matmul(x.reshape(*rows, inputs), weight).reshape(*rows, *self.outputs)
         if self.bias is None:
             return y
         bias = self.bias[...].astype(x.dtype)

@@ -5,6 +5,7 @@ from jaxformer.ops.attention import attention_scores, attention_weights, dot_pro
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import causal_mask, padding_mask
+from jaxformer.ops.matmul import matmul
 from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import sinusoidal_positions
 from jaxformer.ops.rotary import Rotation, rotary_frequencies, rotate, rotation
@@ -20,6 +21,7 @@ __all__ = [
     "dot_product_attention",
     "dropout",
     "layer_norm",
+    "matmul",
     "padding_mask",
     "rms_norm",
     "rotary_frequencies",
