@@ -25,6 +25,7 @@ class GenerationConfig:
     Sampling: logits / `temperature` (0 is greedy), then only the `top_k` best (0: all), the smallest set of mass
     `top_p`, and tokens of at least `min_p` times the best one's probability. Equal seeds draw equal tokens; with a
     `seed` for each input, each draws what it would draw alone.
+    Output: `output_attentions` returns the attention maps behind every token too; the tokens are the same.
     Raises InputError for values that no generation can honour.
     """
 
@@ -50,6 +51,7 @@ class GenerationConfig:
     bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
     seed: int | Sequence[int] = 0
+    output_attentions: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range and values that contradict each other."""
@@ -178,5 +180,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pad_token_id": optional(whole(0)),
     "bos_token_id": optional(whole(0)),
     "decoder_start_token_id": optional(whole(0)),
+    "output_attentions": (lambda value: type(value) is bool, "True or False"),
     "seed": (seeds, "a whole number of at least 0, or one for each input"),
 }

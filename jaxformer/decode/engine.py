@@ -13,6 +13,7 @@ from jaxformer.decode import processors, warpers
 from jaxformer.decode.beam import BEAM
 from jaxformer.decode.config import GenerationConfig, as_tuple
 from jaxformer.decode.loop import Found, Search, Select, Step, Strategy, choose, finish
+from jaxformer.decode.observation import AttentionMaps, trimmed
 from jaxformer.decode.plan import Plan, Processor
 from jaxformer.decode.sampling import SAMPLING
 from jaxformer.errors import InputError
@@ -27,11 +28,12 @@ class Generated:
 
     Beam search: log-probability / generated length ** length_penalty, best first within each input, log-probabilities
     as the processors left them. Greedy decoding and sampling: log-probability that the model itself gave to the
-    generated tokens. Rows that end early are padded.
+    generated tokens. Rows that end early are padded. attentions: what the model looked at, if it was asked for.
     """
 
     sequences: np.ndarray
     scores: np.ndarray
+    attentions: AttentionMaps | None = None
 
 
 def select_rows(cache: Any, rows: jax.Array) -> Any:
@@ -61,6 +63,8 @@ def decode(
     if jax.tree_util.all_leaves([step]):
         raise InputError("step must be a pytree: wrap a function as jax.tree_util.Partial(function, parameters)")
     config = (config or GenerationConfig()).replace(**settings)
+    if config.output_attentions:
+        raise InputError("a step shows no attention: leave output_attentions out, or use generate with a model")
     prompt = token_array("prompt", prompt)
     mask = mask_array("prompt_mask", prompt_mask, prompt)
     plan = make_plan(config, prompt.shape[1], config.length_limits(prompt.shape[1]), mask)
@@ -104,17 +108,13 @@ def in_float32(step: Step) -> Step:
     return float32_step
 
 
-def returned(found: Found, config: GenerationConfig) -> Generated:
-    """The sequences asked for, cut to the longest of them."""
-    rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
-
-    def pick(leaf: jax.Array) -> np.ndarray:
-        array = np.asarray(leaf)
-        grouped = array.reshape(-1, rows, *array.shape[1:])[:, : config.num_return_sequences]
-        return grouped.reshape(-1, *array.shape[1:])
-
-    tokens, scores, lengths = (pick(array) for array in found)
-    return Generated(tokens[:, : lengths.max()], scores)
+def returned(found: Found, config: GenerationConfig, maps: Any = None, source_length: int = 0) -> Generated:
+    """The sequences asked for, cut to the longest of them, with their share of the maps [rows of the search, ...]."""
+    copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
+    rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
+    tokens, scores, lengths = (np.asarray(array)[rows] for array in found)
+    attentions = None if maps is None else trimmed(maps, rows, lengths, source_length)
+    return Generated(tokens[:, : lengths.max()], scores, attentions)
 
 
 def make_plan(config: GenerationConfig, prompt: int, limits: tuple[int, int], mask: np.ndarray) -> Plan:

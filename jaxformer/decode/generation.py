@@ -24,13 +24,14 @@ from jaxformer.decode.engine import (
     token_array,
 )
 from jaxformer.decode.loop import Found, Search, finish, proceed
+from jaxformer.decode.observation import Observable, look_again
 from jaxformer.decode.plan import Plan
 from jaxformer.errors import InputError
 
 BUCKET = 32  # prompts and sources are padded on the right to a multiple of this
 
 
-class Model(Protocol):
+class Model(Observable, Protocol):
     """What `generate` asks of a model, a pytree: see `jaxformer.Transformer`."""
 
     @property
@@ -84,7 +85,8 @@ def generate(
     """
     config = (config or GenerationConfig()).replace(**settings)
     request = make_request(model, inputs, config, inputs_mask, decoder_input_ids)
-    return returned(generate_compiled(model, request), config)
+    found, maps = generate_compiled(model, request)
+    return returned(found, config, maps, source_length=0 if request.source is None else np.shape(inputs)[1])
 
 
 def stream(
@@ -102,6 +104,8 @@ def stream(
     are those of `generate`.
     """
     config = (config or GenerationConfig()).replace(**settings)
+    if config.output_attentions:
+        raise InputError("a stream is tokens alone: leave output_attentions out, or use generate")
     if config.num_beams > 1:
         raise InputError("a beam search cannot be streamed, as its beams may change until the end: use generate")
     request = make_request(model, inputs, config, inputs_mask, decoder_input_ids)
@@ -140,6 +144,7 @@ class Request:
     valid: Any
     plan: Plan
     prompt_slots: int = field(metadata={"static": True})
+    observe: bool = field(metadata={"static": True})
 
 
 def make_request(
@@ -161,7 +166,7 @@ def make_request(
     slots = round_up(int(plan.max_length), SLOTS, model.max_length)
     tokens = fill_right(prompt, slots, config.padding)
     valid = None if mask.all() else fill_right(mask, prompt_slots, True)
-    return Request(source, source_valid, tokens, valid, plan, prompt_slots)
+    return Request(source, source_valid, tokens, valid, plan, prompt_slots, config.output_attentions)
 
 
 def begin_request(model: Model, request: Request) -> tuple[Model, Search]:
@@ -176,11 +181,14 @@ def begin_request(model: Model, request: Request) -> tuple[Model, Search]:
 
 
 @jax.jit
-def generate_compiled(model: Model, request: Request) -> Found:
-    """What `generate` compiles."""
-    model, search = begin_request(model, request)
+def generate_compiled(model: Model, request: Request) -> tuple[Found, Any]:
+    """What `generate` compiles: what was found, and the attention maps behind it if they are asked for."""
+    decoder, search = begin_request(model, request)
     plan, strategy = request.plan, strategy_of(request.plan)
-    return strategy.result(finish(plan, strategy, in_float32(model.step), select_cache_rows, search).state)
+    found = strategy.result(finish(plan, strategy, in_float32(decoder.step), select_cache_rows, search).state)
+    if not request.observe:
+        return found, None
+    return found, look_again(model, request.source, request.source_valid, request.valid, found.tokens)
 
 
 @jax.jit

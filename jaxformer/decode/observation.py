@@ -1,0 +1,63 @@
+"""What a model looked at while it generated: the attention maps behind every token of the sequences returned.
+
+They come from one pass over the finished sequences, inside the program that generated them. By the law of caches that
+pass computes what the steps did, so nothing is recorded on the way: beams that lose cost nothing, those that win carry
+their history in their tokens, and the search is the same with and without.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class AttentionMaps(NamedTuple):
+    """Attention maps of a generation, one array per layer, for the R sequences that it returned.
+
+    decoder: [R, N, T, T], T = length - 1. Row t is what the model looked at when it had read tokens 0 .. t and chose
+    token t+1; behind the end of a sequence the rows are zero. cross: [R, N, T, S] likewise, over the source. encoder:
+    [B, N, S, S]. Empty where the model has no such layers.
+    """
+
+    encoder: tuple[np.ndarray, ...]
+    decoder: tuple[np.ndarray, ...]
+    cross: tuple[np.ndarray, ...]
+
+
+class Observable(Protocol):
+    """A model that shows its attention when asked to: see `jaxformer.Transformer.observe`."""
+
+    def observe(
+        self, inputs: jax.Array, targets: Any = None, *, inputs_valid: Any = None, targets_valid: Any = None
+    ) -> Any:
+        """The forward pass, with what `encoder` and `decoder` did on the way."""
+
+
+def look_again(model: Observable, source: Any, source_valid: Any, prompt_valid: Any, tokens: jax.Array) -> Any:
+    """Every map of a pass over tokens [R, slots]: encoder, decoder and cross, a tuple of layers each.
+
+    source [B, S] (None: there is no encoder) and prompt_valid [B, P] (None: all real) belong to R / B adjacent rows.
+    """
+    if source is not None:
+        seen = model.observe(source, tokens, inputs_valid=source_valid)
+        return seen.encoder.attentions, seen.decoder.attentions, seen.decoder.cross_attentions
+    valid = None
+    if prompt_valid is not None:
+        B, P = prompt_valid.shape
+        R, slots = tokens.shape
+        valid = jnp.pad(prompt_valid, ((0, 0), (0, slots - P)), constant_values=True)
+        valid = jnp.repeat(valid, R // B, axis=0)
+    return (), model.observe(tokens, inputs_valid=valid).decoder.attentions, ()
+
+
+def trimmed(maps: Any, rows: np.ndarray, lengths: np.ndarray, source_length: int) -> AttentionMaps:
+    """The maps of some `rows` of the search, without the room that their tokens [rows] do not fill."""
+    encoder, decoder, cross = (tuple(np.asarray(layer) for layer in layers) for layers in maps)
+    T, S = int(lengths.max()) - 1, source_length
+    real = (np.arange(T) < lengths[:, None] - 1)[:, None, :, None]
+    return AttentionMaps(
+        tuple(layer[..., :S, :S] for layer in encoder),
+        tuple(np.where(real, layer[rows, :, :T, :T], 0) for layer in decoder),
+        tuple(np.where(real, layer[rows, :, :T, :S], 0) for layer in cross),
+    )

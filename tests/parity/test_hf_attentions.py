@@ -1,0 +1,112 @@
+"""Attention maps of generated sequences against `generate(output_attentions=True)` of transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hf_models import EOS, save_model
+
+from jaxformer import InputError, decode, generate, stream
+from jaxformer.decode import Generated
+from jaxformer.pretrained import load
+
+LIMIT = 9
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beam": {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5},
+}
+
+
+@pytest.fixture(params=["marian", "bart"])
+def pair(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """A model of transformers and ours from its folder."""
+    return save_model(request.param, tmp_path), load(tmp_path)
+
+
+def inputs(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Padded sources and which of their tokens are real."""
+    return rng.integers(3, 45, (3, 6)), np.arange(6) < np.array([6, 3, 4])[:, None]
+
+
+def step_maps(expected: Any, kind: str, row: int, step: int) -> np.ndarray:
+    """Their maps [L, N, keys] of the step that chose the token `step` of a sequence, followed through its beams."""
+    beams = getattr(expected, "beam_indices", None)
+    beam = row if beams is None else int(beams[row, step])
+    return np.stack([layer[beam, :, -1].numpy() for layer in getattr(expected, kind)[step]])
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_maps_of_every_step_follow_the_beams(pair: tuple[Any, Any], search: str, rng: np.random.Generator) -> None:
+    reference, (model, base) = pair
+    source, valid = inputs(rng)
+    settings = {"max_new_tokens": LIMIT, "eos_token_id": EOS, **SEARCHES[search]}
+    with torch.no_grad():
+        expected = reference.generate(
+            torch.tensor(source),
+            attention_mask=torch.tensor(valid),
+            return_dict_in_generate=True,
+            output_attentions=True,
+            output_scores=True,
+            do_sample=False,
+            **settings,
+        )
+    plain = generate(model, source, base, inputs_mask=valid, **settings)
+    found = generate(model, source, base, inputs_mask=valid, output_attentions=True, **settings)
+    assert found.sequences.tolist() == plain.sequences.tolist() == expected.sequences.tolist()
+    assert found.scores.tolist() == plain.scores.tolist()
+    maps, compared = found.attentions, 0
+    assert maps is not None
+    for row, sequence in enumerate(found.sequences.tolist()):
+        length = sequence.index(EOS) + 1 if EOS in sequence else len(sequence)
+        for step in range(length - 1):
+            for ours, kind in ((maps.decoder, "decoder_attentions"), (maps.cross, "cross_attentions")):
+                theirs = step_maps(expected, kind, row, step)
+                our = np.stack([layer[row, :, step] for layer in ours])
+                np.testing.assert_allclose(our[..., : theirs.shape[-1]], theirs, rtol=0, atol=1e-5)
+                assert (our[..., theirs.shape[-1] :] == 0).all()
+                compared += 1
+        assert all((layer[row, :, length - 1 :] == 0).all() for layer in (*maps.decoder, *maps.cross))
+    assert compared > 30
+    real = np.broadcast_to(valid[:, None, :, None], maps.encoder[0].shape)
+    for ours, theirs in zip(maps.encoder, expected.encoder_attentions, strict=True):
+        np.testing.assert_allclose(ours[real], theirs.numpy()[real][: ours[real].shape[0]], rtol=0, atol=1e-5)
+
+
+def forward_maps(reference: Any, source: np.ndarray, valid: np.ndarray, found: Generated, copies: int) -> Any:
+    """What their plain forward says of our sequences."""
+    rows = np.repeat(np.arange(len(source)), copies)
+    with torch.no_grad():
+        return reference(
+            torch.tensor(source[rows]),
+            attention_mask=torch.tensor(valid[rows]),
+            decoder_input_ids=torch.tensor(found.sequences[:, :-1]),
+            output_attentions=True,
+        )
+
+
+def test_maps_of_samples(pair: tuple[Any, Any], rng: np.random.Generator) -> None:
+    """Each sample has maps of its own, those of the tokens that it drew."""
+    reference, (model, base) = pair
+    source, valid = inputs(rng)
+    settings = {"do_sample": True, "num_return_sequences": 2, "max_new_tokens": LIMIT, "eos_token_id": None}
+    found = generate(model, source, base, inputs_mask=valid, output_attentions=True, **settings)
+    expected = forward_maps(reference, source, valid, found, copies=2)
+    assert found.attentions is not None
+    pairs = (
+        (found.attentions.decoder, expected.decoder_attentions),
+        (found.attentions.cross, expected.cross_attentions),
+    )
+    for ours, theirs in pairs:
+        for our, their in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(our, their.numpy(), rtol=0, atol=1e-5)
+
+
+def test_what_shows_no_attention_says_so(pair: tuple[Any, Any], rng: np.random.Generator) -> None:
+    _, (model, base) = pair
+    source, _ = inputs(rng)
+    with pytest.raises(InputError, match="a stream is tokens alone"):
+        next(stream(model, source, base, output_attentions=True, max_new_tokens=2))
+    with pytest.raises(InputError, match="a step shows no attention"):
+        decode(model, (), source, output_attentions=True)
