@@ -92,17 +92,17 @@ def test_bfloat16_computes_and_float32_keeps(folder: Path) -> None:
     assert {leaf.dtype for leaf in parameters(ROOT / "copy")} == {np.dtype("float32")}
 
 
-def stop_at(folder: Path, flags: list[str], step: int, number: int) -> tuple[int, str]:
+def stop_at(folder: Path, task: str, flags: list[str], step: int, number: int) -> tuple[int, str]:
     """Start a run and send it a signal when it has recorded `step`; its exit status, and what it said."""
     process = subprocess.Popen(
-        command("train.py", *flags),
+        command("train.py", "--task", task, *flags),
         cwd=folder,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=environment(),
     )
-    metrics, deadline = folder / "runs/reverse/metrics.jsonl", time.monotonic() + 120
+    metrics, deadline = folder / "runs" / task / "metrics.jsonl", time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
             process.send_signal(number)
@@ -112,24 +112,43 @@ def stop_at(folder: Path, flags: list[str], step: int, number: int) -> tuple[int
     return process.returncode, said
 
 
+WORDS = [
+    "--data",
+    "../text.txt",
+    "--context",
+    "32",
+    "--batch-size",
+    "4",
+    "--warmup-steps",
+    "5",
+    "--evaluate-every",
+    "30",
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
-def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(("task", "more"), [("reverse", TINY), ("lm", WORDS)])
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, task: str, more: list[str], number: int) -> None:
     rng = np.random.default_rng(time.time_ns())  # any step will do: the place is random on purpose
-    flags = ["--task", "reverse", *TINY, "--dropout", "0.2", "--steps", "400", "--save-every", "20"]
+    (tmp_path / "text.txt").write_text(" ".join(f"{n} squared is {n * n}" for n in range(600)))
+    flags = [*more, "--dropout", "0.2", "--steps", "400", "--save-every", "20"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
-    assert call(whole, "train.py", *flags).returncode == 0
-    status, said = stop_at(stopped, flags, int(rng.integers(40, 300)), number)
+    assert call(whole, "train.py", "--task", task, *flags).returncode == 0
+    status, said = stop_at(stopped, task, flags, int(rng.integers(40, 300)), number)
     assert status == (-9 if number == signal.SIGKILL else 130)
     if number == signal.SIGINT:
-        assert "go on with: python train.py --task reverse --resume" in said
-    assert not (stopped / "runs/reverse/results.json").exists()
-    resumed = call(stopped, "train.py", "--task", "reverse", "--resume")
+        assert f"go on with: python train.py --task {task} --resume" in said
+    ours, theirs = whole / "runs" / task, stopped / "runs" / task
+    assert not (theirs / "results.json").exists()
+    resumed = call(stopped, "train.py", "--task", task, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert same_parameters(whole / "runs/reverse", stopped / "runs/reverse")
-    assert record(whole / "runs/reverse") == record(stopped / "runs/reverse")
+    assert same_parameters(ours, theirs)
+    assert record(ours) == record(theirs)
+    if task == "lm":
+        assert (ours / "evaluations.jsonl").read_text() == (theirs / "evaluations.jsonl").read_text()
 
 
 @pytest.mark.slow
