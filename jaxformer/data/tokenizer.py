@@ -92,17 +92,19 @@ class Tokenizer:
 
     def unknown(self, text: str) -> list[str]:
         """The different characters or words of a text that have no token, in order of appearance."""
-        return list(dict.fromkeys(self._unknown(text)))
+        return list(dict.fromkeys(self.each_unknown(text)))
 
-    def _unknown(self, text: str) -> Iterator[str]:
+    def each_unknown(self, text: str) -> Iterator[str]:
+        """Every character or word of a text that has no token, as it is found."""
         for block in self.blocks(text):
             encoding = self.backend.encode(block, add_special_tokens=False)
             for index, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
-                if index == self._unknown_id:
+                if index == self.unknown_id:
                     yield block[begin:end]
 
     @cached_property
-    def _unknown_id(self) -> int | None:
+    def unknown_id(self) -> int | None:
+        """The token of what has none of its own; None where everything has."""
         model = json.loads(self.backend.to_str())["model"]
         token = model.get("unk_token")
         return model.get("unk_id") if token is None else self.backend.token_to_id(token)

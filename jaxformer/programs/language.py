@@ -161,11 +161,23 @@ def read_texts(settings: TextSettings, folder: Path | None) -> Texts:
     if source is None:
         print("no --data: the language reference that comes with Python, enough to see a model learn", file=sys.stderr)
     tokenizer = make_tokenizer(settings, source) if folder is None else load_tokenizer(folder / TOKENIZER)
-    read = partial(open_corpus, tokenizer=tokenizer, cache=terminal.cache_folder() / "corpora", field=settings.field)
-    corpus = read(source)
+    read = partial(read_text, tokenizer=tokenizer, field=settings.field)
+    corpus = read("training text", source)
     if settings.validation is None:
         return Texts(tokenizer, *split_corpus(corpus))
-    return Texts(tokenizer, corpus, read(Path(settings.validation)))
+    return Texts(tokenizer, corpus, read("validation text", Path(settings.validation)))
+
+
+def read_text(name: str, source: Path | None, tokenizer: Tokenizer, field: str) -> Corpus:
+    """A text as a tokenizer reads it; how much of it has no token is said on standard error."""
+    corpus = open_corpus(source, tokenizer, terminal.cache_folder() / "corpora", field=field)
+    unknown = 0 if tokenizer.unknown_id is None else int(np.count_nonzero(corpus.tokens == tokenizer.unknown_id))
+    if unknown:
+        found = (piece for text in documents(source, field) for piece in tokenizer.each_unknown(text))
+        examples = ", ".join(map(repr, dict.fromkeys(islice(found, 3))))
+        share = unknown / len(corpus.tokens)
+        print(f"{name}: {unknown:,} tokens ({share:.2%}) are unknown to the tokenizer, as {examples}", file=sys.stderr)
+    return corpus
 
 
 def make_tokenizer(settings: TextSettings, source: Path | None) -> Tokenizer:

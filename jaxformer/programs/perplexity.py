@@ -6,10 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from jaxformer.data import open_corpus
 from jaxformer.errors import InputError
 from jaxformer.programs import terminal
-from jaxformer.programs.language import measure
+from jaxformer.programs.language import measure, read_text
 from jaxformer.programs.runs import newest_finished, open_run
 
 
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> None:
     run = open_run(arguments.checkpoint or newest_finished(task_name="lm"))
     if run.task_name != "lm":
         raise InputError(f"{run.folder} was trained on the task {run.task_name!r}: give a language model")
-    text = open_corpus(arguments.data, run.task, terminal.cache_folder() / "corpora", field=arguments.field)
+    text = read_text(str(arguments.data), arguments.data, run.task, arguments.field)
     found = measure(run.model, text, run.settings)
     print(f"{arguments.data}, read by {run.folder} in windows of {run.settings.model.length} tokens")
     print("\n".join(found.table()))

@@ -120,6 +120,17 @@ def test_evaluation_can_be_repeated_and_any_text_measured(folder: Path, capsys: 
     assert float(table["perplexity"]) < 30
 
 
+def test_what_the_tokenizer_never_saw_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a validation text, in a text to measure, and as words beyond the vocabulary."""
+    (folder / "other.txt").write_text("The cat sät on the möt. " * 20)
+    main(["perplexity", "--data", "other.txt"])
+    assert "other.txt: 40 tokens (8.32%) are unknown to the tokenizer, as 'ä', 'ö'" in capsys.readouterr().err
+    train([*FLAGS, "--validation", "other.txt", "--steps", "2", "--output", "short"])
+    assert "validation text: 40 tokens (8.32%) are unknown to the tokenizer" in capsys.readouterr().err
+    train([*FLAGS, "--tokenizer", "word", "--vocab-size", "12", "--steps", "2", "--output", "words"])
+    assert "training text: " in capsys.readouterr().err
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(folder: Path) -> None:
     flags = [*FLAGS, "--steps", "12", "--evaluate-every", "4", "--save-every", "4", "--dropout", "0.1"]
     train([*flags, "--output", "whole"])
