@@ -77,8 +77,9 @@ class AttentionConfig:
     heads: query heads N. kv_heads: key-value heads K, each serving N/K query heads (None: N). head_dim: width H of
     a head (None: model width / N). scale: factor on the scores (None: 1/sqrt(H)). window: how many keys a query sees,
     itself included (None: all). softcap: scores are squashed into (-softcap, softcap) by tanh (None: not). bias: of
-    the four projections. rope: rotary positions (None: the stack's positions are all there is). dropout: rate on the
-    attention weights.
+    the projections to queries, keys and values. output_bias: of the output projection (None: as bias). query_key_norm:
+    queries and keys are normalised, each head by itself, before they are turned (Henry et al. 2020). rope: rotary
+    positions (None: the stack's positions are all there is). dropout: rate on the attention weights.
     """
 
     heads: int = 8
@@ -88,6 +89,8 @@ class AttentionConfig:
     window: int | None = None
     softcap: float | None = None
     bias: bool = True
+    output_bias: bool | None = None
+    query_key_norm: NormConfig | None = None
     rope: Rope | None = None
     dropout: float = 0.0
 

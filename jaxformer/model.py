@@ -172,11 +172,16 @@ class Transformer(nnx.Module):
         return hidden if self.head is None else self.head(hidden, self.embedding.table[...])
 
     def for_decoding(self) -> "Transformer":
-        """An equal model whose output matrix lies as decoding steps read it fastest: make it once before a loop."""
-        if self.head is None:
-            return self
+        """The model as decoding loops want it: make it once before a loop.
+
+        Its output matrix lies as single steps read it fastest. And without an encoder it numbers real tokens, so that
+        padding on the left moves no prompt, even where the plain forward counts slots: as `generate()` of Hugging Face.
+        """
         model = nnx.clone(self)
-        model.head = self.head.untied(self.embedding.table[...])
+        if self.head is not None:
+            model.head = self.head.untied(self.embedding.table[...])
+        if model.decoder is not None and self.encoder is None:
+            model.decoder.config = dataclasses.replace(model.decoder.config, position_index="valid")
         return model
 
     def prefill(

@@ -1,9 +1,21 @@
-"""Tiny Marian and BART models with random weights, saved as transformers saves them."""
+"""Tiny models with random weights, saved as transformers saves them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, MarianConfig, MarianMTModel
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    LlamaConfig,
+    MarianConfig,
+    MarianMTModel,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 VOCAB, PAD, EOS, START = 53, 1, 2, 5
 SHAPE = {
@@ -46,5 +58,62 @@ def save_model(name: str, folder: Path) -> torch.nn.Module:
             torch.nn.init.normal_(parameter, mean=mean, std=0.4)
     model.final_logits_bias.normal_(std=0.5)
     model.final_logits_bias[0, EOS] += 2.0
+    model.save_pretrained(folder)
+    return model
+
+
+DECODER = {"vocab_size": VOCAB, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 0}
+DECODER |= {"attn_implementation": "eager"}
+GPT2_SHAPE = {"n_positions": 37, "n_embd": 14, "n_layer": 3, "n_head": 7}
+LLAMA_SHAPE = {
+    "hidden_size": 24,
+    "intermediate_size": 19,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+# Two of each at least, so that between them no setting keeps its default.
+DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "gpt2": (GPT2Config, GPT2_SHAPE),
+    "gpt2-unusual": (
+        GPT2Config,
+        GPT2_SHAPE
+        | {"n_inner": 23, "activation_function": "relu", "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False}
+        | {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+    ),
+    "llama": (LlamaConfig, LLAMA_SHAPE),
+    "llama-unusual": (
+        LlamaConfig,
+        LLAMA_SHAPE
+        | {"attention_bias": True, "mlp_bias": True, "head_dim": 6, "tie_word_embeddings": True, "rms_norm_eps": 1e-3}
+        | {"hidden_act": "gelu", "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
+    ),
+    "mistral": (MistralConfig, LLAMA_SHAPE | {"sliding_window": 3, "rms_norm_eps": 1e-5}),
+    "mistral-unusual": (MistralConfig, LLAMA_SHAPE | {"sliding_window": None, "head_dim": 10, "hidden_act": "relu"}),
+    "qwen2": (Qwen2Config, LLAMA_SHAPE),
+    "qwen2-unusual": (
+        Qwen2Config,
+        LLAMA_SHAPE
+        | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "tie_word_embeddings": True},
+    ),
+    "qwen3": (Qwen3Config, LLAMA_SHAPE | {"head_dim": 8}),
+    "qwen3-unusual": (
+        Qwen3Config,
+        LLAMA_SHAPE
+        | {"head_dim": 6, "attention_bias": True, "use_sliding_window": True, "sliding_window": 3}
+        | {"max_window_layers": 2, "rms_norm_eps": 1e-4},
+    ),
+}
+
+
+def save_decoder(name: str, folder: Path) -> torch.nn.Module:
+    """The language model `name` with weights that make its choices definite, written to `folder`."""
+    config_class, settings = DECODERS[name]
+    torch.manual_seed(11)
+    model = AutoModelForCausalLM.from_config(config_class(**DECODER, **settings)).eval()
+    for key, parameter in model.named_parameters():
+        mean = 1.0 if ("norm" in key or "ln_" in key) and key.endswith("weight") else 0.0
+        torch.nn.init.normal_(parameter, mean=mean, std=0.3)
     model.save_pretrained(folder)
     return model

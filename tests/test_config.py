@@ -28,7 +28,9 @@ from jaxformer.config import (
 )
 
 CROSS = AttentionConfig(4, kv_heads=2, head_dim=6, scale=0.3, window=3, softcap=2.0, bias=True, dropout=0.1)
-ATTENTION = dataclasses.replace(CROSS, rope=Rope(1000.0, width=4, layout="halves"))
+ATTENTION = dataclasses.replace(
+    CROSS, output_bias=True, query_key_norm=RMSNormConfig(1e-2), rope=Rope(1000.0, width=4, layout="halves")
+)
 
 
 def stack(cross: AttentionConfig | None, positions: LearnedPositions | SinusoidalPositions) -> StackConfig:
@@ -54,6 +56,8 @@ OTHER = {
     "window": 2,
     "softcap": 3.0,
     "bias": False,
+    "output_bias": False,
+    "query_key_norm": None,
     "dropout": 0.4,
     "hidden": 11,
     "activation": "relu",
@@ -65,7 +69,7 @@ OTHER = {
     "dim": 12,
     "length": 23,
     "offset": 3,
-    "base": 500.0,
+    "base": 7.0,
     "position_index": "slot",
     "tied": False,
     "share_embeddings": False,
@@ -77,6 +81,7 @@ OTHER = {
 }
 # Structure rather than values: covered by the models of every shape, or by the fields inside them.
 COMPOSED = {"attention", "feed_forward", "cross", "norm", "encoder", "decoder", "embedding", "blocks", "positions"}
+OPTIONAL = {"rope", "query_key_norm", "output_bias"}  # perturbed where they are given
 
 
 def perturbed(config: object, path: str = "") -> Iterator[tuple[str, object]]:
@@ -85,11 +90,13 @@ def perturbed(config: object, path: str = "") -> Iterator[tuple[str, object]]:
         value, where = getattr(config, field.name), f"{path}.{field.name}"
         if field.name == "layout":
             yield where, dataclasses.replace(config, layout="halves" if value == "interleaved" else "interleaved")
-        elif field.name in OTHER and not (field.name == "rope" and value is None):
+        elif field.name in OPTIONAL and value is None:
+            continue
+        elif field.name in OTHER:
             other = not value if isinstance(value, bool) else OTHER[field.name]
             yield where, dataclasses.replace(config, **{field.name: other})
         else:
-            assert field.name in COMPOSED | {"rope"}, f"give {where} another value in this test"
+            assert field.name in COMPOSED, f"give {where} another value in this test"
         inner = value[0] if isinstance(value, tuple) else value
         if dataclasses.is_dataclass(inner):
             for name, changed in perturbed(inner, where):

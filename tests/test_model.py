@@ -19,7 +19,7 @@ from jaxformer import (
     encoder_only,
     modern_decoder_only,
 )
-from jaxformer.config import AttentionConfig, BlockConfig
+from jaxformer.config import AttentionConfig, BlockConfig, RMSNormConfig
 
 V, S, T, B = 29, 7, 11, 3
 
@@ -32,8 +32,8 @@ def make(config: TransformerConfig) -> Transformer:
 
 
 def narrow_window(config: TransformerConfig) -> TransformerConfig:
-    """The same decoder with a window of 3 keys, two key-value heads and soft-capped scores."""
-    attention = AttentionConfig(4, kv_heads=2, window=3, softcap=5.0)
+    """The same decoder with a window of 3 keys, two key-value heads, normed queries and keys, soft-capped scores."""
+    attention = AttentionConfig(4, kv_heads=2, window=3, softcap=5.0, query_key_norm=RMSNormConfig())
     block = dataclasses.replace(config.decoder.blocks[0], attention=attention)
     return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, blocks=(block,) * 2))
 

@@ -188,7 +188,7 @@ def generate_compiled(model: Model, request: Request) -> tuple[Found, Any]:
     found = strategy.result(finish(plan, strategy, in_float32(decoder.step), select_cache_rows, search).state)
     if not request.observe:
         return found, None
-    return found, look_again(model, request.source, request.source_valid, request.valid, found.tokens)
+    return found, look_again(decoder, request.source, request.source_valid, request.valid, found.tokens)
 
 
 @jax.jit

@@ -9,6 +9,7 @@ from flax import nnx
 
 from jaxformer.config import AttentionConfig, head_width
 from jaxformer.layers.linear import Linear
+from jaxformer.layers.norm import make_norm
 from jaxformer.ops import (
     attention_weights,
     dot_product_attention,
@@ -82,11 +83,15 @@ class Attention(nnx.Module):
         self.query = Linear(dim, (heads, width), bias=config.bias, rngs=rngs)
         self.key = Linear(dim, (kv_heads, width), bias=config.bias, rngs=rngs)
         self.value = Linear(dim, (kv_heads, width), bias=config.bias, rngs=rngs)
-        self.output = Linear((heads, width), dim, bias=config.bias, rngs=rngs)
+        output_bias = config.bias if config.output_bias is None else config.output_bias
+        self.output = Linear((heads, width), dim, bias=output_bias, rngs=rngs)
+        self.query_norm = make_norm(config.query_key_norm, width) if config.query_key_norm else None
+        self.key_norm = make_norm(config.query_key_norm, width) if config.query_key_norm else None
 
     def keys_values(self, x: jax.Array, position_ids: jax.Array | None = None) -> KeyValue:
         """What the states x [B, S, D] at positions [1|B, S] offer to queries; rotary keys stay turned as they are."""
-        key = self._turned(self.key(x), position_ids)
+        key = self.key(x) if self.key_norm is None else self.key_norm(self.key(x))
+        key = self._turned(key, position_ids)
         return KeyValue(jnp.swapaxes(key, 1, 2), jnp.swapaxes(self.value(x), 1, 2))
 
     def empty(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValue:
@@ -138,7 +143,8 @@ class Attention(nnx.Module):
 
     def _queries(self, x: jax.Array, seen: KeyValue, position_ids: jax.Array | None) -> jax.Array:
         """Queries [B, R/B * T, N, H]: rows that share keys stand in line, so that the keys are read once."""
-        query = self._turned(self.query(x), position_ids)
+        query = self.query(x) if self.query_norm is None else self.query_norm(self.query(x))
+        query = self._turned(query, position_ids)
         return query.reshape(seen.key.shape[0], -1, *query.shape[2:])
 
     def _visible(self, visibility: Visibility) -> dict[str, Any]:

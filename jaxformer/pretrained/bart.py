@@ -1,6 +1,5 @@
 """BART and Marian: the paper's encoder-decoder, with learned positions or with sinusoids in halves."""
 
-import re
 from typing import Any
 
 from jaxformer.config import (
@@ -16,17 +15,24 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
-from jaxformer.errors import InputError
-from jaxformer.ops.activations import Activation
+from jaxformer.pretrained.settings import activation, require
+from jaxformer.pretrained.weights import WeightTable
 
-ACTIVATION_NAMES: dict[str, Activation] = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "silu": "silu",
-    "swish": "silu",
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50265,
+    "d_model": 1024,
+    "encoder_layers": 12,
+    "decoder_layers": 12,
+    "encoder_attention_heads": 16,
+    "decoder_attention_heads": 16,
+    "encoder_ffn_dim": 4096,
+    "decoder_ffn_dim": 4096,
+    "max_position_embeddings": 1024,
+    "activation_function": "gelu",
+    "attention_dropout": 0.0,
+    "dropout": 0.1,
+    "scale_embedding": False,
 }
-
 # Our name -> theirs, applied in this order to "decoder.blocks.0.attention.query.weight" and its like.
 RENAMES = (
     (r"^source_embedding\.table$", "model.encoder.embed_tokens.weight"),
@@ -54,7 +60,7 @@ IGNORABLE = r"lm_head\.weight|model\.(encoder|decoder)\.embed_(tokens|positions)
 
 def bart_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a BART `config.json`: learned positions behind two reserved rows, a norm after them."""
-    positions = LearnedPositions(hf["max_position_embeddings"], offset=2)
+    positions = LearnedPositions(hf.get("max_position_embeddings", DEFAULTS["max_position_embeddings"]), offset=2)
     return _configuration(hf, positions, LayerNormConfig(), shared=True)
 
 
@@ -64,30 +70,23 @@ def marian_config(hf: dict[str, Any]) -> TransformerConfig:
     return _configuration(hf, SinusoidalPositions(layout="halves"), None, shared=shared)
 
 
-def rename(shared: bool, name: str) -> str:
-    """Their name of the parameter that we call `name`."""
-    if name == "embedding.table":
-        return "model.shared.weight" if shared else "model.decoder.embed_tokens.weight"
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def bart_table(config: TransformerConfig) -> WeightTable:
+    """Where BART and Marian keep their weights."""
+    embedding = "model.shared.weight" if config.share_embeddings else "model.decoder.embed_tokens.weight"
+    return WeightTable(((r"^embedding\.table$", embedding), *RENAMES), IGNORABLE, prefix="model.")
 
 
 def _configuration(
     hf: dict[str, Any], positions: Positions, embedding_norm: LayerNormConfig | None, *, shared: bool
 ) -> TransformerConfig:
-    for key in ("activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
-        if hf.get(key):
-            raise InputError(f"{key}={hf[key]} is not supported: set it to 0 in config.json")
-    if hf["activation_function"] not in ACTIVATION_NAMES:
-        known = ", ".join(ACTIVATION_NAMES)
-        raise InputError(f"activation_function={hf['activation_function']!r} is not supported: known are {known}")
+    hf = DEFAULTS | hf
+    require(hf, activation_dropout=0.0, encoder_layerdrop=0.0, decoder_layerdrop=0.0)
 
     def stack(name: str, vocab_size: int) -> StackConfig:
         attention = AttentionConfig(hf[f"{name}_attention_heads"], dropout=hf["attention_dropout"])
         block = BlockConfig(
             attention,
-            FeedForwardConfig(hf[f"{name}_ffn_dim"], ACTIVATION_NAMES[hf["activation_function"]]),
+            FeedForwardConfig(hf[f"{name}_ffn_dim"], activation(hf, "activation_function")),
             cross=attention if name == "decoder" else None,
             dropout=hf["dropout"],
         )

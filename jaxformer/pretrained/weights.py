@@ -1,74 +1,100 @@
-"""Weights from safetensors files into our models, strictly: every tensor is used, every parameter is filled."""
+"""Weights from a checkpoint into our models, strictly: every tensor is used, every parameter is filled."""
 
-import json
 import re
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 from flax import nnx, traverse_util
-from safetensors import SafetensorError, safe_open
 
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
+from jaxformer.pretrained.files import Arrays
 
-Arrays = dict[str, np.ndarray]
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in a file. Raises InputError where there is none."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}: give a folder that `save_pretrained` wrote") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+FUSED = ("query", "key", "value", "gate", "up")  # the order in which checkpoints lay linear maps side by side
 
 
-def read_tensors(folder: Path) -> Arrays:
-    """Every tensor of `model.safetensors` in `folder`, by its name in the file."""
-    path = folder / "model.safetensors"
-    if not path.exists():
-        raise InputError(f"{folder} has no model.safetensors: save the model in that format")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+@dataclass(frozen=True)
+class WeightTable:
+    """Where checkpoints of a family keep what we call "decoder.blocks.0.attention.query.weight" and so on.
+
+    renames: regular expressions on our names and what to put instead, applied in order. Parameters that end up with
+    the same name are parts of one tensor, side by side along its outputs, in the order of `FUSED`. ignorable: tensors
+    that may stay unused, a regular expression. prefix: what checkpoints of the bare model leave out in front of names.
+    as_is: linear maps that are [inputs, outputs] in the file too, a regular expression; all others are transposed, as
+    `torch.nn.Linear` has them.
+    """
+
+    renames: tuple[tuple[str, str], ...]
+    ignorable: str
+    prefix: str
+    as_is: str = ""
+
+    def name(self, path: tuple[Any, ...]) -> str:
+        """The tensor in which a parameter is."""
+        name = ".".join(map(str, path))
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
 
 
-def build(config: TransformerConfig, tensors: Arrays, rename: Callable[[str], str], ignorable: str) -> Transformer:
+def build(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Transformer:
     """A model of `config` whose parameters are `tensors`.
 
-    `rename` maps the name of a parameter of ours ("decoder.blocks.0.attention.query.weight") to the tensor's name in
-    the file; tensors that match the regular expression `ignorable` may stay unused. Linear maps, whose parameter is
-    called "weight", are [outputs, inputs] in the file and [inputs, outputs] here. Raises InputError listing all
-    missing, surplus and misshapen tensors at once.
+    Linear maps, whose parameter is called "weight", are [inputs, outputs] here. Raises InputError listing all missing,
+    surplus and misshapen tensors at once.
     """
+    if not any(name.startswith(table.prefix) for name in tensors):
+        tensors = {table.prefix + name: tensor for name, tensor in tensors.items()}
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
     shapes: dict[tuple, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(state))
-    names = {path: rename(".".join(map(str, path))) for path in shapes}
-    surplus = [name for name in tensors.keys() - set(names.values()) if not re.fullmatch(ignorable, name)]
+    parts: dict[str, list[tuple]] = {}
+    for path in shapes:
+        parts.setdefault(table.name(path), []).append(path)
+    surplus = [name for name in tensors.keys() - parts.keys() if not re.fullmatch(table.ignorable, name)]
     problems = [f"surplus {name}" for name in sorted(surplus)]
-    filled = {}
-    for path, name in names.items():
+    filled: dict[tuple, np.ndarray] = {}
+    for name, paths in parts.items():
         if name not in tensors:
             problems.append(f"missing {name}")
             continue
-        tensor = tensors[name].T if path[-1] == "weight" else tensors[name]
-        if same_matrix(tensor.shape, shapes[path].shape):
-            filled[path] = np.asarray(tensor, np.float32).reshape(shapes[path].shape)
+        whole = {path: shapes[path].shape for path in sorted(paths, key=place_among_fused)}
+        transposed = paths[0][-1] == "weight" and not re.fullmatch(table.as_is, name)
+        found = split(tensors[name].T if transposed else tensors[name], whole)
+        if found is None:
+            wanted = " + ".join(map(str, whole.values()))
+            problems.append(f"{name} has shape {tensors[name].shape}, which does not fit {wanted}")
         else:
-            problems.append(f"{name} has shape {tensors[name].shape}, which does not fit {shapes[path].shape}")
+            filled |= found
     if problems:
         raise InputError(f"the weights do not fit the configuration: {'; '.join(problems)}")
     return nnx.merge(graphdef, traverse_util.unflatten_dict(filled))
 
 
-def same_matrix(theirs: Iterable[int], ours: Iterable[int]) -> bool:
+def place_among_fused(path: tuple[Any, ...]) -> int:
+    """Where a parameter stands among those that share a tensor."""
+    return next((FUSED.index(part) for part in path if part in FUSED), 0)
+
+
+def split(tensor: np.ndarray, shapes: dict[tuple, tuple[int, ...]]) -> dict[tuple, np.ndarray] | None:
+    """The parameters of these shapes that lie side by side along the last axis of a tensor; None if they do not."""
+    if len(shapes) == 1:
+        ((path, shape),) = shapes.items()
+        return {path: np.asarray(tensor, np.float32).reshape(shape)} if same_matrix(tensor.shape, shape) else None
+    inputs, outputs = tensor.shape[:-1], [prod(shape[tensor.ndim - 1 :]) for shape in shapes.values()]
+    if tensor.shape[-1] != sum(outputs) or any(shape[: len(inputs)] != inputs for shape in shapes.values()):
+        return None
+    pieces = np.split(tensor, np.cumsum(outputs)[:-1], axis=-1)
+    return {
+        path: np.asarray(piece, np.float32).reshape(shape)
+        for (path, shape), piece in zip(shapes.items(), pieces, strict=True)
+    }
+
+
+def same_matrix(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
     """Whether a tensor of one shape is one of the other with axes split: [D, N*H] and [D, N, H], [1, V] and [V]."""
     ends_theirs, ends_ours = (set(np.cumprod([n for n in shape if n > 1]).tolist()) for shape in (theirs, ours))
     return ends_theirs <= ends_ours and max(ends_theirs, default=1) == max(ends_ours, default=1)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hf_models import EOS, save_model
+from hf_models import EOS, PAD, save_decoder, save_model
 
 from jaxformer import InputError, decode, generate, stream
 from jaxformer.decode import Generated
@@ -101,6 +101,31 @@ def test_maps_of_samples(pair: tuple[Any, Any], rng: np.random.Generator) -> Non
     for ours, theirs in pairs:
         for our, their in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(our, their.numpy(), rtol=0, atol=1e-5)
+
+
+def test_maps_of_a_decoder_alone(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Behind prompts that are padded on the left: every row, real queries and keys, and nothing else."""
+    reference: Any = save_decoder("gpt2", tmp_path)
+    model, base = load(tmp_path)
+    valid = np.arange(5) >= np.array([0, 3])[:, None]
+    prompts = np.where(valid, rng.integers(3, 45, (2, 5)), PAD)
+    settings = {"max_new_tokens": LIMIT, "min_new_tokens": LIMIT, "eos_token_id": EOS}
+    with torch.no_grad():
+        expected = reference.generate(
+            torch.tensor(prompts),
+            attention_mask=torch.tensor(valid),
+            return_dict_in_generate=True,
+            output_attentions=True,
+            do_sample=False,
+            **settings,
+        )
+    found = generate(model, prompts, base, inputs_mask=valid, output_attentions=True, **settings)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    assert found.attentions is not None
+    for step in range(LIMIT):
+        for ours, theirs in zip(found.attentions.decoder, expected.attentions[step], strict=True):
+            np.testing.assert_allclose(ours[:, :, 4 + step, : 5 + step], theirs[:, :, -1].numpy(), rtol=0, atol=1e-5)
+    assert all((layer[1, :, 3:, :3] == 0).all() for layer in found.attentions.decoder)
 
 
 def test_what_shows_no_attention_says_so(pair: tuple[Any, Any], rng: np.random.Generator) -> None:

@@ -81,7 +81,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named_together(folder: Path) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "whisper"}, "known are bart, marian"),
+        ({"model_type": "whisper"}, "known are bart, gpt2, llama, marian"),
         ({"activation_function": "mish"}, "activation_function='mish' is not supported"),
         ({"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported"),
         ({"decoder_attention_heads": 3}, "3 heads do not divide"),

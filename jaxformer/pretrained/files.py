@@ -1,0 +1,50 @@
+"""Files of a checkpoint folder as transformers writes it: JSON, and tensors in one safetensors file or several."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxformer.errors import InputError
+
+Arrays = dict[str, np.ndarray]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises InputError where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} has no {path.name}: give a folder that `save_pretrained` wrote") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_tensors(folder: Path) -> Arrays:
+    """Every tensor in `folder` by its name, from `model.safetensors` or from the shards that its index lists.
+
+    Raises InputError where files are missing or damaged, and for pickled weights, which may run any code when opened.
+    """
+    if (folder / INDEX).exists():
+        shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+        return {name: tensor for shard in shards for name, tensor in read_shard(folder / shard).items()}
+    if not (folder / SINGLE).exists() and (folder / "pytorch_model.bin").exists():
+        raise InputError(
+            f"{folder} has pickled weights, which are never opened; convert them where transformers is installed: "
+            f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained(...)"
+        )
+    return read_shard(folder / SINGLE)
+
+
+def read_shard(path: Path) -> Arrays:
+    """Every tensor of a safetensors file."""
+    if not path.exists():
+        raise InputError(f"{path.parent} has no {path.name}: save the model in that format")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
