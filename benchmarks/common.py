@@ -22,7 +22,7 @@ from transformers import MarianConfig, MarianMTModel
 from transformers.utils import logging
 
 from jaxformer import Transformer
-from jaxformer.pretrained import load
+from jaxformer.pretrained import from_pretrained
 
 PAUSE = 0.05  # seconds between two measurements, in which the threads of the one before go to sleep
 EOS, PAD = 0, 1  # of Marian; PAD is what its decoder starts from, too
@@ -73,7 +73,7 @@ def random_marian(
     )
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        return theirs.to(TORCH_DEVICE), load(folder).model
+        return theirs.to(TORCH_DEVICE), from_pretrained(folder).model
 
 
 def race(rivals: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:

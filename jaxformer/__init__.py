@@ -29,6 +29,7 @@ from jaxformer.presets import (
     paper_base,
     paper_big,
 )
+from jaxformer.pretrained import from_pretrained, save_pretrained
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "encoder_decoder",
     "encoder_only",
     "from_dict",
+    "from_pretrained",
     "generate",
     "gpt2",
     "layer_norm",
@@ -60,6 +62,7 @@ __all__ = [
     "rotary_frequencies",
     "rotate",
     "rotation",
+    "save_pretrained",
     "sinusoidal_positions",
     "stream",
     "to_dict",

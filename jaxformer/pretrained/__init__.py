@@ -1,17 +1,25 @@
 """Checkpoint folders of Hugging Face: a function from their configuration to ours and a table of weight names each."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import tokenizers
 
 from jaxformer.config import TransformerConfig
 from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.pretrained import bart, gpt2, llama
-from jaxformer.pretrained.files import read_json, read_tensors
-from jaxformer.pretrained.weights import WeightTable, build
+from jaxformer.pretrained.bundle import Output, Pretrained
+from jaxformer.pretrained.files import read_json, read_tensors, replacing, write_json, write_tensors
+from jaxformer.pretrained.weights import WeightTable, build, tensors_of
+
+__all__ = ["FAMILIES", "Output", "Pretrained", "from_pretrained", "save_pretrained"]
+
+TOKENIZER = "tokenizer.json"
+DEFAULTS = asdict(GenerationConfig())
 
 
 class Family(NamedTuple):
@@ -32,32 +40,88 @@ FAMILIES = {
 }
 
 
-class Pretrained(NamedTuple):
-    """A model and the settings that its folder gives for generation."""
+def from_pretrained(name: str | Path, *, revision: str | None = None) -> Pretrained:
+    """The model in a folder as transformers writes it: config.json, safetensors files, tokenizer.json.
 
-    model: Transformer
-    generation: GenerationConfig
-
-
-def load(folder: str | Path) -> Pretrained:
-    """The model in a folder that `save_pretrained` of transformers wrote: config.json and safetensors files.
-
-    Raises InputError for a family or a setting that is not supported, and for weights that do not fit.
+    name: the folder, or the id of a repository on the Hugging Face hub ("openai-community/gpt2"), which is fetched with
+    the package huggingface_hub, at a `revision` of it if one is given. Weights are brought to float32. Raises
+    InputError for a family or a setting that is not supported, and for weights that do not fit.
     """
-    folder = Path(folder)
+    folder = Path(name) if Path(name).is_dir() else fetched(str(name), revision)
     hf = read_json(folder / "config.json")
-    if hf.get("model_type") not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise InputError(f"model_type {hf.get('model_type')!r} is not supported: known are {known}")
-    family = FAMILIES[hf["model_type"]]
+    family = family_of(hf)
     config = family.config(hf)
     model = build(config, read_tensors(folder), family.table(config))
-    settings = folder / "generation_config.json"
-    return Pretrained(model, generation_config(read_json(settings) if settings.exists() else hf))
+    settings, vocabulary = folder / "generation_config.json", folder / TOKENIZER
+    return Pretrained(
+        model,
+        read_tokenizer(vocabulary, model) if vocabulary.exists() else None,
+        generation_config(read_json(settings) if settings.exists() else hf),
+        hf,
+    )
+
+
+def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
+    """Write a folder that `from_pretrained`, here and in transformers, opens to the same logits.
+
+    Weights are written in float32. Every file is complete before it takes its name, so that the folder that a model
+    came from can be written over. Raises InputError where a file of that name stands.
+    """
+    folder, hf = Path(folder), pretrained.settings | {"dtype": "float32"}
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder to save to")
+    table = family_of(hf).table(pretrained.model.config)
+    generation = {name: value for name, value in asdict(pretrained.generation).items() if value != DEFAULTS[name]}
+    with replacing(folder) as new:
+        write_tensors(new, tensors_of(pretrained.model, table))
+        write_json(new / "config.json", hf)
+        write_json(new / "generation_config.json", generation)
+        if pretrained.tokenizer is not None:
+            pretrained.tokenizer.save(str(new / TOKENIZER))
+
+
+def family_of(hf: dict[str, Any]) -> Family:
+    """The family that a config.json names. Raises InputError for one that is not supported."""
+    if hf.get("model_type") not in FAMILIES:
+        raise InputError(f"model_type {hf.get('model_type')!r} is not supported: known are {', '.join(FAMILIES)}")
+    return FAMILIES[hf["model_type"]]
+
+
+def read_tokenizer(path: Path, model: Transformer) -> tokenizers.Tokenizer:
+    """A tokenizer.json. Raises InputError if it is damaged or has tokens that the model has not."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other type
+        raise InputError(f"{path} is damaged: {error}") from None
+    known = model.config.main.embedding.vocab_size
+    most = max(tokenizer.get_vocab().values(), default=0) + 1
+    if most > known:
+        raise InputError(
+            f"{path} has {most} tokens, but the model's embedding only {known}: they do not belong together"
+        )
+    return tokenizer
+
+
+def fetched(name: str, revision: str | None) -> Path:
+    """A copy of a repository of the hub in its cache. Raises InputError where it cannot be had."""
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"there is no folder {name}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(f"{name} is no folder here; to fetch it from the hub: pip install 'jaxformer[hub]'") from None
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # no network, no such repository, no right to read it: the hub has many types
+        raise InputError(f"{name} is no folder here, and the hub did not give it: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def generation_config(settings: dict) -> GenerationConfig:
     """The settings of a `generation_config.json` that we know; lists of token ids become tuples."""
-    known = {field.name for field in fields(GenerationConfig)}
-    given = {name: value for name, value in settings.items() if name in known and value is not None}
+    given = {name: value for name, value in settings.items() if name in DEFAULTS and value is not None}
     return GenerationConfig().replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})

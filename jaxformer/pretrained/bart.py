@@ -73,7 +73,9 @@ def marian_config(hf: dict[str, Any]) -> TransformerConfig:
 def bart_table(config: TransformerConfig) -> WeightTable:
     """Where BART and Marian keep their weights."""
     embedding = "model.shared.weight" if config.share_embeddings else "model.decoder.embed_tokens.weight"
-    return WeightTable(((r"^embedding\.table$", embedding), *RENAMES), IGNORABLE, prefix="model.")
+    return WeightTable(
+        ((r"^embedding\.table$", embedding), *RENAMES), IGNORABLE, prefix="model.", rows="final_logits_bias"
+    )
 
 
 def _configuration(

@@ -1,10 +1,16 @@
 """Files of a checkpoint folder as transformers writes it: JSON, and tensors in one safetensors file or several."""
 
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from jaxformer.errors import InputError
 
@@ -48,3 +54,29 @@ def read_shard(path: Path) -> Arrays:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}") from None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object as JSON."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(folder: Path, tensors: Arrays) -> None:
+    """Write `model.safetensors`, marked as transformers marks its files."""
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, whose files then take their places in `folder`, each at once and the weights last.
+
+    What a failure leaves is the folder as it was. Shards of other weights that stood there are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = set(read_json(folder / INDEX)["weight_map"].values()) if (folder / INDEX).exists() else set()
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as new:
+        yield Path(new)
+        for path in sorted(Path(new).iterdir(), key=lambda path: path.name == SINGLE):
+            os.replace(path, folder / path.name)
+    for name in (INDEX, *shards) if shards else ():
+        (folder / name).unlink(missing_ok=True)

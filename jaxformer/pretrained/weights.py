@@ -10,6 +10,7 @@ from flax import nnx, traverse_util
 
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
+from jaxformer.layers import Linear
 from jaxformer.model import Transformer
 from jaxformer.pretrained.files import Arrays
 
@@ -24,13 +25,14 @@ class WeightTable:
     the same name are parts of one tensor, side by side along its outputs, in the order of `FUSED`. ignorable: tensors
     that may stay unused, a regular expression. prefix: what checkpoints of the bare model leave out in front of names.
     as_is: linear maps that are [inputs, outputs] in the file too, a regular expression; all others are transposed, as
-    `torch.nn.Linear` has them.
+    `torch.nn.Linear` has them. rows: vectors that are [1, n] in the file, a regular expression.
     """
 
     renames: tuple[tuple[str, str], ...]
     ignorable: str
     prefix: str
     as_is: str = ""
+    rows: str = ""
 
     def name(self, path: tuple[Any, ...]) -> str:
         """The tensor in which a parameter is."""
@@ -72,6 +74,38 @@ def build(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Tra
     if problems:
         raise InputError(f"the weights do not fit the configuration: {'; '.join(problems)}")
     return nnx.merge(graphdef, traverse_util.unflatten_dict(filled))
+
+
+def tensors_of(model: Transformer, table: WeightTable) -> Arrays:
+    """The parameters of a model as the tensors of a checkpoint: what `build` reads."""
+    _, state = nnx.split(model)
+    leaves: dict[tuple, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    parts: dict[str, list[tuple]] = {}
+    for path in sorted(leaves, key=place_among_fused):
+        parts.setdefault(table.name(path), []).append(path)
+    tensors = {}
+    for name, paths in parts.items():
+        pieces = [as_matrix(np.asarray(leaves[path], np.float32), owner(model, path)) for path in paths]
+        tensor = np.concatenate(pieces, axis=-1)
+        if paths[0][-1] == "weight" and not re.fullmatch(table.as_is, name):
+            tensor = tensor.T
+        tensors[name] = np.ascontiguousarray(tensor[None] if re.fullmatch(table.rows, name) else tensor)
+    return tensors
+
+
+def owner(model: Transformer, path: tuple[Any, ...]) -> Any:
+    """The module that a parameter belongs to."""
+    module: Any = model
+    for part in path[:-1]:
+        module = module[part] if isinstance(part, int) else getattr(module, part)
+    return module
+
+
+def as_matrix(array: np.ndarray, module: Any) -> np.ndarray:
+    """A parameter of a linear map without the axes that its inputs and outputs are split into; any other as it is."""
+    if not isinstance(module, Linear):
+        return array
+    return array.reshape(prod(module.inputs), -1) if array.ndim > len(module.outputs) else array.reshape(-1)
 
 
 def place_among_fused(path: tuple[Any, ...]) -> int:

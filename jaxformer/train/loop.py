@@ -73,7 +73,8 @@ def fit(
             if plan.evaluate is not None and (last or number % plan.evaluate_every == 0):
                 course.evaluated = recorder.write_evaluation(number, plan.evaluate(state.params))["loss"]
             if last or stop.requested or number % plan.save_every == 0:
-                checkpoints.save(number, state, batches.get_state(), course.evaluated or course.loss)
+                loss = course.loss if course.evaluated is None else course.evaluated
+                checkpoints.save(number, state, batches.get_state(), loss)
             if stop.requested and not last:
                 checkpoints.wait()
                 raise InterruptedRunError(f"stopped after step {number}, as asked")

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from hf_models import MODELS, save_model
+from hf_models import DECODERS, MODELS, save_decoder, save_model
+from test_hf_decoders import Pair, batch, losses_and_gradients
 from test_hf_generate import draw_settings
 from test_torch_transformer import SHAPES, adamw_steps, make_batch, our_logits, our_loss, torch_logits, torch_loss
 from torch_reference import (
@@ -21,7 +22,7 @@ from torch_reference import (
 )
 
 from jaxformer import dot_product_attention, generate
-from jaxformer.pretrained import load
+from jaxformer.pretrained import from_pretrained
 
 GENERATIONS = 100
 
@@ -75,7 +76,7 @@ def seq2seq_distances(name: str) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         reference = save_model(name, Path(folder))
-        model = load(folder).model
+        model = from_pretrained(folder).model
         source, target = rng.integers(3, 45, (3, 7)), rng.integers(3, 45, (3, 5))
         theirs = reference(torch.tensor(source), decoder_input_ids=torch.tensor(target), output_attentions=True)
         ours = model.observe(jnp.asarray(source), jnp.asarray(target))
@@ -83,12 +84,45 @@ def seq2seq_distances(name: str) -> tuple[float, float]:
         return distance(ours.logits, theirs.logits), max(distance(a, b) for a, b in maps)
 
 
+def decoder_distances(name: str) -> tuple[float, float, float, float]:
+    """Logits, hidden states, attention maps and gradients (relative to each tensor's largest entry) of a tiny decoder.
+
+    Prompts are padded on the right; real tokens are compared.
+    """
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Pair(save_decoder(name, Path(folder)), from_pretrained(folder), Path(folder))
+        tokens, valid = batch(rng, "right")
+        with torch.no_grad():
+            theirs = pair.theirs(
+                torch.tensor(tokens),
+                attention_mask=torch.tensor(valid),
+                output_hidden_states=True,
+                output_attentions=True,
+            )
+        ours = pair.ours.model.observe(jnp.asarray(tokens), inputs_valid=jnp.asarray(valid))
+        states = zip(ours.decoder.hidden_states, theirs.hidden_states, strict=True)
+        maps = zip(ours.decoder.attentions, theirs.attentions, strict=True)
+        rows = np.broadcast_to(valid[:, None], ours.decoder.attentions[0].shape[:3])
+        (_, our_gradients), (_, their_gradients) = losses_and_gradients(pair, rng)
+    leaves = zip(jax.tree.leaves(our_gradients), jax.tree.leaves(their_gradients), strict=True)
+    # The gradient of a key bias is zero: there is nothing to be relative to.
+    gradients = [np.abs(a - b).max() / np.abs(b).max() for a, b in leaves if np.abs(b).max() > 1e-6]
+    return (
+        distance(ours.logits[valid], theirs.logits[valid]),
+        max(distance(a[valid], b[valid]) for a, b in states),
+        max(distance(a[rows], b[rows]) for a, b in maps),
+        float(max(gradients)),
+    )
+
+
 def equal_generations(name: str) -> int:
     """How many of the calls drawn by seed give the very tokens of transformers."""
     rng, equal = np.random.default_rng(3), 0
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         reference = save_model(name, Path(folder))
-        model, base = load(folder)
+        lm = from_pretrained(folder)
+        model, base = lm.model, lm.generation
         for _ in range(GENERATIONS):
             settings, source = draw_settings(rng), rng.integers(3, 45, (3, 6))
             theirs = reference.generate(torch.tensor(source), do_sample=False, **settings).numpy()
@@ -116,6 +150,14 @@ def main() -> None:
         logits, maps = seq2seq_distances(name)
         print(f"| transformers, tiny {name} | logits | {logits:.1e} | 1e-5 |")
         print(f"| | cross-attention maps | {maps:.1e} | 1e-5 |")
+    families = {
+        name: [other for other in DECODERS if other.split("-")[0] == name] for name in DECODERS if "-" not in name
+    }
+    for family, names in families.items():
+        found = np.max([decoder_distances(name) for name in names], axis=0)
+        print(f"| transformers, tiny {family}, {len(names)} configurations | logits | {found[0]:.1e} | 1e-5 |")
+        for what, value in zip(("hidden states", "attention maps", "gradients"), found[1:], strict=True):
+            print(f"| | {what} | {value:.1e} | 1e-5 |", flush=True)
     for name in ("marian", "bart"):
         equal = equal_generations(name)
         print(

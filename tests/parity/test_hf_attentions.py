@@ -10,7 +10,7 @@ from hf_models import EOS, PAD, save_decoder, save_model
 
 from jaxformer import InputError, decode, generate, stream
 from jaxformer.decode import Generated
-from jaxformer.pretrained import load
+from jaxformer.pretrained import from_pretrained
 
 LIMIT = 9
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -22,7 +22,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=["marian", "bart"])
 def pair(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """A model of transformers and ours from its folder."""
-    return save_model(request.param, tmp_path), load(tmp_path)
+    return save_model(request.param, tmp_path), from_pretrained(tmp_path)
 
 
 def inputs(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,8 @@ def step_maps(expected: Any, kind: str, row: int, step: int) -> np.ndarray:
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_maps_of_every_step_follow_the_beams(pair: tuple[Any, Any], search: str, rng: np.random.Generator) -> None:
-    reference, (model, base) = pair
+    reference, lm = pair
+    model, base = lm.model, lm.generation
     source, valid = inputs(rng)
     settings = {"max_new_tokens": LIMIT, "eos_token_id": EOS, **SEARCHES[search]}
     with torch.no_grad():
@@ -88,7 +89,8 @@ def forward_maps(reference: Any, source: np.ndarray, valid: np.ndarray, found: G
 
 def test_maps_of_samples(pair: tuple[Any, Any], rng: np.random.Generator) -> None:
     """Each sample has maps of its own, those of the tokens that it drew."""
-    reference, (model, base) = pair
+    reference, lm = pair
+    model, base = lm.model, lm.generation
     source, valid = inputs(rng)
     settings = {"do_sample": True, "num_return_sequences": 2, "max_new_tokens": LIMIT, "eos_token_id": None}
     found = generate(model, source, base, inputs_mask=valid, output_attentions=True, **settings)
@@ -106,7 +108,8 @@ def test_maps_of_samples(pair: tuple[Any, Any], rng: np.random.Generator) -> Non
 def test_maps_of_a_decoder_alone(tmp_path: Path, rng: np.random.Generator) -> None:
     """Behind prompts that are padded on the left: every row, real queries and keys, and nothing else."""
     reference: Any = save_decoder("gpt2", tmp_path)
-    model, base = load(tmp_path)
+    lm = from_pretrained(tmp_path)
+    model, base = lm.model, lm.generation
     valid = np.arange(5) >= np.array([0, 3])[:, None]
     prompts = np.where(valid, rng.integers(3, 45, (2, 5)), PAD)
     settings = {"max_new_tokens": LIMIT, "min_new_tokens": LIMIT, "eos_token_id": EOS}
@@ -129,7 +132,8 @@ def test_maps_of_a_decoder_alone(tmp_path: Path, rng: np.random.Generator) -> No
 
 
 def test_what_shows_no_attention_says_so(pair: tuple[Any, Any], rng: np.random.Generator) -> None:
-    _, (model, base) = pair
+    _, lm = pair
+    model, base = lm.model, lm.generation
     source, _ = inputs(rng)
     with pytest.raises(InputError, match="a stream is tokens alone"):
         next(stream(model, source, base, output_attentions=True, max_new_tokens=2))

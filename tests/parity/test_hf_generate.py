@@ -9,7 +9,7 @@ import torch
 from hf_models import EOS, save_model
 
 from jaxformer import generate
-from jaxformer.pretrained import load
+from jaxformer.pretrained import from_pretrained
 
 NAMES = ("marian", "marian-two-vocabularies", "bart")
 CASES = [pytest.param(name, 4, 12) for name in NAMES]
@@ -41,7 +41,8 @@ def draw_settings(rng: np.random.Generator) -> dict[str, object]:
 @pytest.mark.parametrize(("name", "count", "seed"), CASES)
 def test_tokens_and_scores_equal_generate(tmp_path: Path, name: str, count: int, seed: int) -> None:
     reference = save_model(name, tmp_path)
-    model, base = load(tmp_path)
+    lm = from_pretrained(tmp_path)
+    model, base = lm.model, lm.generation
     rng = np.random.default_rng(seed)
     lengths = set()
     for _ in range(count):

@@ -12,13 +12,13 @@ from hf_models import EOS, MODELS, START, save_model
 from safetensors.numpy import load_file, save_file
 
 from jaxformer import InputError
-from jaxformer.pretrained import load
+from jaxformer.pretrained import from_pretrained
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_states_and_maps_equal_transformers(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
     reference = save_model(name, tmp_path)
-    model = load(tmp_path).model
+    model = from_pretrained(tmp_path).model
     source, target = rng.integers(3, 45, (3, 7)), rng.integers(3, 45, (3, 5))
     valid = np.arange(7) < np.array([7, 4, 2])[:, None]
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_logits_states_and_maps_equal_transformers(tmp_path: Path, rng: np.rando
 
 def test_generation_settings_come_from_the_folder(tmp_path: Path) -> None:
     save_model("bart", tmp_path)
-    settings = load(tmp_path).generation
+    settings = from_pretrained(tmp_path).generation
     assert (settings.eos_token_id, settings.decoder_start_token_id) == (EOS, START)
 
 
@@ -73,7 +73,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named_together(folder: Path) 
     tensors["model.encoder.layers.1.fc1.bias"] = np.zeros(3, np.float32)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(InputError) as error:
-        load(folder)
+        from_pretrained(folder)
     for part in ("missing model.encoder.layers.0.fc1.weight", "surplus model.extra", "encoder.layers.1.fc1.bias has"):
         assert part in str(error.value)
 
@@ -90,20 +90,20 @@ def test_missing_surplus_and_misshapen_tensors_are_named_together(folder: Path) 
 def test_unsupported_values_are_named(folder: Path, settings: dict[str, object], message: str) -> None:
     change(folder, **settings)
     with pytest.raises(InputError, match=message):
-        load(folder)
+        from_pretrained(folder)
 
 
 def test_damaged_folders_are_explained(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="is damaged"):
-        load(folder)
+        from_pretrained(folder)
     weights.unlink()
     with pytest.raises(InputError, match=r"no model\.safetensors"):
-        load(folder)
+        from_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
-        load(folder)
+        from_pretrained(folder)
     shutil.rmtree(folder)
     with pytest.raises(InputError, match=r"no config\.json"):
-        load(folder)
+        from_pretrained(folder)

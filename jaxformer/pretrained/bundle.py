@@ -1,0 +1,123 @@
+"""A pretrained model as people are used to it: called with token ids and a mask, answering by the names they know."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+
+from jaxformer.decode import Generated, GenerationConfig, generate
+from jaxformer.errors import InputError
+from jaxformer.layers import Trace
+from jaxformer.model import Observed, Transformer
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives: logits float32 [B, T, V], and what was asked for beside them.
+
+    hidden_states: the input of each block and the stack's output, [B, T, D]; attentions: a map [B, N, T, S] per block.
+    An encoder-decoder has those of each stack under names of their own, and cross-attentions. None: not asked for, or
+    not there.
+    """
+
+    logits: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+    encoder_hidden_states: tuple[jax.Array, ...] | None = None
+    encoder_attentions: tuple[jax.Array, ...] | None = None
+    decoder_hidden_states: tuple[jax.Array, ...] | None = None
+    decoder_attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """What a checkpoint folder holds: the model, its tokenizer (None: no tokenizer.json), settings for generation.
+
+    settings: the folder's config.json. The model is a pytree of parameters like any other: train it, replace it.
+    """
+
+    model: Transformer
+    tokenizer: tokenizers.Tokenizer | None
+    generation: GenerationConfig
+    settings: dict[str, Any]
+
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        position_ids: Any = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Output:
+        """The forward pass over token ids [B, S], of which the mask (None: all ones) tells the real ones.
+
+        decoder_input_ids [B, T]: what the decoder of an encoder-decoder has read. position_ids [B, S]: instead of the
+        family's own rule, which mostly numbers slots. Raises InputError for ids outside the vocabulary, shapes that do
+        not fit, and sequences longer than the positions.
+        """
+        ids = self._ids("input_ids", input_ids, self.model.config.encoder is not None)
+        targets = None if decoder_input_ids is None else self._ids("decoder_input_ids", decoder_input_ids, source=False)
+        seen = _forward(
+            self.model,
+            ids,
+            targets,
+            _mask("attention_mask", attention_mask, ids),
+            None if targets is None else _mask("decoder_attention_mask", decoder_attention_mask, targets),
+            None if position_ids is None else jnp.asarray(position_ids),
+            observe=output_hidden_states or output_attentions,
+        )
+        encoder, decoder = seen.encoder, seen.decoder
+        asked = [*["hidden_states"] * output_hidden_states, *["attentions"] * output_attentions]
+        if targets is None:
+            trace = decoder if self.model.config.encoder is None else encoder
+            return Output(seen.logits, **{name: getattr(trace, name) for name in asked})
+        found = {f"encoder_{name}": getattr(encoder, name) for name in asked}
+        found |= {f"decoder_{name}": getattr(decoder, name) for name in asked}
+        return Output(seen.logits, cross_attentions=decoder.cross_attentions if output_attentions else None, **found)
+
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, **settings: Any) -> Generated:
+        """`jaxformer.generate` with the folder's settings, of which each may be changed; None counts as given."""
+        return generate(self.model, input_ids, self.generation, inputs_mask=attention_mask, **settings)
+
+    def _ids(self, name: str, ids: Any, source: bool) -> np.ndarray:
+        """Token ids as an array, checked against the vocabulary and the positions of the stack that reads them."""
+        array = np.asarray(ids)
+        if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+            raise InputError(f"{name} must be token ids [batch, length], not {array.dtype} of shape {array.shape}")
+        size = self.model.vocab_sizes[0 if source else 1]
+        outside = array[(array < 0) | (array >= (size or 0))]
+        if outside.size:
+            raise InputError(f"{name} has token {outside[0]}, outside the vocabulary of {size} tokens")
+        limit = self.model.max_source_length if source else self.model.max_length
+        if limit is not None and array.shape[1] > limit:
+            raise InputError(f"{name} has {array.shape[1]} tokens, more than the {limit} positions of the model")
+        return array
+
+
+@partial(jax.jit, static_argnames="observe")
+def _forward(
+    model: Transformer, ids: Any, targets: Any, valid: Any, targets_valid: Any, position_ids: Any, *, observe: bool
+) -> Observed:
+    """The compiled forward pass, with what happens on the way if it is to be observed."""
+    marks = {"inputs_valid": valid, "targets_valid": targets_valid, "position_ids": position_ids}
+    if observe:
+        return model.observe(ids, targets, **marks)
+    return Observed(model(ids, targets, **marks), Trace(), Trace())
+
+
+def _mask(name: str, mask: Any, ids: np.ndarray) -> np.ndarray | None:
+    """A mask as booleans of the shape of the ids."""
+    if mask is None:
+        return None
+    array = np.asarray(mask).astype(bool)
+    if array.shape != ids.shape:
+        raise InputError(f"{name} has shape {array.shape}, but the token ids have {ids.shape}")
+    return array
