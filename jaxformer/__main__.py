@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable
 
 from jaxformer.errors import InputError
-from jaxformer.programs import inspect, perplexity, terminal, visualize
+from jaxformer.programs import inspect, perplexity, terminal, verify, visualize
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "inspect": (inspect.main, "every module of a model with its shapes and parameters, FLOPs, bytes of the cache"),
     "perplexity": (perplexity.main, "how well a language model predicts a text: loss, perplexity, bits per byte"),
+    "verify": (verify.main, "a checkpoint of Hugging Face here and in transformers, compared layer by layer"),
     "visualize": (visualize.main, "pictures of a trained model: attention maps, masks, positional encoding"),
 }
 
