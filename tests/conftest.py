@@ -1,10 +1,19 @@
-"""Settings of every test: no implicit broadcasting between ranks, seeded random arrays."""
+"""Settings of every test: no implicit broadcasting between ranks, one compilation for all workers, seeded arrays."""
+
+import os
+import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Workers compile the same small programs: what one of them has compiled, the others read.
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+if RUN:
+    jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"jaxformer-tests-{RUN}"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture

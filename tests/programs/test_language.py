@@ -209,7 +209,7 @@ def test_train_explains_bad_input(
 
 
 def test_another_text_or_tokenizer_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "text.txt").write_text(TEXT.replace("owl", "emu"))
+    (folder / "text.txt").write_text(TEXT.replace("owl", "bat"))
     said = refusal(lambda: train(["--task", "lm", "--resume", "--steps", "70"]), capsys)
     assert "the text changed since runs/lm began" in said
     train([*FLAGS, "--steps", "1", "--evaluate-batches", "1", "--output", "other"])
