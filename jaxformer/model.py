@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import LearnedPositions, StackConfig, TransformerConfig
+from jaxformer.config import ClassifierConfig, LearnedPositions, StackConfig, TokensExcept, TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.layers import (
+    Classifier,
     Embedding,
     Head,
     KeyValue,
@@ -55,7 +56,10 @@ class Cache:
 
 
 class Observed(NamedTuple):
-    """Logits [B, T, V] (hidden states where the model has no head) and what the encoder and decoder did on the way."""
+    """What a forward pass computed, and what the encoder and decoder did on the way.
+
+    logits: [B, T, V]; of a classifier [B, classes]; the hidden states where the model has no head.
+    """
 
     logits: jax.Array
     encoder: Trace
@@ -77,7 +81,13 @@ class Transformer(nnx.Module):
         self.source_embedding = Embedding(source, config.dim, rngs=rngs) if source else None
         self.encoder = Stack(encoder, config.dim, rngs=rngs) if encoder else None
         self.decoder = Stack(decoder, config.dim, rngs=rngs) if decoder else None
-        self.head = Head(config.head, main.embedding, config.dim, rngs=rngs) if config.head else None
+        match config.head:
+            case ClassifierConfig() as classifier:
+                self.head = Classifier(classifier, config.dim, rngs=rngs)
+            case None:
+                self.head = None
+            case head:
+                self.head = Head(head, main.embedding, config.dim, rngs=rngs)
 
     @property
     def max_length(self) -> int | None:
@@ -106,16 +116,18 @@ class Transformer(nnx.Module):
         inputs_valid: jax.Array | None = None,
         targets_valid: jax.Array | None = None,
         position_ids: jax.Array | None = None,
+        token_types: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits float32 [B, T, V] for every position at once.
+        """Logits float32 [B, T, V] for every position at once (of a classifier: [B, classes]).
 
         inputs: token ids [B, S]: the source of an encoder-decoder, or all there is. targets: decoder ids [B, T] of an
         encoder-decoder, shifted right (what the decoder reads, not what it should say). *_valid: boolean, True at real
         tokens (None: all). position_ids: [B, S] positions of `inputs` instead of those that the configuration counts.
+        token_types: [B, S] kinds of the `inputs`, where the embedding knows several.
         """
         return self._forward(
-            inputs, targets, inputs_valid, targets_valid, position_ids, dropout_key, observe=False
+            inputs, targets, inputs_valid, targets_valid, position_ids, token_types, dropout_key, observe=False
         ).logits
 
     def observe(
@@ -126,10 +138,13 @@ class Transformer(nnx.Module):
         inputs_valid: jax.Array | None = None,
         targets_valid: jax.Array | None = None,
         position_ids: jax.Array | None = None,
+        token_types: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> Observed:
         """The same forward, returning also every hidden state and attention map."""
-        return self._forward(inputs, targets, inputs_valid, targets_valid, position_ids, dropout_key, observe=True)
+        return self._forward(
+            inputs, targets, inputs_valid, targets_valid, position_ids, token_types, dropout_key, observe=True
+        )
 
     def encode(
         self,
@@ -137,10 +152,11 @@ class Transformer(nnx.Module):
         *,
         valid: jax.Array | None = None,
         position_ids: jax.Array | None = None,
+        token_types: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """The encoder's output [B, S, D] for token ids [B, S]."""
-        return self._encode(tokens, valid, position_ids, dropout_key, observe=False)[0]
+        return self._encode(tokens, valid, position_ids, token_types, dropout_key, observe=False)[0]
 
     def empty_cache(
         self, batch: int, slots: int, *, encoded: jax.Array | None = None, encoded_valid: jax.Array | None = None
@@ -167,9 +183,18 @@ class Transformer(nnx.Module):
         hidden, cache, _ = self._extend(tokens, cache, valid, position_ids, dropout_key, observe=False)
         return hidden, cache
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Float32 logits [..., V] of hidden states [..., D]; the states themselves where the model has no head."""
-        return hidden if self.head is None else self.head(hidden, self.embedding.table[...])
+    def logits(self, hidden: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Float32 logits [..., V] of hidden states [..., D]; the states themselves where the model has no head.
+
+        A classifier gives [B, classes] for states [B, S, D], and drops inner units where it has a `dropout_key`.
+        """
+        match self.head:
+            case None:
+                return hidden
+            case Classifier() as classifier:
+                return classifier(hidden, dropout_key=dropout_key)
+            case head:
+                return head(hidden, self.embedding.table[...])
 
     def for_decoding(self) -> "Transformer":
         """The model as decoding loops want it: make it once before a loop.
@@ -178,7 +203,7 @@ class Transformer(nnx.Module):
         padding on the left moves no prompt, even where the plain forward counts slots: as `generate()` of Hugging Face.
         """
         model = nnx.clone(self)
-        if self.head is not None:
+        if isinstance(self.head, Head):
             model.head = self.head.untied(self.embedding.table[...])
         if model.decoder is not None and self.encoder is None:
             model.decoder.config = dataclasses.replace(model.decoder.config, position_index="valid")
@@ -217,20 +242,25 @@ class Transformer(nnx.Module):
         inputs_valid: jax.Array | None,
         targets_valid: jax.Array | None,
         position_ids: jax.Array | None,
+        token_types: jax.Array | None,
         dropout_key: jax.Array | None,
         *,
         observe: bool,
     ) -> Observed:
-        encoder_key, decoder_key = split_key(dropout_key, 2)
+        encoder_key, decoder_key, head_key = split_key(dropout_key, 3)
         if (targets is None) == (self.encoder is not None and self.decoder is not None):
             raise InputError("an encoder-decoder needs inputs and targets; any other model needs inputs alone")
         if self.encoder is None:
+            if token_types is not None:
+                raise InputError("token types belong to the tokens of an encoder, and this model has none")
             cache = self.empty_cache(*inputs.shape)
             hidden, _, trace = self._extend(inputs, cache, inputs_valid, position_ids, decoder_key, observe=observe)
             return Observed(self.logits(hidden), Trace(), trace)
-        encoded, encoder_trace = self._encode(inputs, inputs_valid, position_ids, encoder_key, observe=observe)
+        encoded, encoder_trace = self._encode(
+            inputs, inputs_valid, position_ids, token_types, encoder_key, observe=observe
+        )
         if targets is None:
-            return Observed(self.logits(encoded), encoder_trace, Trace())
+            return Observed(self.logits(encoded, dropout_key=head_key), encoder_trace, Trace())
         cache = self.empty_cache(*targets.shape, encoded=encoded, encoded_valid=inputs_valid)
         hidden, _, trace = self._extend(targets, cache, targets_valid, None, decoder_key, observe=observe)
         return Observed(self.logits(hidden), encoder_trace, trace)
@@ -240,6 +270,7 @@ class Transformer(nnx.Module):
         tokens: jax.Array,
         valid: jax.Array | None,
         position_ids: jax.Array | None,
+        token_types: jax.Array | None,
         dropout_key: jax.Array | None,
         *,
         observe: bool,
@@ -247,10 +278,14 @@ class Transformer(nnx.Module):
         if self.encoder is None:
             raise InputError("a decoder-only model has no encoder to encode with")
         if position_ids is None:
-            position_ids = jnp.arange(tokens.shape[1])[None]
-            if valid is not None and self.encoder.config.position_index == "valid":
-                position_ids = count_positions(valid)
-        embedded = (self.source_embedding or self.embedding)(tokens)
+            match self.encoder.config.position_index:
+                case TokensExcept(token):
+                    position_ids = jnp.where(tokens == token, -1, count_positions(tokens != token))
+                case "valid" if valid is not None:
+                    position_ids = count_positions(valid)
+                case _:
+                    position_ids = jnp.arange(tokens.shape[1])[None]
+        embedded = (self.source_embedding or self.embedding)(tokens, token_types)
         visibility = Visibility(valid)
         hidden, _, trace = self.encoder(embedded, position_ids, visibility, observe=observe, dropout_key=dropout_key)
         return hidden, trace

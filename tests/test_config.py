@@ -16,18 +16,27 @@ from jaxformer.config import (
     CONFIGS,
     AttentionConfig,
     BlockConfig,
+    ClassifierConfig,
+    DynamicScaling,
     EmbeddingConfig,
     FeedForwardConfig,
     HeadConfig,
     LayerNormConfig,
     LearnedPositions,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RelativeBias,
     RMSNormConfig,
     Rope,
     SinusoidalPositions,
     StackConfig,
+    TokensExcept,
+    TransformConfig,
+    YarnScaling,
 )
 
-CROSS = AttentionConfig(4, kv_heads=2, head_dim=6, scale=0.3, window=3, softcap=2.0, bias=True, dropout=0.1)
+CROSS = AttentionConfig(4, kv_heads=2, head_dim=6, scale=0.3, window=3, softcap=0.5, bias=True, dropout=0.1)
 ATTENTION = dataclasses.replace(
     CROSS, output_bias=True, query_key_norm=RMSNormConfig(1e-2), rope=Rope(1000.0, width=4, layout="halves")
 )
@@ -35,23 +44,78 @@ ATTENTION = dataclasses.replace(
 
 def stack(cross: AttentionConfig | None, positions: LearnedPositions | SinusoidalPositions) -> StackConfig:
     block = BlockConfig(
-        ATTENTION, FeedForwardConfig(13, "gelu", gated=True), cross, LayerNormConfig(1e-3), "pre", dropout=0.2
+        ATTENTION,
+        FeedForwardConfig(13, "gelu", gated=True, dropout=0.1),
+        cross,
+        LayerNormConfig(1e-3),
+        "pre",
+        dropout=0.2,
     )
     embedding = EmbeddingConfig(29, dim=10, scale=True)
     return StackConfig(embedding, (block,), positions, LayerNormConfig(1e-2), RMSNormConfig(1e-2), dropout=0.1)
 
 
-BASE = TransformerConfig(
+BOTH = TransformerConfig(
     20,
     encoder=stack(None, SinusoidalPositions("interleaved", 1000.0)),
     decoder=stack(CROSS, LearnedPositions(19, offset=2)),
-    head=HeadConfig(tied=True, bias=True),
+    head=HeadConfig(
+        tied=True, bias=True, scale=0.5, transform=TransformConfig("silu", LayerNormConfig(1e-2)), softcap=5.0
+    ),
     share_embeddings=True,
 )
+SHORT, LONG = (1.1, 1.2, 1.3, 1.4, 1.5), (2.0, 2.1, 2.2, 2.3, 2.4)
+# Rotary scalings, side by side with what only one stack can have.
+SCALED = tuple(
+    BlockConfig(
+        AttentionConfig(
+            2,
+            head_dim=10,
+            query_key_norm=RMSNormConfig(1e-2),
+            normed="all heads",
+            rope=Rope(100.0, 10, scaling=scaling),
+        ),
+        FeedForwardConfig(13, bias=False),
+        norm=RMSNormConfig(1e-2, offset=True),
+        placement=placement,
+        parallel=parallel,
+    )
+    for scaling, placement, parallel in (
+        (LinearScaling(2.0), "sandwich", True),
+        (DynamicScaling(2.0, 3), "output", False),
+        (Llama3Scaling(2.0, 0.5, 1.5, 8), "pre", True),
+        (YarnScaling(3.0, 60, 2.0, 0.1, truncate=False, magnitude=1.1), "sandwich", False),
+        (LongRopeScaling(SHORT, LONG, 9, magnitude=1.2), "output", False),
+        (LongRopeScaling(SHORT, LONG, 3), "pre", False),
+    )
+)
+DECODER = TransformerConfig(
+    20, decoder=StackConfig(EmbeddingConfig(29), SCALED, None, final_norm=RMSNormConfig()), head=HeadConfig(tied=False)
+)
+ENCODER = TransformerConfig(
+    20,
+    encoder=StackConfig(
+        EmbeddingConfig(29, scale=False, types=2),
+        (BlockConfig(AttentionConfig(2, head_dim=10)),),
+        RelativeBias(8, 5),
+        position_index="slot",
+    ),
+    head=ClassifierConfig(3, "relu", dropout=0.2),
+)
+COUNTED = TransformerConfig(
+    20,
+    encoder=StackConfig(
+        EmbeddingConfig(29),
+        (BlockConfig(AttentionConfig(2, head_dim=10)),),
+        LearnedPositions(19, offset=1),
+        position_index=TokensExcept(3),
+    ),
+)
+BASES = {"both": BOTH, "decoder": DECODER, "encoder": ENCODER, "counted": COUNTED}
 OTHER = {
-    "heads": 2,
+    "heads": 6,
     "kv_heads": 1,
-    "head_dim": 8,
+    "head_dim": 12,
     "scale": 0.4,
     "window": 2,
     "softcap": 3.0,
@@ -60,88 +124,153 @@ OTHER = {
     "query_key_norm": None,
     "dropout": 0.4,
     "hidden": 11,
-    "activation": "relu",
     "gated": False,
-    "width": 2,
-    "placement": "post",
+    "width": 6,
     "epsilon": 1e-1,
     "vocab_size": 31,
     "dim": 12,
-    "length": 23,
     "offset": 3,
     "base": 7.0,
-    "position_index": "slot",
     "tied": False,
     "share_embeddings": False,
     "rope": None,
     "rematerialise": True,
+    "parallel": True,
+    "types": 3,
+    "buckets": 6,
+    "max_distance": 9,
+    "token": 4,
+    "factor": 5.0,
+    "low": 0.2,
+    "high": 2.5,
+    "beta_fast": 1.5,
+    "beta_slow": 0.3,
+    "truncate": True,
+    "magnitude": 1.5,
+    "short": (1.6, 1.2, 1.3, 1.4, 1.5),
+    "long": (2.6, 2.1, 2.2, 2.3, 2.4),
+    "transform": None,
+    "scaling": None,
+    "classes": 4,
     "embedding_norm": None,
     "final_norm": None,
     "head": None,
 }
+# Of these, one that is not there already.
+CHOICES = {
+    "activation": ("relu", "silu"),
+    "placement": ("pre", "output"),
+    "position_index": ("slot", "valid"),
+    "normed": ("each head", "all heads"),
+    "layout": ("halves", "interleaved"),
+}
 # Structure rather than values: covered by the models of every shape, or by the fields inside them.
 COMPOSED = {"attention", "feed_forward", "cross", "norm", "encoder", "decoder", "embedding", "blocks", "positions"}
-OPTIONAL = {"rope", "query_key_norm", "output_bias"}  # perturbed where they are given
+# Perturbed where they are given.
+OPTIONAL = {"rope", "query_key_norm", "output_bias", "transform", "scaling", "embedding_norm", "final_norm", "head"}
+
+
+def changes(config: object, name: str, value: object) -> list[object]:
+    """What else could stand in a field: one thing, or none where the model as it is cannot depend on it."""
+    if name == "position_index" and not isinstance(config.positions, LearnedPositions | SinusoidalPositions):
+        return []  # distances are what they are
+    if name == "parallel" and (config.placement == "post" or config.cross):
+        return []  # refused
+    if name == "share_embeddings" and not value:
+        return []  # one stack, or two vocabularies
+    if name == "width" and isinstance(config.scaling, LongRopeScaling):
+        return []  # as many as there are factors
+    if name == "length":
+        return [23 if value < 5 else 4]  # on the other side of the five positions that are read
+    if name in ("short", "long") and (name == "long") == (config.length > 5):
+        return []  # not in use
+    if name == "normed" and config.query_key_norm is None:
+        return []
+    if name in OPTIONAL and value is None:
+        return []
+    if name in CHOICES:
+        return [next(choice for choice in CHOICES[name] if choice != value)]
+    if name in OTHER:
+        return [not value if isinstance(value, bool) else OTHER[name]]
+    assert name in COMPOSED, f"give {name} another value in this test"
+    return []
 
 
 def perturbed(config: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Every configuration that differs from `config` in one field of one of its parts, with the path to the field."""
+    shared = getattr(config, "share_embeddings", False)
     for field in dataclasses.fields(config):
         value, where = getattr(config, field.name), f"{path}.{field.name}"
-        if field.name == "layout":
-            yield where, dataclasses.replace(config, layout="halves" if value == "interleaved" else "interleaved")
-        elif field.name in OPTIONAL and value is None:
-            continue
-        elif field.name in OTHER:
-            other = not value if isinstance(value, bool) else OTHER[field.name]
+        for other in changes(config, field.name, value):
             yield where, dataclasses.replace(config, **{field.name: other})
-        else:
-            assert field.name in COMPOSED, f"give {where} another value in this test"
-        inner = value[0] if isinstance(value, tuple) else value
-        if dataclasses.is_dataclass(inner):
-            for name, changed in perturbed(inner, where):
-                part = (changed, *value[1:]) if isinstance(value, tuple) else changed
-                if not (path == "" and field.name in ("encoder", "decoder") and name.startswith(f"{where}.embedding.")):
-                    yield name, dataclasses.replace(config, **{field.name: part})
-    if path == "":
+        parts = value if isinstance(value, tuple) else (value,)
+        for index, part in enumerate(parts):
+            if not dataclasses.is_dataclass(part):
+                continue
+            for name, changed in perturbed(part, f"{where}{index or ''}"):
+                if (index == 0 or ".rope." in name) and not (shared and name.startswith(f"{where}.embedding.")):
+                    whole = (*parts[:index], changed, *parts[index + 1 :]) if isinstance(value, tuple) else changed
+                    yield name, dataclasses.replace(config, **{field.name: whole})
+    if shared:
         for name, changed in perturbed(config.encoder.embedding, ".embedding"):
-            stacks = (dataclasses.replace(stack, embedding=changed) for stack in (config.encoder, config.decoder))
-            encoder, decoder = stacks
+            encoder, decoder = (
+                dataclasses.replace(each, embedding=changed) for each in (config.encoder, config.decoder)
+            )
             yield name, dataclasses.replace(config, encoder=encoder, decoder=decoder)
 
 
 @functools.cache
-def fingerprint(config: TransformerConfig) -> tuple[list[tuple[int, ...]], np.ndarray]:
-    """Parameter shapes and rematerialised blocks; outputs in training and evaluation with parameters that only their
-    shape decides.
-    """
-    model = Transformer(config, rngs=nnx.Rngs(0))
-    leaves, structure = jax.tree.flatten(model)
-    model = jax.tree.unflatten(structure, [0.5 * jax.random.normal(jax.random.key(1), x.shape) for x in leaves])
-    source, target = jnp.arange(12).reshape(2, 6) % 29, jnp.arange(10).reshape(2, 5) % 23
-    valid = jnp.array([[False, True, True, True, True, True]] * 2)
-    marks = {"inputs_valid": valid, "targets_valid": valid[:, 1:] & (jnp.arange(5) > 0)[None]}
-    outputs = [model(source, target, dropout_key=key, **marks).ravel() for key in (None, jax.random.key(0))]
-    program = str(jax.make_jaxpr(lambda model: model(source, target))(model))
-    return [*(x.shape for x in leaves), (program.count("remat"),)], np.concatenate(outputs)
+def shapes(config: TransformerConfig) -> list[tuple[int, ...]]:
+    """Shapes of all parameters."""
+    return [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))]
 
 
-PERTURBED = list(perturbed(BASE))
+@functools.cache
+def fingerprint(config: TransformerConfig) -> np.ndarray:
+    """Logits in training, of parameters that only their shape decides, and how many blocks are rematerialised."""
+    structure = jax.tree.structure(jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(1)
+    model = structure.unflatten(jnp.asarray(0.5 * rng.normal(size=shape), "f4") for shape in shapes(config))
+    source, target = np.arange(12).reshape(2, 6) % 29, np.arange(10).reshape(2, 5) % 23
+    valid = np.array([[False, True, True, True, True, True]] * 2)
+    arguments, marks = (source,), {"inputs_valid": valid}
+    if config.encoder and config.decoder:
+        arguments, marks = (source, target), marks | {"targets_valid": valid[:, 1:] & (np.arange(5) > 0)[None]}
+    logits = model(*arguments, dropout_key=jax.random.key(0), **marks).ravel()
+    program = str(jax.make_jaxpr(lambda model: model(*arguments))(model))
+    return np.append(logits, program.count("remat"))
 
 
-@pytest.mark.parametrize("changed", [config for _, config in PERTURBED], ids=[name for name, _ in PERTURBED])
-def test_no_field_is_dead(changed: TransformerConfig) -> None:
-    shapes, outputs = fingerprint(BASE)
-    other_shapes, other_outputs = fingerprint(changed)
-    assert shapes != other_shapes or np.abs(outputs - other_outputs).max() > 1e-4
+PERTURBED = [
+    pytest.param(base, changed, id=f"{name}{path}") for name, base in BASES.items() for path, changed in perturbed(base)
+]
+
+
+@pytest.mark.parametrize(("base", "changed"), PERTURBED)
+def test_no_field_is_dead(base: TransformerConfig, changed: TransformerConfig) -> None:
+    if shapes(changed) == shapes(base):
+        before, after = fingerprint(base), fingerprint(changed)
+        assert before.shape != after.shape or np.abs(before - after).max() > 1e-4
 
 
 def test_every_class_is_perturbed() -> None:
     fields = {(config.__name__, field.name) for config in CONFIGS for field in dataclasses.fields(config)}
-    assert {name for _, name in fields} == set(OTHER) | COMPOSED | {"layout"}
+    assert {name for _, name in fields} == set(OTHER) | set(CHOICES) | COMPOSED | {"length"}
+    seen = {type(part).__name__ for base in BASES.values() for part in parts(base)}
+    assert seen == {config.__name__ for config in CONFIGS}
 
 
-@pytest.mark.parametrize("config", [BASE, *(preset() for preset in PRESETS.values())])
+def parts(config: object) -> Iterator[object]:
+    """A configuration and all that it is made of."""
+    yield config
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                yield from parts(part)
+
+
+@pytest.mark.parametrize("config", [*BASES.values(), *(preset() for preset in PRESETS.values())])
 def test_json_round_trip(config: TransformerConfig) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert hash(config) == hash(from_dict(to_dict(config)))
@@ -175,4 +304,4 @@ def test_rotary_positions_need_pairs(attention: AttentionConfig, message: str) -
 
 def test_cross_attention_has_no_rotary_positions() -> None:
     with pytest.raises(InputError, match="cross-attention needs rope=None"):
-        dataclasses.replace(BASE, decoder=stack(ATTENTION, SinusoidalPositions()))
+        dataclasses.replace(BOTH, decoder=stack(ATTENTION, SinusoidalPositions()))

@@ -2,8 +2,9 @@
 
 from jaxformer.layers.attention import Attention, KeyValue, Visibility
 from jaxformer.layers.block import Block, Source, split_key
-from jaxformer.layers.embedding import Embedding, Head
+from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.feed_forward import FeedForward
+from jaxformer.layers.head import Classifier, Head
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
 from jaxformer.layers.stack import Stack, Trace, count_positions
@@ -11,6 +12,7 @@ from jaxformer.layers.stack import Stack, Trace, count_positions
 __all__ = [
     "Attention",
     "Block",
+    "Classifier",
     "Embedding",
     "FeedForward",
     "Head",

@@ -9,14 +9,12 @@ from flax import nnx
 
 from jaxformer.config import AttentionConfig, head_width
 from jaxformer.layers.linear import Linear
-from jaxformer.layers.norm import make_norm
+from jaxformer.layers.norm import Norm, make_norm
+from jaxformer.layers.rotary import turn
 from jaxformer.ops import (
     attention_weights,
     dot_product_attention,
     dropout,
-    rotary_frequencies,
-    rotate,
-    rotation,
     weighted_values,
 )
 
@@ -56,12 +54,14 @@ class Visibility:
     """Which keys a query may see: the structure, not a [T, S] array, so that the operation can choose how to compute.
 
     valid: boolean [B, S], True where the key is a real token (None: everywhere). causal: only keys at or before the
-    query's own slot, the first query standing at slot `query_offset`.
+    query's own slot, the first query standing at slot `query_offset`. bias: float [1, N, T, S] added to the scores,
+    what relative positions say (None: nothing).
     """
 
     valid: jax.Array | None = None
     causal: bool = False
     query_offset: int | jax.Array = 0
+    bias: jax.Array | None = None
 
     def reach(self, queries: int, slots: int) -> int:
         """How many of a cache's slots can matter to so many queries: all, unless the offset is static."""
@@ -85,13 +85,15 @@ class Attention(nnx.Module):
         self.value = Linear(dim, (kv_heads, width), bias=config.bias, rngs=rngs)
         output_bias = config.bias if config.output_bias is None else config.output_bias
         self.output = Linear((heads, width), dim, bias=output_bias, rngs=rngs)
-        self.query_norm = make_norm(config.query_key_norm, width) if config.query_key_norm else None
-        self.key_norm = make_norm(config.query_key_norm, width) if config.query_key_norm else None
+        norm, (query_width, key_width) = config.query_key_norm, (width, width)
+        if config.normed == "all heads":
+            query_width, key_width = heads * width, kv_heads * width
+        self.query_norm = make_norm(norm, query_width) if norm else None
+        self.key_norm = make_norm(norm, key_width) if norm else None
 
     def keys_values(self, x: jax.Array, position_ids: jax.Array | None = None) -> KeyValue:
         """What the states x [B, S, D] at positions [1|B, S] offer to queries; rotary keys stay turned as they are."""
-        key = self.key(x) if self.key_norm is None else self.key_norm(self.key(x))
-        key = self._turned(key, position_ids)
+        key = self._turned(self._normed(self.key(x), self.key_norm), position_ids)
         return KeyValue(jnp.swapaxes(key, 1, 2), jnp.swapaxes(self.value(x), 1, 2))
 
     def empty(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValue:
@@ -132,19 +134,24 @@ class Attention(nnx.Module):
         R, T, _ = x.shape
         return jnp.swapaxes(weights.reshape(B, N, R // B, T, S), 1, 2).reshape(R, N, T, S)
 
+    def _normed(self, heads: jax.Array, norm: Norm | None) -> jax.Array:
+        """Queries or keys [B, T, N, H], normalised where the configuration says so."""
+        if norm is None:
+            return heads
+        if self.config.normed == "each head":
+            return norm(heads)
+        return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+
     def _turned(self, heads: jax.Array, position_ids: jax.Array | None) -> jax.Array:
         """Queries or keys [B, T, N, H], turned by their positions where these are rotary."""
-        rope = self.config.rope
-        if rope is None:
+        if self.config.rope is None:
             return heads
         assert position_ids is not None, "rotary positions need to know them"
-        frequencies = rotary_frequencies(rope.width or heads.shape[-1], rope.base)
-        return rotate(heads, rotation(position_ids, frequencies), layout=rope.layout)
+        return turn(heads, position_ids, self.config.rope)
 
     def _queries(self, x: jax.Array, seen: KeyValue, position_ids: jax.Array | None) -> jax.Array:
         """Queries [B, R/B * T, N, H]: rows that share keys stand in line, so that the keys are read once."""
-        query = self.query(x) if self.query_norm is None else self.query_norm(self.query(x))
-        query = self._turned(query, position_ids)
+        query = self._turned(self._normed(self.query(x), self.query_norm), position_ids)
         return query.reshape(seen.key.shape[0], -1, *query.shape[2:])
 
     def _visible(self, visibility: Visibility) -> dict[str, Any]:
@@ -152,6 +159,7 @@ class Attention(nnx.Module):
         both_sides = None if window is None else (window - 1, 0 if visibility.causal else window - 1)
         return {
             "mask": None if valid is None else valid[:, None, None, :],
+            "bias": visibility.bias,
             "causal": visibility.causal,
             "query_offset": visibility.query_offset,
             "window": both_sides,

@@ -36,11 +36,11 @@ class Block(nnx.Module):
     def __init__(self, config: BlockConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
         self.attention = Attention(config.attention, dim, rngs=rngs)
-        self.attention_norm = make_norm(config.norm, dim)
+        self.attention_norm, self.attention_output_norm = self._norms(dim)
         self.cross = Attention(config.cross, dim, rngs=rngs) if config.cross else None
-        self.cross_norm = make_norm(config.norm, dim) if config.cross else None
+        self.cross_norm, self.cross_output_norm = self._norms(dim) if config.cross else (None, None)
         self.feed_forward = FeedForward(config.feed_forward, dim, rngs=rngs)
-        self.feed_forward_norm = make_norm(config.norm, dim)
+        self.feed_forward_norm, self.feed_forward_output_norm = self._norms(dim)
 
     def __call__(
         self,
@@ -57,8 +57,9 @@ class Block(nnx.Module):
 
         A cache is written from slot `visibility.query_offset` on, then attended to.
         """
-        keys = split_key(dropout_key, 5)
+        keys = split_key(dropout_key, 6)
         attention_map = cross_map = None
+        entered = x
 
         states = self._enter(x, self.attention_norm)
         seen = self.attention.keys_values(states, position_ids)
@@ -68,7 +69,7 @@ class Block(nnx.Module):
         if observe:
             attention_map = self.attention.weights(states, seen, visibility, position_ids)
         mixed = self.attention(states, seen, visibility, position_ids, dropout_key=keys[0])
-        x = self._leave(x, mixed, self.attention_norm, keys[1])
+        x = self._leave(x, mixed, self.attention_norm, self.attention_output_norm, keys[1])
 
         if self.cross is not None and self.cross_norm is not None:
             assert source is not None, "a block with cross-attention needs a source"
@@ -76,22 +77,34 @@ class Block(nnx.Module):
             if observe:
                 cross_map = self.cross.weights(states, source.seen, source.visibility)
             mixed = self.cross(states, source.seen, source.visibility, dropout_key=keys[2])
-            x = self._leave(x, mixed, self.cross_norm, keys[3])
+            x = self._leave(x, mixed, self.cross_norm, self.cross_output_norm, keys[3])
 
-        mixed = self.feed_forward(self._enter(x, self.feed_forward_norm))
-        x = self._leave(x, mixed, self.feed_forward_norm, keys[4])
+        states = self._enter(entered if self.config.parallel else x, self.feed_forward_norm)
+        mixed = self.feed_forward(states, dropout_key=keys[5])
+        x = self._leave(x, mixed, self.feed_forward_norm, self.feed_forward_output_norm, keys[4])
         return BlockOutput(x, cache, attention_map, cross_map)
 
-    def _enter(self, x: jax.Array, norm: Norm) -> jax.Array:
-        """What a sub-layer sees: the normalised states (pre-LN) or the states themselves (post-LN)."""
-        return norm(x) if self.config.placement == "pre" else x
+    def _norms(self, dim: int) -> tuple[Norm, Norm | None]:
+        """The norm of a sub-layer, and that of its output where it has two."""
+        sandwich = self.config.placement == "sandwich"
+        return make_norm(self.config.norm, dim), make_norm(self.config.norm, dim) if sandwich else None
 
-    def _leave(self, x: jax.Array, mixed: jax.Array, norm: Norm, key: jax.Array | None) -> jax.Array:
-        """The residual sum of the states and a sub-layer's output, normalised in post-LN.
+    def _enter(self, x: jax.Array, norm: Norm) -> jax.Array:
+        """What a sub-layer hears: the states, normalised where the placement puts a norm before it."""
+        return norm(x) if self.config.placement in ("pre", "sandwich") else x
+
+    def _leave(
+        self, x: jax.Array, mixed: jax.Array, norm: Norm, output_norm: Norm | None, key: jax.Array | None
+    ) -> jax.Array:
+        """The residual sum of the states and what a sub-layer says, each normalised where the placement says so.
 
         The sum gives every layer a path of slope one to the loss, whatever its weights do: without it the gradient of
         a deep stack is a product of as many Jacobians as there are layers.
         """
+        if self.config.placement == "output":
+            mixed = norm(mixed)
+        elif output_norm is not None:
+            mixed = output_norm(mixed)
         total = x + dropout(mixed, self.config.dropout, key)
         return norm(total) if self.config.placement == "post" else total
 

@@ -1,4 +1,4 @@
-"""Token embeddings, positions, and the output head."""
+"""Token embeddings and positions."""
 
 import math
 
@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import EmbeddingConfig, HeadConfig, LearnedPositions, SinusoidalPositions
+from jaxformer.config import EmbeddingConfig, LearnedPositions, RelativeBias, SinusoidalPositions
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import Linear
-from jaxformer.ops import sinusoidal_positions
+from jaxformer.ops import distance_buckets, sinusoidal_positions
 
 
 class Embedding(nnx.Module):
@@ -20,12 +20,22 @@ class Embedding(nnx.Module):
         self.table = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, width)) / math.sqrt(width))
         self.scale = math.sqrt(dim) if config.scale else 1.0
         self.projection = Linear(width, dim, bias=False, rngs=rngs) if width != dim else None
+        types = config.types
+        self.types = nnx.Param(0.02 * jax.random.normal(rngs.params(), (types, width))) if types else None
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Integers [B, T] -> [B, T, D]. An id outside the vocabulary gives NaN, never another token's vector."""
+    def __call__(self, tokens: jax.Array, token_types: jax.Array | None = None) -> jax.Array:
+        """Integers [B, T] -> [B, T, D]. An id outside the vocabulary gives NaN, never another token's vector.
+
+        token_types: integers [B, T], the kind of each token where there are several (None: all of kind 0).
+        """
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise InputError(f"tokens must be integers, not {tokens.dtype}: embeddings are looked up, not multiplied")
+        if self.types is None and token_types is not None:
+            raise InputError("this model knows one kind of token: leave token types out")
         x = look_up(self.table[...], tokens) * self.scale
+        if self.types is not None:
+            kinds = jnp.zeros((1, 1), int) if token_types is None else token_types
+            x += look_up(self.types[...], kinds)
         return x if self.projection is None else self.projection(x)
 
 
@@ -53,41 +63,20 @@ class Sinusoids(nnx.Module):
         return sinusoidal_positions(position_ids, self.dim, layout=self.config.layout, base=self.config.base)
 
 
-class Head(nnx.Module):
-    """Logits of every token, section 3.4: hidden states times the embedding table (tied) or a matrix of its own."""
+class DistanceTable(nnx.Module):
+    """A learned number per bucket of distances and head [buckets, N]: `RelativeBias`."""
 
-    def __init__(self, config: HeadConfig, embedding: EmbeddingConfig, dim: int, *, rngs: nnx.Rngs):
-        width = embedding.dim or dim
-        self.projection = Linear(dim, width, bias=False, rngs=rngs) if config.tied and width != dim else None
-        self.output = None if config.tied else Linear(dim, embedding.vocab_size, bias=False, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros(embedding.vocab_size)) if config.bias else None
+    def __init__(self, config: RelativeBias, heads: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.buckets, heads)))
 
-    def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
-        """[..., D] and the embedding table [V, E] -> float32 [..., V].
-
-        The table is an argument, not a part: two modules that share a parameter would be untied by `jax.jit`.
-        """
-        x = hidden if self.projection is None else self.projection(hidden)
-        weight = table.T if self.output is None else self.output.weight[...]  # [E, V]
-        axes = (((x.ndim - 1,), (0,)), ((), ()))
-        logits = jax.lax.dot_general(x, weight.astype(x.dtype), axes, preferred_element_type=jnp.float32)
-        if self.bias is None:
-            return logits
-        return logits + self.bias[...].astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
-
-    def untied(self, table: jax.Array) -> "Head":
-        """An equal head with a matrix of its own, the embedding table [V, E] transposed once: what loops multiply by.
-
-        A few rows meet the matrix [E, V] up to twice as fast as its transpose on CPUs.
-        """
-        if self.output is not None:
-            return self
-        V, E = table.shape
-        head = nnx.clone(self)
-        head.output = nnx.data(nnx.eval_shape(lambda: Linear(E, V, bias=False, rngs=nnx.Rngs(0))))
-        # Behind the barrier the compiler cannot fold the transposition back into the products of the loop.
-        head.output.weight = nnx.Param(jax.lax.optimization_barrier(table.T))
-        return head
+    def __call__(self, queries: int, keys: int, *, first: int | jax.Array, causal: bool) -> jax.Array:
+        """What to add to the scores of queries at the slots from `first` on and keys from 0 on: [1, N, T, S]."""
+        distances = jnp.arange(keys)[None] - (first + jnp.arange(queries)[:, None])
+        buckets = distance_buckets(
+            distances, buckets=self.config.buckets, max_distance=self.config.max_distance, causal=causal
+        )
+        return jnp.moveaxis(self.table[...][buckets], -1, 0)[None]
 
 
 def look_up(table: jax.Array, index: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from flax import nnx
 
 from jaxformer.config import FeedForwardConfig
 from jaxformer.layers.linear import Linear
-from jaxformer.ops import ACTIVATIONS
+from jaxformer.ops import ACTIVATIONS, dropout
 
 
 class FeedForward(nnx.Module):
@@ -16,13 +16,13 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: FeedForwardConfig, dim: int, *, rngs: nnx.Rngs):
         hidden = 4 * dim if config.hidden is None else config.hidden
+        self.dropout = config.dropout
         self.activation = ACTIVATIONS[config.activation]
         self.gate = Linear(dim, hidden, bias=config.bias, rngs=rngs) if config.gated else None
         self.up = Linear(dim, hidden, bias=config.bias, rngs=rngs)
         self.down = Linear(hidden, dim, bias=config.bias, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        if self.gate is None:
-            return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        return self.down(dropout(inner, self.dropout, dropout_key))

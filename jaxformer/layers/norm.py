@@ -25,12 +25,12 @@ class RMSNorm(nnx.Module):
     """Owns the scale [D] of `jaxformer.ops.rms_norm`."""
 
     def __init__(self, config: RMSNormConfig, dim: int):
-        self.epsilon = config.epsilon
-        self.scale = nnx.Param(jnp.ones(dim))
+        self.config = config
+        self.scale = nnx.Param(jnp.zeros(dim) if config.offset else jnp.ones(dim))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
-        return rms_norm(x, self.scale[...], epsilon=self.epsilon)
+        return rms_norm(x, self.scale[...], epsilon=self.config.epsilon, offset=self.config.offset)
 
 
 Norm = LayerNorm | RMSNorm

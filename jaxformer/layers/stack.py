@@ -1,5 +1,6 @@
 """An encoder or a decoder: positions, dropout, blocks, final norm; sections 3.1 and 3.5."""
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -7,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import LearnedPositions, SinusoidalPositions, StackConfig
+from jaxformer.config import LearnedPositions, RelativeBias, SinusoidalPositions, StackConfig
 from jaxformer.layers.attention import KeyValue, Visibility
 from jaxformer.layers.block import Block, Source, split_key
-from jaxformer.layers.embedding import PositionTable, Sinusoids
+from jaxformer.layers.embedding import DistanceTable, PositionTable, Sinusoids
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import dropout
 
@@ -37,6 +38,8 @@ class Stack(nnx.Module):
                 self.positions = PositionTable(learned, dim, rngs=rngs)
             case SinusoidalPositions() as sinusoidal:
                 self.positions = Sinusoids(sinusoidal, dim)
+            case RelativeBias() as relative:
+                self.positions = DistanceTable(relative, config.blocks[0].attention.heads, rngs=rngs)
             case None:
                 self.positions = None
         self.embedding_norm = make_norm(config.embedding_norm, dim) if config.embedding_norm else None
@@ -60,7 +63,12 @@ class Stack(nnx.Module):
         """
         first_key, *keys = split_key(dropout_key, 1 + len(self.blocks))
         x = embedded
-        if self.positions is not None:
+        if isinstance(self.positions, DistanceTable):
+            T, first = x.shape[1], visibility.query_offset
+            S = visibility.reach(T, caches[0].slots) if caches else T
+            bias = self.positions(T, S, first=first, causal=visibility.causal)
+            visibility = dataclasses.replace(visibility, bias=bias)
+        elif self.positions is not None:
             x += self.positions(position_ids).astype(x.dtype)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)

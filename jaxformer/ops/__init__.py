@@ -7,8 +7,14 @@ from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import causal_mask, padding_mask
 from jaxformer.ops.matmul import matmul
 from jaxformer.ops.norms import layer_norm, rms_norm
-from jaxformer.ops.positions import sinusoidal_positions
+from jaxformer.ops.positions import distance_buckets, sinusoidal_positions
 from jaxformer.ops.rotary import Rotation, rotary_frequencies, rotate, rotation
+from jaxformer.ops.rotary_scaling import (
+    divide_frequencies,
+    frequencies_of_longer_base,
+    slow_by_ramp,
+    slow_long_waves,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -18,8 +24,11 @@ __all__ = [
     "attention_weights",
     "causal_mask",
     "cross_entropy",
+    "distance_buckets",
+    "divide_frequencies",
     "dot_product_attention",
     "dropout",
+    "frequencies_of_longer_base",
     "layer_norm",
     "matmul",
     "padding_mask",
@@ -28,6 +37,8 @@ __all__ = [
     "rotate",
     "rotation",
     "sinusoidal_positions",
+    "slow_by_ramp",
+    "slow_long_waves",
     "token_cross_entropy",
     "weighted_values",
 ]

@@ -19,12 +19,13 @@ def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, *, epsilon: flo
     return (normal * scale.reshape(broadcast) + shift.reshape(broadcast)).astype(x.dtype)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6, offset: bool = False) -> jax.Array:
     """Each vector of x [..., D] brought to a mean square of 1, then scaled: [..., D].
 
     Zhang and Sennrich (2019), equation 4: x / sqrt(mean(x^2) + epsilon) * scale [D]. Unlike `layer_norm` it subtracts
-    no mean and adds no shift. In float32 whatever the type of x.
+    no mean and adds no shift. In float32 whatever the type of x. offset: the factor is 1 + scale.
     """
     wide = x.astype(jnp.float32)
     normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
+    scale = scale.astype(jnp.float32) + 1 if offset else scale
     return (normal * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)

@@ -1,5 +1,6 @@
-"""Sinusoidal positional encodings (section 3.5)."""
+"""Sinusoidal positional encodings (section 3.5), and buckets of distances."""
 
+import math
 from types import ModuleType
 from typing import Literal
 
@@ -39,6 +40,27 @@ def sinusoidal_positions(
         raise InputError(f"positions must be integers, not {positions.dtype}")
     with jax.enable_x64(True):
         return jnp.asarray(_sinusoids(jnp, positions, dim, layout, base), jnp.float32)
+
+
+def distance_buckets(
+    distances: jax.Array, *, buckets: int = 32, max_distance: int = 128, causal: bool = False
+) -> jax.Array:
+    """The bucket, an integer in 0 .. buckets - 1, of each distance key position - query position [...].
+
+    Raffel et al. (2020), section 2.1: half of the buckets are for one near distance each, the others share the range up
+    to `max_distance` in logarithmic steps, and the last has all that is beyond. Keys before and after the query have
+    half of the buckets each; causal: keys after it, which are not seen, share bucket 0, the query's own.
+    """
+    if causal:
+        start, far = 0, jnp.maximum(-distances, 0)
+    else:
+        buckets //= 2
+        start, far = jnp.where(distances > 0, buckets, 0), jnp.abs(distances)
+    near = buckets // 2
+    # Distances below `near` have buckets of their own: 1 keeps their unused logarithms finite.
+    steps = jnp.log(jnp.maximum(far, 1).astype(jnp.float32) / near) / math.log(max_distance / near) * (buckets - near)
+    shared = jnp.minimum(near + steps.astype(jnp.int32), buckets - 1)
+    return start + jnp.where(far < near, far, shared)
 
 
 def _sinusoids(

@@ -33,10 +33,13 @@ def rotary_frequencies(width: int, base: float = 10000.0) -> jax.Array:
         return 1 / base ** jnp.asarray(exponents)
 
 
-def rotation(position_ids: jax.Array, frequencies: jax.Array) -> Rotation:
-    """The angle of every position and pair, as its cosine and sine. position_ids: integers [B|1, T]."""
+def rotation(position_ids: jax.Array, frequencies: jax.Array, magnitude: float = 1.0) -> Rotation:
+    """The angle of every position and pair, as its cosine and sine, each times `magnitude`.
+
+    position_ids: integers [B|1, T].
+    """
     angles = position_ids[..., None].astype(jnp.float32) * frequencies[None, None]
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+    return Rotation(jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude)
 
 
 def rotate(x: jax.Array, by: Rotation, *, layout: RotaryLayout = "halves") -> jax.Array:

@@ -19,7 +19,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["marian", "bart"])
+@pytest.fixture(params=["marian", pytest.param("bart", marks=pytest.mark.slow)])
 def pair(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """A model of transformers and ours from its folder."""
     return save_model(request.param, tmp_path), from_pretrained(tmp_path)

@@ -19,6 +19,7 @@ from jaxformer.pretrained.files import read_json, read_tensors
 from jaxformer.pretrained.weights import build
 
 LENGTHS = np.array([9, 4, 7])
+observe = jax.jit(Transformer.observe)
 
 
 class Pair(NamedTuple):
@@ -67,7 +68,7 @@ def test_logits_states_and_maps(pair: Pair, rng: np.random.Generator, side: str)
             output_hidden_states=True,
             output_attentions=True,
         )
-    seen = pair.ours.model.observe(jnp.asarray(tokens), inputs_valid=jnp.asarray(valid))
+    seen = observe(pair.ours.model, tokens, inputs_valid=valid)
     assert_close(seen.logits, expected.logits, valid)
     assert len(seen.decoder.hidden_states) == len(expected.hidden_states)
     for ours, theirs in zip(seen.decoder.hidden_states, expected.hidden_states, strict=True):
@@ -121,7 +122,7 @@ def test_generated_tokens(pair: Pair, rng: np.random.Generator) -> None:
 def test_the_bundle_answers_by_known_names(pair: Pair, rng: np.random.Generator) -> None:
     tokens, valid = batch(rng, "right")
     model, lm = pair.ours.model, pair.ours
-    seen = model.observe(jnp.asarray(tokens), inputs_valid=jnp.asarray(valid))
+    seen = observe(model, tokens, inputs_valid=valid)
     plain = lm(tokens, attention_mask=valid)
     assert (plain.hidden_states, plain.attentions, plain.cross_attentions) == (None, None, None)
     assert_close(plain.logits, seen.logits)

@@ -4,14 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 import torch
 from hf_models import EOS, MODELS, START, save_model
 from safetensors.numpy import load_file, save_file
 
-from jaxformer import InputError
+from jaxformer import InputError, Transformer
 from jaxformer.pretrained import from_pretrained
 
 
@@ -29,7 +29,7 @@ def test_logits_states_and_maps_equal_transformers(tmp_path: Path, rng: np.rando
             output_hidden_states=True,
             output_attentions=True,
         )
-    seen = model.observe(jnp.asarray(source), jnp.asarray(target), inputs_valid=jnp.asarray(valid))
+    seen = jax.jit(Transformer.observe)(model, source, target, inputs_valid=valid)
     pairs = [
         ((seen.logits,), (expected.logits,), None),
         (seen.encoder.hidden_states, expected.encoder_hidden_states, valid),

@@ -87,11 +87,12 @@ def test_it_saves_at_intervals_and_at_the_end(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(InterruptedRunError, match="stopped after step 6"):
         run(tmp_path, {}, interrupt=6)
     assert saved(tmp_path)[-1] == 6
     assert len(list(read_lines(tmp_path / METRICS))) == 6
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_rising_loss_ends_the_run_with_advice(tmp_path: Path) -> None:

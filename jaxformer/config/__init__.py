@@ -1,0 +1,73 @@
+"""What a model is made of: one small frozen dataclass per choice, composed.
+
+The Python type selects the code and a parameter that makes sense for one choice only lives inside that choice. All are
+hashable (static under `jax.jit`) and round-trip through JSON with `to_dict` and `from_dict`.
+"""
+
+from jaxformer.config.json import CONFIGS, from_dict, to_dict
+from jaxformer.config.layers import (
+    AttentionConfig,
+    BlockConfig,
+    FeedForwardConfig,
+    LayerNormConfig,
+    NormConfig,
+    Placement,
+    RMSNormConfig,
+    TransformConfig,
+    head_width,
+)
+from jaxformer.config.model import (
+    ClassifierConfig,
+    EmbeddingConfig,
+    HeadConfig,
+    StackConfig,
+    TransformerConfig,
+)
+from jaxformer.config.positions import (
+    DynamicScaling,
+    LearnedPositions,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    PositionIndex,
+    Positions,
+    RelativeBias,
+    Rope,
+    RopeScaling,
+    SinusoidalPositions,
+    TokensExcept,
+    YarnScaling,
+)
+
+__all__ = [
+    "CONFIGS",
+    "AttentionConfig",
+    "BlockConfig",
+    "ClassifierConfig",
+    "DynamicScaling",
+    "EmbeddingConfig",
+    "FeedForwardConfig",
+    "HeadConfig",
+    "LayerNormConfig",
+    "LearnedPositions",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
+    "NormConfig",
+    "Placement",
+    "PositionIndex",
+    "Positions",
+    "RMSNormConfig",
+    "RelativeBias",
+    "Rope",
+    "RopeScaling",
+    "SinusoidalPositions",
+    "StackConfig",
+    "TokensExcept",
+    "TransformConfig",
+    "TransformerConfig",
+    "YarnScaling",
+    "from_dict",
+    "head_width",
+    "to_dict",
+]

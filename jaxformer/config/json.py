@@ -1,0 +1,83 @@
+"""Configurations as plain dictionaries, and back."""
+
+import dataclasses
+from typing import Any
+
+from jaxformer.config.layers import (
+    AttentionConfig,
+    BlockConfig,
+    FeedForwardConfig,
+    LayerNormConfig,
+    RMSNormConfig,
+    TransformConfig,
+)
+from jaxformer.config.model import (
+    ClassifierConfig,
+    EmbeddingConfig,
+    HeadConfig,
+    StackConfig,
+    TransformerConfig,
+)
+from jaxformer.config.positions import (
+    DynamicScaling,
+    LearnedPositions,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RelativeBias,
+    Rope,
+    SinusoidalPositions,
+    TokensExcept,
+    YarnScaling,
+)
+from jaxformer.errors import InputError
+
+CONFIGS = (
+    LayerNormConfig,
+    RMSNormConfig,
+    LearnedPositions,
+    SinusoidalPositions,
+    RelativeBias,
+    TokensExcept,
+    LinearScaling,
+    DynamicScaling,
+    Llama3Scaling,
+    YarnScaling,
+    LongRopeScaling,
+    Rope,
+    AttentionConfig,
+    FeedForwardConfig,
+    BlockConfig,
+    EmbeddingConfig,
+    StackConfig,
+    TransformConfig,
+    HeadConfig,
+    ClassifierConfig,
+    TransformerConfig,
+)
+
+
+def to_dict(config: Any) -> Any:
+    """`config` as plain dictionaries, lists and numbers for JSON; each dictionary names its class under "type"."""
+    if dataclasses.is_dataclass(config):
+        fields = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {"type": type(config).__name__, **fields}
+    if isinstance(config, tuple):
+        return [to_dict(item) for item in config]
+    return config
+
+
+def from_dict(data: Any, classes: tuple[type, ...] = CONFIGS) -> Any:
+    """The configuration that `to_dict` turned into `data`. Raises InputError for an unknown class or field."""
+    if isinstance(data, list):
+        return tuple(from_dict(item, classes) for item in data)
+    if not isinstance(data, dict):
+        return data
+    values = {key: from_dict(value, classes) for key, value in data.items() if key != "type"}
+    known = {config.__name__: config for config in classes}
+    if data.get("type") not in known:
+        raise InputError(f"unknown configuration type {data.get('type')!r}: known are {', '.join(known)}")
+    try:
+        return known[data["type"]](**values)
+    except TypeError as error:
+        raise InputError(f"cannot build {data['type']}: {error}") from error

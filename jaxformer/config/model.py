@@ -1,0 +1,139 @@
+"""Whole models: embedding, stack, head, and what connects them."""
+
+from dataclasses import dataclass
+
+from jaxformer.config.layers import BlockConfig, NormConfig, TransformConfig, check_rate, check_rope, head_width
+from jaxformer.config.positions import PositionIndex, Positions, RelativeBias, TokensExcept
+from jaxformer.errors import InputError
+from jaxformer.ops.activations import Activation
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Token embedding, section 3.4: a vector of width `dim` (None: the model width) per token of the vocabulary.
+
+    A width unlike the model's is projected to it. scale: multiply by sqrt(model width), as the paper does, so that
+    vectors drawn with variance 1/width (which suit an output projection that shares the table) are not drowned by the
+    positions, whose entries are of order one. Modern models start their tables at the size that they want, or learn
+    positions of the same small size, and leave the factor out. types: how many kinds of token there are, each with a
+    vector of its own that is added, as for BERT's first and second sentence (None: one kind, nothing added).
+    """
+
+    vocab_size: int
+    dim: int | None = None
+    scale: bool = True
+    types: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an empty vocabulary."""
+        if self.vocab_size < 1:
+            raise InputError(f"a vocabulary needs at least one token, not vocab_size={self.vocab_size}")
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """An encoder or a decoder: embedding, positions, blocks, final norm.
+
+    embedding_norm: normalise embedding + positions. position_index: what numbers the positions when no `position_ids`
+    are given: "valid" counts the real tokens, so that padding on either side changes nothing; "slot" counts every slot,
+    as most Hugging Face models do; `TokensExcept` counts tokens. dropout: rate after embedding + positions (section
+    5.4). positions: None adds nothing, for blocks whose attention has rotary positions. rematerialise: compute what is
+    inside a block a second time in the backward pass instead of storing it; memory then grows with one vector per token
+    and block.
+    """
+
+    embedding: EmbeddingConfig
+    blocks: tuple[BlockConfig, ...]
+    positions: Positions | None
+    embedding_norm: NormConfig | None = None
+    final_norm: NormConfig | None = None
+    position_index: PositionIndex = "valid"
+    dropout: float = 0.0
+    rematerialise: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse an empty stack and an impossible rate."""
+        if not self.blocks:
+            raise InputError("a stack needs at least one block: give `blocks` at least one BlockConfig")
+        check_rate(self.dropout)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The map from hidden states to logits. tied: by the token embedding's table (section 3.4), else by a matrix.
+
+    bias: one number per token. scale: factor on the hidden states. transform: what comes before the map. softcap:
+    logits are squashed into (-softcap, softcap) by tanh (None: not).
+    """
+
+    tied: bool = True
+    bias: bool = False
+    scale: float = 1.0
+    transform: TransformConfig | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The class of a whole sequence from the state of its first token: activation(x W + b) W_out + b_out.
+
+    dropout: rate on the inner units.
+    """
+
+    classes: int
+    activation: Activation = "tanh"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse no classes and an impossible rate."""
+        check_rate(self.dropout)
+        if self.classes < 1:
+            raise InputError(f"a classifier needs at least one class, not classes={self.classes}")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A whole Transformer: encoder-decoder, or decoder-only or encoder-only where the other stack is None.
+
+    dim: model width D. head: to logits of the vocabulary or of classes; None returns hidden states. share_embeddings:
+    encoder and decoder read one embedding table.
+    """
+
+    dim: int
+    encoder: StackConfig | None = None
+    decoder: StackConfig | None = None
+    head: HeadConfig | ClassifierConfig | None = HeadConfig()
+    share_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        if self.encoder is None and self.decoder is None:
+            raise InputError("a Transformer needs an encoder, a decoder, or both")
+        if self.encoder and any(block.cross for block in self.encoder.blocks):
+            raise InputError("encoder blocks have nothing to attend to but themselves: set cross=None")
+        if self.decoder and any((block.cross is None) == (self.encoder is not None) for block in self.decoder.blocks):
+            raise InputError("each decoder block needs `cross` attention if there is an encoder, and none otherwise")
+        if self.share_embeddings and not (
+            self.encoder and self.decoder and self.encoder.embedding == self.decoder.embedding
+        ):
+            raise InputError("share_embeddings needs an encoder and a decoder with equal embedding configurations")
+        if self.decoder and isinstance(self.decoder.position_index, TokensExcept):
+            raise InputError("a decoder sees a few tokens at a time: its positions cannot depend on all of them")
+        for stack in filter(None, (self.encoder, self.decoder)):
+            for block in stack.blocks:
+                for attention in filter(None, (block.attention, block.cross)):
+                    check_rope(attention, head_width(attention, self.dim))
+                if (
+                    isinstance(stack.positions, RelativeBias)
+                    and block.attention.heads != stack.blocks[0].attention.heads
+                ):
+                    raise InputError("one table of relative positions serves all blocks: give them equally many heads")
+                if block.cross and block.cross.rope:
+                    raise InputError("two sequences share no positions: cross-attention needs rope=None")
+
+    @property
+    def main(self) -> StackConfig:
+        """The stack that the logits come from: the decoder, or the encoder where there is no other."""
+        stack = self.decoder or self.encoder
+        assert stack is not None, "checked when made"
+        return stack

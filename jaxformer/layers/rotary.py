@@ -1,0 +1,54 @@
+"""Rotary positions as a configuration describes them."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.config import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from jaxformer.ops import (
+    divide_frequencies,
+    frequencies_of_longer_base,
+    rotary_frequencies,
+    rotate,
+    rotation,
+    slow_by_ramp,
+    slow_long_waves,
+)
+
+
+def turn(heads: jax.Array, position_ids: jax.Array, rope: Rope) -> jax.Array:
+    """Queries or keys [B, T, N, H] turned by their positions, integers [B|1, T].
+
+    Dynamic and LongRoPE scaling look at the longest position of the call, all others at each position alone.
+    """
+    frequencies, magnitude = frequencies_and_magnitude(rope, rope.width or heads.shape[-1], position_ids)
+    return rotate(heads, rotation(position_ids, frequencies, magnitude), layout=rope.layout)
+
+
+def frequencies_and_magnitude(rope: Rope, width: int, position_ids: jax.Array) -> tuple[jax.Array, float]:
+    """Radians per position for each pair [R/2], and the factor on cosines and sines."""
+    plain = rotary_frequencies(width, rope.base)
+    match rope.scaling:
+        case None:
+            return plain, 1.0
+        case LinearScaling(factor):
+            return divide_frequencies(plain, factor), 1.0
+        case DynamicScaling(factor, length):
+            longest = jnp.max(position_ids) + 1
+            stretched = frequencies_of_longer_base(width, rope.base, factor=factor, length=length, longest=longest)
+            return jnp.where(longest > length, stretched, plain), 1.0
+        case Llama3Scaling(factor, low, high, length):
+            return slow_long_waves(plain, factor=factor, low=low, high=high, length=length), 1.0
+        case YarnScaling() as yarn:
+            slowed = slow_by_ramp(
+                plain,
+                base=rope.base,
+                factor=yarn.factor,
+                length=yarn.length,
+                beta_fast=yarn.beta_fast,
+                beta_slow=yarn.beta_slow,
+                truncate=yarn.truncate,
+            )
+            return slowed, yarn.magnitude
+        case LongRopeScaling(short, long, length, magnitude):
+            is_long = jnp.max(position_ids) + 1 > length
+            return jnp.where(is_long, divide_frequencies(plain, long), divide_frequencies(plain, short)), magnitude
