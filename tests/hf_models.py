@@ -1,25 +1,46 @@
 """Tiny models with random weights, saved as transformers saves them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BartConfig,
-    BartForConditionalGeneration,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MarianConfig,
-    MarianMTModel,
+    MBartConfig,
     MistralConfig,
+    MT5Config,
+    Olmo2Config,
+    OPTConfig,
+    PegasusConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
+    T5Config,
 )
 
 VOCAB, PAD, EOS, START = 53, 1, 2, 5
-SHAPE = {
+TOKENS = {
     "vocab_size": VOCAB,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "bos_token_id": 0,
+    "decoder_start_token_id": START,
+    "forced_eos_token_id": None,
+    "attn_implementation": "eager",
+}
+SHAPE = {
     "d_model": 14,
     "encoder_layers": 2,
     "decoder_layers": 3,
@@ -28,38 +49,64 @@ SHAPE = {
     "encoder_ffn_dim": 19,
     "decoder_ffn_dim": 23,
     "max_position_embeddings": 37,
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-    "bos_token_id": 0,
-    "decoder_start_token_id": START,
-    "forced_eos_token_id": None,
-    "attn_implementation": "eager",
 }
-MODELS = {
-    "marian": (MarianMTModel, MarianConfig, {"activation_function": "swish", "scale_embedding": True}),
+T5_SHAPE = {
+    "d_model": 14,
+    "d_kv": 6,
+    "d_ff": 19,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 5,
+}
+MODELS: dict[str, tuple[type, dict[str, Any]]] = {
+    "marian": (MarianConfig, SHAPE | {"activation_function": "swish", "scale_embedding": True}),
     "marian-two-vocabularies": (
-        MarianMTModel,
         MarianConfig,
-        {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 47, "activation_function": "relu"},
+        SHAPE | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 47, "activation_function": "relu"},
     ),
-    "bart": (BartForConditionalGeneration, BartConfig, {"activation_function": "gelu", "scale_embedding": True}),
-    "bart-tanh": (BartForConditionalGeneration, BartConfig, {"activation_function": "gelu_new"}),
+    "bart": (BartConfig, SHAPE | {"activation_function": "gelu", "scale_embedding": True}),
+    "bart-tanh": (BartConfig, SHAPE | {"activation_function": "gelu_new"}),
+    "mbart": (MBartConfig, SHAPE),
+    "mbart-unusual": (MBartConfig, SHAPE | {"activation_function": "relu", "scale_embedding": True}),
+    "pegasus": (PegasusConfig, SHAPE | {"activation_function": "relu", "scale_embedding": True}),
+    "pegasus-unusual": (PegasusConfig, SHAPE | {"activation_function": "gelu"}),
+    "t5": (T5Config, T5_SHAPE),
+    "t5-v1_1": (
+        T5Config,
+        T5_SHAPE | {"feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-3, "num_decoder_layers": None},
+    ),
+    "mt5": (MT5Config, T5_SHAPE),
+    "mt5-unusual": (MT5Config, T5_SHAPE | {"feed_forward_proj": "gated-silu", "relative_attention_num_buckets": 6}),
 }
 
 
 def save_model(name: str, folder: Path) -> torch.nn.Module:
     """The model `name` with weights that make its choices definite, written to `folder`."""
-    model_class, config_class, settings = MODELS[name]
+    config_class, settings = MODELS[name]
     torch.manual_seed(7)
-    model = model_class(config_class(**SHAPE, **settings)).eval()
+    model: Any = AutoModelForSeq2SeqLM.from_config(config_class(**TOKENS, **settings)).eval()
     for key, parameter in model.named_parameters():
         if "embed_positions" not in key or "bart" in name:
             mean = 1.0 if "norm" in key and key.endswith("weight") else 0.0
-            torch.nn.init.normal_(parameter, mean=mean, std=0.4)
-    model.final_logits_bias.normal_(std=0.5)
-    model.final_logits_bias[0, EOS] += 2.0
+            torch.nn.init.normal_(parameter, mean=mean, std=0.25 if "t5" in name else 0.4)
+    if "t5" not in name:
+        model.final_logits_bias.normal_(std=0.5)
+        model.final_logits_bias[0, EOS] += 2.0
     model.save_pretrained(folder)
-    return model
+    return with_own_head(folder) if name == "t5-v1_1" else model
+
+
+def with_own_head(folder: Path) -> torch.nn.Module:
+    """The model of a T5 folder made as version 1.1 has it: an output matrix that is not the embedding."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = 0.25 * torch.randn(tensors["shared.weight"].shape)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    settings = {key: value for key, value in settings.items() if key != "scale_decoder_outputs"}
+    (folder / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": False}))
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 DECODER = {"vocab_size": VOCAB, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 0}
@@ -72,6 +119,23 @@ LLAMA_SHAPE = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
+}
+THETA = {"rope_theta": 77.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+NEOX_SHAPE = {
+    "hidden_size": 24,
+    "intermediate_size": 19,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "max_position_embeddings": 64,
+}
+OPT_SHAPE = {
+    "hidden_size": 14,
+    "ffn_dim": 19,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 7,
+    "max_position_embeddings": 37,
+    "word_embed_proj_dim": 14,
 }
 # Two of each at least, so that between them no setting keeps its default.
 DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
@@ -104,6 +168,101 @@ DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
         | {"head_dim": 6, "attention_bias": True, "use_sliding_window": True, "sliding_window": 3}
         | {"max_window_layers": 2, "rms_norm_eps": 1e-4},
     ),
+    "llama-linear": (LlamaConfig, LLAMA_SHAPE | {"rope_parameters": {"rope_type": "linear", "factor": 3.0} | THETA}),
+    "llama-dynamic": (
+        LlamaConfig,
+        LLAMA_SHAPE
+        | {"rope_parameters": {"rope_type": "dynamic", "factor": 3.0} | THETA, "max_position_embeddings": 30},
+    ),
+    "llama-llama3": (
+        LlamaConfig,
+        LLAMA_SHAPE
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 3.0,
+                "original_max_position_embeddings": 16,
+            }
+            | THETA
+        },
+    ),
+    "llama-yarn": (LlamaConfig, LLAMA_SHAPE | {"rope_parameters": YARN | THETA}),
+    "llama-yarn-unusual": (
+        LlamaConfig,
+        LLAMA_SHAPE
+        | {
+            "rope_parameters": YARN
+            | THETA
+            | {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False, "mscale": 0.7, "mscale_all_dim": 0.2}
+        },
+    ),
+    "smollm3": (SmolLM3Config, LLAMA_SHAPE | {"num_hidden_layers": 5}),
+    "smollm3-unusual": (
+        SmolLM3Config,
+        LLAMA_SHAPE
+        | {"no_rope_layers": [0, 1, 0], "use_sliding_window": True, "sliding_window": 3, "attention_bias": True},
+    ),
+    "olmo2": (Olmo2Config, LLAMA_SHAPE),
+    "olmo2-unusual": (
+        Olmo2Config,
+        LLAMA_SHAPE | {"attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 1e-3, "hidden_act": "relu"},
+    ),
+    "phi3": (Phi3Config, LLAMA_SHAPE),
+    "phi3-unusual": (
+        Phi3Config,
+        LLAMA_SHAPE
+        | {"hidden_size": 48, "sliding_window": 4, "original_max_position_embeddings": 32, "rms_norm_eps": 1e-3}
+        | {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.0, 1.5],
+                "long_factor": [2.0, 5.0],
+            }
+            | THETA
+        },
+    ),
+    "gemma": (GemmaConfig, LLAMA_SHAPE | {"head_dim": 6}),
+    "gemma-unusual": (
+        GemmaConfig,
+        LLAMA_SHAPE | {"head_dim": 10, "hidden_act": "relu", "attention_bias": True, "rms_norm_eps": 1e-3},
+    ),
+    "gemma2": (Gemma2Config, LLAMA_SHAPE | {"head_dim": 6, "sliding_window": 3}),
+    "gemma2-unusual": (
+        Gemma2Config,
+        LLAMA_SHAPE
+        | {"head_dim": 10, "query_pre_attn_scalar": 7, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+        | {"sliding_window": 4, "layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+    ),
+    "gemma3": (Gemma3TextConfig, LLAMA_SHAPE | {"head_dim": 6, "sliding_window": 3, "num_hidden_layers": 6}),
+    "gemma3-unusual": (
+        Gemma3TextConfig,
+        LLAMA_SHAPE
+        | {"head_dim": 10, "query_pre_attn_scalar": 7, "final_logit_softcapping": 3.0, "sliding_window": 4}
+        | {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "attention_bias": True}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 99.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 33.0},
+            }
+        },
+    ),
+    "gpt-neox": (GPTNeoXConfig, NEOX_SHAPE),
+    "gpt-neox-unusual": (
+        GPTNeoXConfig,
+        NEOX_SHAPE
+        | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "relu", "layer_norm_eps": 1e-3}
+        | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0} | THETA},
+    ),
+    "opt": (OPTConfig, OPT_SHAPE),
+    "opt-unusual": (
+        OPTConfig,
+        OPT_SHAPE
+        | {"do_layer_norm_before": False, "word_embed_proj_dim": 10, "activation_function": "gelu"}
+        | {"enable_bias": False},
+    ),
 }
 
 
@@ -113,7 +272,7 @@ def save_decoder(name: str, folder: Path) -> torch.nn.Module:
     torch.manual_seed(11)
     model = AutoModelForCausalLM.from_config(config_class(**DECODER, **settings)).eval()
     for key, parameter in model.named_parameters():
-        mean = 1.0 if ("norm" in key or "ln_" in key) and key.endswith("weight") else 0.0
+        mean = 1.0 if ("norm" in key or "ln_" in key) and key.endswith("weight") and "gemma" not in name else 0.0
         torch.nn.init.normal_(parameter, mean=mean, std=0.3)
     model.save_pretrained(folder)
     return model

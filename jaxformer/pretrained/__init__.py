@@ -1,20 +1,22 @@
 """Checkpoint folders of Hugging Face: a function from their configuration to ours and a table of weight names each."""
 
+import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
 
-from jaxformer.config import TransformerConfig
+from jaxformer.config import HeadConfig, TransformerConfig
 from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
-from jaxformer.pretrained import bart, gpt2, llama
+from jaxformer.pretrained import bart, bert, gemma, gpt2, llama, neox, opt, t5
 from jaxformer.pretrained.bundle import Output, Pretrained
-from jaxformer.pretrained.files import read_json, read_tensors, replacing, write_json, write_tensors
-from jaxformer.pretrained.weights import WeightTable, build, tensors_of
+from jaxformer.pretrained.files import Arrays, read_json, read_tensors, replacing, write_json, write_tensors
+from jaxformer.pretrained.weights import WeightTable, build, named, tensors_of
 
 __all__ = ["FAMILIES", "Output", "Pretrained", "from_pretrained", "save_pretrained"]
 
@@ -31,12 +33,27 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "bart": Family(bart.bart_config, bart.bart_table),
+    "bert": Family(bert.bert_config, bert.bert_table),
+    "distilbert": Family(bert.distilbert_config, bert.distilbert_table),
+    "gemma": Family(gemma.gemma_config, llama.llama_table),
+    "gemma2": Family(gemma.gemma2_config, gemma.gemma2_table),
+    "gemma3_text": Family(gemma.gemma3_config, gemma.gemma2_table),
     "gpt2": Family(gpt2.gpt2_config, gpt2.gpt2_table),
+    "gpt_neox": Family(neox.neox_config, neox.neox_table),
     "llama": Family(llama.llama_config, llama.llama_table),
     "marian": Family(bart.marian_config, bart.bart_table),
+    "mbart": Family(bart.mbart_config, bart.bart_table),
     "mistral": Family(llama.mistral_config, llama.llama_table),
+    "mt5": Family(t5.mt5_config, t5.t5_table),
+    "olmo2": Family(llama.olmo2_config, llama.olmo2_table),
+    "opt": Family(opt.opt_config, opt.opt_table),
+    "pegasus": Family(bart.pegasus_config, bart.bart_table),
+    "phi3": Family(llama.phi3_config, llama.phi3_table),
     "qwen2": Family(llama.qwen2_config, llama.llama_table),
     "qwen3": Family(llama.qwen3_config, llama.llama_table),
+    "roberta": Family(bert.roberta_config, bert.roberta_table),
+    "smollm3": Family(llama.smollm3_config, llama.llama_table),
+    "t5": Family(t5.t5_config, t5.t5_table),
 }
 
 
@@ -51,13 +68,17 @@ def from_pretrained(name: str | Path, *, revision: str | None = None) -> Pretrai
     hf = read_json(folder / "config.json")
     family = family_of(hf)
     config = family.config(hf)
-    model = build(config, read_tensors(folder), family.table(config))
+    table = family.table(config)
+    tensors = named(read_tensors(folder), table)
+    config = with_own_head(config, tensors, table)
+    model = build(config, tensors, table)
     settings, vocabulary = folder / "generation_config.json", folder / TOKENIZER
     return Pretrained(
         model,
         read_tokenizer(vocabulary, model) if vocabulary.exists() else None,
         generation_config(read_json(settings) if settings.exists() else hf),
         hf,
+        {name: tensor for name, tensor in tensors.items() if re.fullmatch(table.kept, name)},
     )
 
 
@@ -73,11 +94,27 @@ def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
     table = family_of(hf).table(pretrained.model.config)
     generation = {name: value for name, value in asdict(pretrained.generation).items() if value != DEFAULTS[name]}
     with replacing(folder) as new:
-        write_tensors(new, tensors_of(pretrained.model, table))
+        tensors = pretrained.kept | tensors_of(pretrained.model, table)
+        if pretrained.model.head is None:  # the bare model has names without the prefix
+            tensors = {name.removeprefix(table.prefix): tensor for name, tensor in tensors.items()}
+        write_tensors(new, tensors)
         write_json(new / "config.json", hf)
         write_json(new / "generation_config.json", generation)
         if pretrained.tokenizer is not None:
             pretrained.tokenizer.save(str(new / TOKENIZER))
+
+
+def with_own_head(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> TransformerConfig:
+    """The configuration with a head of its own, where the file has one that is not the embedding again.
+
+    What the file holds is right, as for transformers: the setting says only what a file without a head means.
+    """
+    head, embedding = (table.name(path) for path in (("head", "output", "weight"), ("embedding", "table")))
+    if not isinstance(config.head, HeadConfig) or not config.head.tied or head not in tensors:
+        return config
+    if np.array_equal(tensors[head], tensors.get(embedding, tensors[head])):
+        return config
+    return replace(config, head=replace(config.head, tied=False))
 
 
 def family_of(hf: dict[str, Any]) -> Family:

@@ -1,4 +1,4 @@
-"""BART and Marian: the paper's encoder-decoder, with learned positions or with sinusoids in halves."""
+"""BART, mBART, Pegasus, Marian: the paper's encoder-decoder, with learned positions or with sinusoids in halves."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from jaxformer.config import (
     HeadConfig,
     LayerNormConfig,
     LearnedPositions,
+    Placement,
     Positions,
     SinusoidalPositions,
     StackConfig,
@@ -30,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "activation_function": "gelu",
     "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
     "dropout": 0.1,
     "scale_embedding": False,
 }
@@ -40,6 +42,7 @@ RENAMES = (
     (r"^(encoder|decoder)\.", r"model.\1."),
     (r"\.positions\.table$", ".embed_positions.weight"),
     (r"\.embedding_norm\.", ".layernorm_embedding."),
+    (r"\.final_norm\.", ".layer_norm."),
     (r"\.blocks\.", ".layers."),
     (r"\.feed_forward_norm\.", ".final_layer_norm."),
     (r"\.feed_forward\.up\.", ".fc1."),
@@ -60,8 +63,17 @@ IGNORABLE = r"lm_head\.weight|model\.(encoder|decoder)\.embed_(tokens|positions)
 
 def bart_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a BART `config.json`: learned positions behind two reserved rows, a norm after them."""
-    positions = LearnedPositions(hf.get("max_position_embeddings", DEFAULTS["max_position_embeddings"]), offset=2)
-    return _configuration(hf, positions, LayerNormConfig(), shared=True)
+    return _configuration(hf, learned(hf), LayerNormConfig(), shared=True)
+
+
+def mbart_config(hf: dict[str, Any]) -> TransformerConfig:
+    """Our configuration of an mBART `config.json`: BART with norms before the sub-layers, and one more after them."""
+    return _configuration(hf, learned(hf), LayerNormConfig(), shared=True, placement="pre")
+
+
+def pegasus_config(hf: dict[str, Any]) -> TransformerConfig:
+    """Our configuration of a Pegasus `config.json`: as mBART, with sinusoids and no norm after the embedding."""
+    return _configuration(hf, SinusoidalPositions(layout="halves"), None, shared=True, placement="pre")
 
 
 def marian_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -78,18 +90,31 @@ def bart_table(config: TransformerConfig) -> WeightTable:
     )
 
 
+def learned(hf: dict[str, Any]) -> LearnedPositions:
+    """The positions of BART and mBART: two rows are reserved."""
+    return LearnedPositions(hf.get("max_position_embeddings", DEFAULTS["max_position_embeddings"]), offset=2)
+
+
 def _configuration(
-    hf: dict[str, Any], positions: Positions, embedding_norm: LayerNormConfig | None, *, shared: bool
+    hf: dict[str, Any],
+    positions: Positions,
+    embedding_norm: LayerNormConfig | None,
+    *,
+    shared: bool,
+    placement: Placement = "post",
 ) -> TransformerConfig:
     hf = DEFAULTS | hf
-    require(hf, activation_dropout=0.0, encoder_layerdrop=0.0, decoder_layerdrop=0.0)
+    require(hf, encoder_layerdrop=0.0, decoder_layerdrop=0.0)
 
     def stack(name: str, vocab_size: int) -> StackConfig:
         attention = AttentionConfig(hf[f"{name}_attention_heads"], dropout=hf["attention_dropout"])
         block = BlockConfig(
             attention,
-            FeedForwardConfig(hf[f"{name}_ffn_dim"], activation(hf, "activation_function")),
+            FeedForwardConfig(
+                hf[f"{name}_ffn_dim"], activation(hf, "activation_function"), dropout=hf["activation_dropout"]
+            ),
             cross=attention if name == "decoder" else None,
+            placement=placement,
             dropout=hf["dropout"],
         )
         return StackConfig(
@@ -97,6 +122,7 @@ def _configuration(
             (block,) * hf[f"{name}_layers"],
             positions,
             embedding_norm=embedding_norm,
+            final_norm=LayerNormConfig() if placement == "pre" else None,
             position_index="slot",
             dropout=hf["dropout"],
         )

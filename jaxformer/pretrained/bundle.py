@@ -1,6 +1,6 @@
 """A pretrained model as people are used to it: called with token ids and a mask, answering by the names they know."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import tokenizers
 
 from jaxformer.decode import Generated, GenerationConfig, generate
 from jaxformer.errors import InputError
-from jaxformer.layers import Trace
+from jaxformer.layers import Head, Trace
 from jaxformer.model import Observed, Transformer
 
 
@@ -38,13 +38,15 @@ class Output:
 class Pretrained:
     """What a checkpoint folder holds: the model, its tokenizer (None: no tokenizer.json), settings for generation.
 
-    settings: the folder's config.json. The model is a pytree of parameters like any other: train it, replace it.
+    settings: the folder's config.json. kept: tensors that the model has no use for, and that are saved with it. The
+    model is a pytree of parameters like any other: train it, replace it.
     """
 
     model: Transformer
     tokenizer: tokenizers.Tokenizer | None
     generation: GenerationConfig
     settings: dict[str, Any]
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -53,6 +55,7 @@ class Pretrained:
         *,
         decoder_input_ids: Any = None,
         decoder_attention_mask: Any = None,
+        token_type_ids: Any = None,
         position_ids: Any = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -72,6 +75,7 @@ class Pretrained:
             _mask("attention_mask", attention_mask, ids),
             None if targets is None else _mask("decoder_attention_mask", decoder_attention_mask, targets),
             None if position_ids is None else jnp.asarray(position_ids),
+            None if token_type_ids is None else jnp.asarray(token_type_ids),
             observe=output_hidden_states or output_attentions,
         )
         encoder, decoder = seen.encoder, seen.decoder
@@ -104,12 +108,27 @@ class Pretrained:
 
 @partial(jax.jit, static_argnames="observe")
 def _forward(
-    model: Transformer, ids: Any, targets: Any, valid: Any, targets_valid: Any, position_ids: Any, *, observe: bool
+    model: Transformer,
+    ids: Any,
+    targets: Any,
+    valid: Any,
+    targets_valid: Any,
+    position_ids: Any,
+    token_types: Any,
+    *,
+    observe: bool,
 ) -> Observed:
     """The compiled forward pass, with what happens on the way if it is to be observed."""
-    marks = {"inputs_valid": valid, "targets_valid": targets_valid, "position_ids": position_ids}
+    marks = {"inputs_valid": valid, "targets_valid": targets_valid}
+    marks |= {"position_ids": position_ids, "token_types": token_types}
     if observe:
-        return model.observe(ids, targets, **marks)
+        seen = model.observe(ids, targets, **marks)
+        projection = model.head.projection if isinstance(model.head, Head) else None
+        if projection is None:
+            return seen
+        # What people know as the last state is as wide as the embedding.
+        *states, last = seen.decoder.hidden_states
+        return seen._replace(decoder=seen.decoder._replace(hidden_states=(*states, projection(last))))
     return Observed(model(ids, targets, **marks), Trace(), Trace())
 
 

@@ -25,7 +25,9 @@ class WeightTable:
     the same name are parts of one tensor, side by side along its outputs, in the order of `FUSED`. ignorable: tensors
     that may stay unused, a regular expression. prefix: what checkpoints of the bare model leave out in front of names.
     as_is: linear maps that are [inputs, outputs] in the file too, a regular expression; all others are transposed, as
-    `torch.nn.Linear` has them. rows: vectors that are [1, n] in the file, a regular expression.
+    `torch.nn.Linear` has them. rows: vectors that are [1, n] in the file, a regular expression. by_head: tensors whose
+    parts lie side by side within each head, a regular expression. kept: tensors of other uses, which we leave alone and
+    write back. aliases: names of old files, regular expressions and what to put instead.
     """
 
     renames: tuple[tuple[str, str], ...]
@@ -33,6 +35,9 @@ class WeightTable:
     prefix: str
     as_is: str = ""
     rows: str = ""
+    by_head: str = ""
+    kept: str = ""
+    aliases: tuple[tuple[str, str], ...] = ()
 
     def name(self, path: tuple[Any, ...]) -> str:
         """The tensor in which a parameter is."""
@@ -48,15 +53,14 @@ def build(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Tra
     Linear maps, whose parameter is called "weight", are [inputs, outputs] here. Raises InputError listing all missing,
     surplus and misshapen tensors at once.
     """
-    if not any(name.startswith(table.prefix) for name in tensors):
-        tensors = {table.prefix + name: tensor for name, tensor in tensors.items()}
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
     shapes: dict[tuple, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     parts: dict[str, list[tuple]] = {}
     for path in shapes:
         parts.setdefault(table.name(path), []).append(path)
-    surplus = [name for name in tensors.keys() - parts.keys() if not re.fullmatch(table.ignorable, name)]
+    known = f"{table.ignorable}|{table.kept}"
+    surplus = [name for name in tensors.keys() - parts.keys() if not re.fullmatch(known, name)]
     problems = [f"surplus {name}" for name in sorted(surplus)]
     filled: dict[tuple, np.ndarray] = {}
     for name, paths in parts.items():
@@ -65,7 +69,7 @@ def build(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Tra
             continue
         whole = {path: shapes[path].shape for path in sorted(paths, key=place_among_fused)}
         transposed = paths[0][-1] == "weight" and not re.fullmatch(table.as_is, name)
-        found = split(tensors[name].T if transposed else tensors[name], whole)
+        found = split(tensors[name].T if transposed else tensors[name], whole, bool(re.fullmatch(table.by_head, name)))
         if found is None:
             wanted = " + ".join(map(str, whole.values()))
             problems.append(f"{name} has shape {tensors[name].shape}, which does not fit {wanted}")
@@ -85,8 +89,13 @@ def tensors_of(model: Transformer, table: WeightTable) -> Arrays:
         parts.setdefault(table.name(path), []).append(path)
     tensors = {}
     for name, paths in parts.items():
-        pieces = [as_matrix(np.asarray(leaves[path], np.float32), owner(model, path)) for path in paths]
-        tensor = np.concatenate(pieces, axis=-1)
+        arrays = [np.asarray(leaves[path], np.float32) for path in paths]
+        if re.fullmatch(table.by_head, name):
+            tensor = np.stack(arrays, axis=-2)
+            tensor = tensor.reshape(*tensor.shape[:-3], -1)
+        else:
+            pieces = [as_matrix(array, owner(model, path)) for array, path in zip(arrays, paths, strict=True)]
+            tensor = np.concatenate(pieces, axis=-1)
         if paths[0][-1] == "weight" and not re.fullmatch(table.as_is, name):
             tensor = tensor.T
         tensors[name] = np.ascontiguousarray(tensor[None] if re.fullmatch(table.rows, name) else tensor)
@@ -113,11 +122,31 @@ def place_among_fused(path: tuple[Any, ...]) -> int:
     return next((FUSED.index(part) for part in path if part in FUSED), 0)
 
 
-def split(tensor: np.ndarray, shapes: dict[tuple, tuple[int, ...]]) -> dict[tuple, np.ndarray] | None:
-    """The parameters of these shapes that lie side by side along the last axis of a tensor; None if they do not."""
+def named(tensors: Arrays, table: WeightTable) -> Arrays:
+    """The tensors of a file under the names that they have today in a whole model."""
+    if not any(name.startswith(table.prefix) for name in tensors):
+        tensors = {table.prefix + name: tensor for name, tensor in tensors.items()}
+    for pattern, replacement in table.aliases:
+        tensors = {re.sub(pattern, replacement, name): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def split(
+    tensor: np.ndarray, shapes: dict[tuple, tuple[int, ...]], by_head: bool = False
+) -> dict[tuple, np.ndarray] | None:
+    """The parameters of these shapes that lie side by side along the last axis of a tensor; None if they do not.
+
+    by_head: within each head, so that the axis is heads x parts x width.
+    """
     if len(shapes) == 1:
         ((path, shape),) = shapes.items()
         return {path: np.asarray(tensor, np.float32).reshape(shape)} if same_matrix(tensor.shape, shape) else None
+    if by_head:
+        *inputs, heads, width = next(iter(shapes.values()))
+        if (*inputs, heads * len(shapes) * width) != tensor.shape or len(set(shapes.values())) > 1:
+            return None
+        pieces = np.moveaxis(tensor.reshape(*inputs, heads, len(shapes), width), -2, 0)
+        return {path: np.asarray(piece, np.float32) for path, piece in zip(shapes, pieces, strict=True)}
     inputs, outputs = tensor.shape[:-1], [prod(shape[tensor.ndim - 1 :]) for shape in shapes.values()]
     if tensor.shape[-1] != sum(outputs) or any(shape[: len(inputs)] != inputs for shape in shapes.values()):
         return None

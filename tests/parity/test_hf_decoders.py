@@ -2,32 +2,32 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hf_models import DECODERS, EOS, PAD, save_decoder
+from hf_models import DECODERS, EOS, MODELS, PAD, save_decoder
+from hf_pairs import (
+    Pair,
+    assert_close,
+    assert_gradients_close,
+    assert_saved_copy_is_the_same,
+    assert_traces_close,
+)
 from transformers import AutoModelForCausalLM
 
-from jaxformer import InputError, Transformer, cross_entropy, generate
+from jaxformer import InputError, Transformer
 from jaxformer.data import train_tokenizer
 from jaxformer.pretrained import FAMILIES, Pretrained, from_pretrained, save_pretrained
-from jaxformer.pretrained.files import read_json, read_tensors
-from jaxformer.pretrained.weights import build
+from jaxformer.pretrained.files import read_tensors
 
 LENGTHS = np.array([9, 4, 7])
-observe = jax.jit(Transformer.observe)
-
-
-class Pair(NamedTuple):
-    """A model of transformers, ours from its folder, and the folder."""
-
-    theirs: Any
-    ours: Pretrained
-    folder: Path
+# What takes long is shown of these every time, and of all in the slow run.
+QUICK = {"gpt2", "llama", "qwen3-unusual", "gemma3-unusual"}
+SOMETIMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DECODERS]
 
 
 @pytest.fixture(scope="module", params=DECODERS)
@@ -51,13 +51,6 @@ def batch(rng: np.random.Generator, side: str) -> tuple[np.ndarray, np.ndarray]:
     return np.where(valid, rng.integers(3, 53, (3, 9)), PAD), valid
 
 
-def assert_close(ours: Any, theirs: Any, chosen: Any = ...) -> None:
-    """Equal to 1e-5 of the largest reference entry, or of 1."""
-    our, their = np.asarray(ours)[chosen], np.asarray(theirs)[chosen]
-    assert our.shape == their.shape
-    np.testing.assert_allclose(our, their, rtol=0, atol=1e-5 * max(1, np.abs(their).max()))
-
-
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_logits_states_and_maps(pair: Pair, rng: np.random.Generator, side: str) -> None:
     tokens, valid = batch(rng, side)
@@ -68,44 +61,19 @@ def test_logits_states_and_maps(pair: Pair, rng: np.random.Generator, side: str)
             output_hidden_states=True,
             output_attentions=True,
         )
-    seen = observe(pair.ours.model, tokens, inputs_valid=valid)
+    seen = pair.ours(tokens, valid, output_hidden_states=True, output_attentions=True)
     assert_close(seen.logits, expected.logits, valid)
-    assert len(seen.decoder.hidden_states) == len(expected.hidden_states)
-    for ours, theirs in zip(seen.decoder.hidden_states, expected.hidden_states, strict=True):
-        assert_close(ours, theirs, valid)
-    rows = np.broadcast_to(valid[:, None], seen.decoder.attentions[0].shape[:3])
-    for ours, theirs in zip(seen.decoder.attentions, expected.attentions, strict=True):
-        assert_close(ours, theirs, rows)
+    assert_traces_close(seen.hidden_states, seen.attentions, expected.hidden_states, expected.attentions, valid)
 
 
-def losses_and_gradients(pair: Pair, rng: np.random.Generator) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """Loss and gradients, ours and theirs. Their gradients, read as if they were weights, stand where ours do."""
+@pytest.mark.parametrize("pair", SOMETIMES, indirect=True)
+def test_loss_and_gradients(pair: Pair, rng: np.random.Generator) -> None:
     tokens, valid = batch(rng, "right")
     labels = np.where(valid, tokens, -100)
-    pair.theirs.zero_grad()
-    expected = pair.theirs(torch.tensor(tokens), attention_mask=torch.tensor(valid), labels=torch.tensor(labels)).loss
-    expected.backward()
-    gradients = {name: parameter.grad.numpy() for name, parameter in pair.theirs.named_parameters()}
-    model = pair.ours.model
-    table = FAMILIES[read_json(pair.folder / "config.json")["model_type"]].table(model.config)
-
-    def loss_of(model: Transformer) -> jax.Array:
-        logits = model(jnp.asarray(tokens), inputs_valid=jnp.asarray(valid))
-        return cross_entropy(logits[:, :-1], jnp.asarray(labels)[:, 1:])
-
-    return jax.jit(jax.value_and_grad(loss_of))(model), (expected.detach(), build(model.config, gradients, table))
+    assert_gradients_close(pair, {"input_ids": tokens, "attention_mask": valid}, labels, shift=True)
 
 
-def test_loss_and_gradients(pair: Pair, rng: np.random.Generator) -> None:
-    (loss, ours), (expected, theirs) = losses_and_gradients(pair, rng)
-    assert_close(loss, expected)
-    for (path, our), their in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        where = jax.tree_util.keystr(path)
-        # The gradient of a key bias is zero, because the softmax ignores a shift: both have rounding errors there.
-        bound = max(1e-7, 1e-5 * np.abs(their).max())
-        assert np.abs(our - their).max() <= bound, where
-
-
+@pytest.mark.parametrize("pair", SOMETIMES, indirect=True)
 def test_generated_tokens(pair: Pair, rng: np.random.Generator) -> None:
     """From prompts of different lengths, padded on the left: positions count real tokens."""
     tokens, valid = batch(rng, "left")
@@ -115,47 +83,58 @@ def test_generated_tokens(pair: Pair, rng: np.random.Generator) -> None:
         expected = pair.theirs.generate(
             torch.tensor(tokens), attention_mask=torch.tensor(valid), do_sample=False, **settings
         ).numpy()
-    found = generate(pair.ours.model, tokens, pair.ours.generation, inputs_mask=valid, **settings)
-    assert found.sequences.tolist() == expected.tolist()
+    assert pair.ours.generate(tokens, valid, **settings).sequences.tolist() == expected.tolist()
 
 
-def test_the_bundle_answers_by_known_names(pair: Pair, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("pair", SOMETIMES, indirect=True)
+def test_any_chunking_of_the_cache(pair: Pair, rng: np.random.Generator) -> None:
+    tokens = rng.integers(3, 53, (2, 9))
+    extend, model = jax.jit(Transformer.extend), pair.ours.model
+    cache, states = model.empty_cache(2, 12), []
+    for start, end in ((0, 4), (4, 5), (5, 9)):
+        hidden, cache = extend(model, tokens[:, start:end], cache)
+        states.append(hidden)
+    assert_close(model.logits(jnp.concatenate(states, axis=1)), pair.ours(tokens).logits)
+
+
+def test_the_bundle_answers_by_known_names(gpt2: Pretrained, rng: np.random.Generator) -> None:
     tokens, valid = batch(rng, "right")
-    model, lm = pair.ours.model, pair.ours
-    seen = observe(model, tokens, inputs_valid=valid)
-    plain = lm(tokens, attention_mask=valid)
+    plain = gpt2(tokens, attention_mask=valid)
     assert (plain.hidden_states, plain.attentions, plain.cross_attentions) == (None, None, None)
-    assert_close(plain.logits, seen.logits)
-    full = lm(tokens.tolist(), valid.astype(int), output_hidden_states=True, output_attentions=True)
-    for ours, expected in (
-        (full.hidden_states, seen.decoder.hidden_states),
-        (full.attentions, seen.decoder.attentions),
-    ):
-        for our, their in zip(ours, expected, strict=True):
-            assert_close(our, their)
-    moved = lm(tokens, valid, position_ids=np.arange(9)[None] + 3).logits
-    learned = model.config.decoder.positions is not None
-    assert (np.abs(moved - full.logits).max() > 1e-3) == learned  # rotary positions know distances alone
+    full = gpt2(tokens.tolist(), valid.astype(int), output_hidden_states=True, output_attentions=True)
+    np.testing.assert_array_equal(plain.logits, full.logits)
+    assert (len(full.hidden_states), len(full.attentions)) == (4, 3)
+    moved = gpt2(tokens, valid, position_ids=np.arange(9)[None] + 3).logits
+    assert np.abs(moved - full.logits).max() > 1e-3
+
+
+def test_rotary_positions_know_distances_alone(tmp_path: Path, rng: np.random.Generator) -> None:
+    save_decoder("llama", tmp_path)
+    lm, (tokens, valid) = from_pretrained(tmp_path), batch(rng, "right")
+    assert_close(lm(tokens, valid, position_ids=np.arange(9)[None] + 3).logits, lm(tokens, valid).logits, valid)
 
 
 def test_a_saved_copy_is_the_same(pair: Pair, tmp_path: Path, rng: np.random.Generator) -> None:
     """Bit for bit in every tensor; transformers opens it to the same logits; so does a folder written over."""
-    tokens = rng.integers(3, 53, (2, 7))
-    save_pretrained(pair.ours, tmp_path / "copy")
-    before, after = (read_tensors(folder) for folder in (pair.folder, tmp_path / "copy"))
-    assert before.keys() == after.keys()
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    again = from_pretrained(tmp_path / "copy")
-    save_pretrained(again, tmp_path / "copy")
+    tokens = torch.tensor(rng.integers(3, 53, (2, 7)))
+    assert_saved_copy_is_the_same(pair, tmp_path / "copy")
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", attn_implementation="eager").eval()
     with torch.no_grad():
-        np.testing.assert_array_equal(reopened(torch.tensor(tokens)).logits, pair.theirs(torch.tensor(tokens)).logits)
-    assert from_pretrained(tmp_path / "copy").generation == pair.ours.generation
-    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-    ]
+        np.testing.assert_array_equal(reopened(tokens).logits, pair.theirs(tokens).logits)
+
+
+@pytest.mark.parametrize("name", ["llama-dynamic", "phi3-unusual"])
+def test_scaling_beyond_the_trained_length(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Rotary positions that depend on the longest one: plain, and as a cache is filled, each key as it was written."""
+    theirs = save_decoder(name, tmp_path)
+    lm, tokens = from_pretrained(tmp_path), rng.integers(3, 53, (2, 45))
+    with torch.no_grad():
+        assert_close(lm(tokens).logits, theirs(torch.tensor(tokens)).logits)
+        if name == "llama-dynamic":
+            found = theirs.generate(torch.tensor(tokens[:, :25]), max_new_tokens=15, do_sample=False, eos_token_id=None)
+            assert (
+                lm.generate(tokens[:, :25], max_new_tokens=15, eos_token_id=None).sequences.tolist() == found.tolist()
+            )
 
 
 def test_saving_over_shards_leaves_none(tmp_path: Path) -> None:
@@ -201,7 +180,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_family_is_here() -> None:
-    assert {settings[0].model_type for settings in DECODERS.values()} | {"bart", "marian"} == set(FAMILIES)
+    others = {config.model_type for config, *_ in MODELS.values()} | {"bert", "roberta", "distilbert"}
+    assert {config.model_type for config, _ in DECODERS.values()} | others == set(FAMILIES)
 
 
 def test_rotary_positions_far_out(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -230,7 +210,7 @@ def test_the_bare_model_and_shards_open_too(tmp_path: Path, rng: np.random.Gener
     [
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
         ("gpt2", {"n_inner": 40}, "mlp.c_fc.weight has shape"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type='yarn' is not supported"),
+        ("llama", {"rope_parameters": {"rope_type": "dusk", "rope_theta": 1.0}}, "rope_type='dusk' is not supported"),
         ("llama", {"attention_bias": True}, "missing model.layers.0.self_attn.q_proj.bias"),
         ("qwen3", {"num_hidden_layers": 2}, "surplus model.layers.2"),
     ],

@@ -1,0 +1,79 @@
+"""OPT: GPT with positions behind two reserved rows, and in one size with embeddings narrower than the model."""
+
+from typing import Any
+
+from jaxformer.config import (
+    AttentionConfig,
+    BlockConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    LayerNormConfig,
+    LearnedPositions,
+    StackConfig,
+    TransformerConfig,
+)
+from jaxformer.pretrained.settings import activation, require
+from jaxformer.pretrained.weights import WeightTable
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50272,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "ffn_dim": 3072,
+    "max_position_embeddings": 2048,
+    "activation_function": "relu",
+    "do_layer_norm_before": True,
+    "_remove_final_layer_norm": False,
+    "word_embed_proj_dim": None,
+    "enable_bias": True,
+    "attention_dropout": 0.0,
+    "dropout": 0.1,
+    "tie_word_embeddings": True,
+}
+RENAMES = (
+    (r"^embedding\.table$", "model.decoder.embed_tokens.weight"),
+    (r"^embedding\.projection\.", "model.decoder.project_in."),
+    (r"^head\.projection\.", "model.decoder.project_out."),
+    (r"^head\.output\.", "lm_head."),
+    (r"^decoder\.positions\.table$", "model.decoder.embed_positions.weight"),
+    (r"^decoder\.final_norm\.", "model.decoder.final_layer_norm."),
+    (r"^decoder\.blocks\.", "model.decoder.layers."),
+    (r"\.attention_norm\.", ".self_attn_layer_norm."),
+    (r"\.feed_forward_norm\.", ".final_layer_norm."),
+    (r"\.attention\.query\.", ".self_attn.q_proj."),
+    (r"\.attention\.key\.", ".self_attn.k_proj."),
+    (r"\.attention\.value\.", ".self_attn.v_proj."),
+    (r"\.attention\.output\.", ".self_attn.out_proj."),
+    (r"\.feed_forward\.up\.", ".fc1."),
+    (r"\.feed_forward\.down\.", ".fc2."),
+    (r"\.scale$", ".weight"),
+    (r"\.shift$", ".bias"),
+)
+
+
+def opt_config(hf: dict[str, Any]) -> TransformerConfig:
+    """Our configuration of an OPT `config.json`. Its plain forward counts real tokens, too."""
+    hf = DEFAULTS | hf
+    require(hf, layer_norm_elementwise_affine=True, layerdrop=0.0)
+    before, bias = hf["do_layer_norm_before"], hf["enable_bias"]
+    block = BlockConfig(
+        AttentionConfig(hf["num_attention_heads"], bias=bias, dropout=hf["attention_dropout"]),
+        FeedForwardConfig(hf["ffn_dim"], activation(hf, "activation_function"), bias=bias),
+        placement="pre" if before else "post",
+        dropout=hf["dropout"],
+    )
+    stack = StackConfig(
+        EmbeddingConfig(hf["vocab_size"], hf["word_embed_proj_dim"] or hf["hidden_size"], scale=False),
+        (block,) * hf["num_hidden_layers"],
+        LearnedPositions(hf["max_position_embeddings"], offset=2),
+        final_norm=LayerNormConfig() if before and not hf["_remove_final_layer_norm"] else None,
+        dropout=hf["dropout"],
+    )
+    return TransformerConfig(hf["hidden_size"], decoder=stack, head=HeadConfig(tied=hf["tie_word_embeddings"]))
+
+
+def opt_table(config: TransformerConfig) -> WeightTable:
+    """Where OPT keeps its weights."""
+    return WeightTable(RENAMES, r"lm_head\.weight", prefix="model.")
