@@ -215,11 +215,12 @@ class Transformer(nnx.Module):
         """Read prompts [B, P] of which the first `length` slots count: logits [B, V] after them, and the cache.
 
         What lies behind `length` is room for a prompt of any length up to P in one compiled program: no query sees it,
-        and later tokens overwrite it.
+        later tokens overwrite it, and its positions are those of the last token, for whatever asks for the longest.
         """
-        position_ids = None
-        if valid is None:
-            position_ids = jnp.minimum(jnp.arange(tokens.shape[1])[None], length - 1)
+        by_slot = valid is None or self._decoder.config.position_index == "slot"
+        position_ids = jnp.arange(tokens.shape[1])[None] if by_slot else count_positions(valid)
+        last = jax.lax.dynamic_slice_in_dim(position_ids, length - 1, 1, axis=1)
+        position_ids = jnp.minimum(position_ids, last)
         hidden, cache = self.extend(tokens, cache, valid=valid, position_ids=position_ids)
         last = jax.lax.dynamic_index_in_dim(hidden, length - 1, axis=1, keepdims=False)
         return self.logits(last), dataclasses.replace(cache, length=length)

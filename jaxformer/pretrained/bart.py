@@ -57,8 +57,10 @@ RENAMES = (
     (r"\.scale$", ".weight"),
     (r"\.shift$", ".bias"),
 )
-# Ties are written once or several times, depending on the version; Marian's computed sinusoids were once stored.
-IGNORABLE = r"lm_head\.weight|model\.(encoder|decoder)\.embed_(tokens|positions)\.weight|model\.shared\.weight"
+# Ties are written once or several times, depending on the version.
+IGNORABLE = r"lm_head\.weight|model\.(encoder|decoder)\.embed_tokens\.weight|model\.shared\.weight"
+# Sinusoids are computed here, and stored in files of Pegasus and in old ones of Marian.
+SINUSOIDS = r"model\.(encoder|decoder)\.embed_positions\.weight"
 
 
 def bart_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -85,9 +87,8 @@ def marian_config(hf: dict[str, Any]) -> TransformerConfig:
 def bart_table(config: TransformerConfig) -> WeightTable:
     """Where BART and Marian keep their weights."""
     embedding = "model.shared.weight" if config.share_embeddings else "model.decoder.embed_tokens.weight"
-    return WeightTable(
-        ((r"^embedding\.table$", embedding), *RENAMES), IGNORABLE, prefix="model.", rows="final_logits_bias"
-    )
+    renames = ((r"^embedding\.table$", embedding), *RENAMES)
+    return WeightTable(renames, IGNORABLE, prefix="model.", rows="final_logits_bias", kept=SINUSOIDS)
 
 
 def learned(hf: dict[str, Any]) -> LearnedPositions:

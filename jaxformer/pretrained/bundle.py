@@ -62,11 +62,15 @@ class Pretrained:
     ) -> Output:
         """The forward pass over token ids [B, S], of which the mask (None: all ones) tells the real ones.
 
-        decoder_input_ids [B, T]: what the decoder of an encoder-decoder has read. position_ids [B, S]: instead of the
+        decoder_input_ids [B, T]: what the decoder of an encoder-decoder has read. token_type_ids [B, S]: which sentence
+        a token is of, where the model knows several. position_ids [B, S]: instead of the
         family's own rule, which mostly numbers slots. Raises InputError for ids outside the vocabulary, shapes that do
         not fit, and sequences longer than the positions.
         """
-        ids = self._ids("input_ids", input_ids, self.model.config.encoder is not None)
+        encoder, decoder = self.model.config.encoder, self.model.config.decoder
+        if (decoder_input_ids is None) == (encoder is not None and decoder is not None):
+            raise InputError("give decoder_input_ids to an encoder-decoder, and to no other model")
+        ids = self._ids("input_ids", input_ids, encoder is not None)
         targets = None if decoder_input_ids is None else self._ids("decoder_input_ids", decoder_input_ids, source=False)
         seen = _forward(
             self.model,
@@ -75,7 +79,7 @@ class Pretrained:
             _mask("attention_mask", attention_mask, ids),
             None if targets is None else _mask("decoder_attention_mask", decoder_attention_mask, targets),
             None if position_ids is None else jnp.asarray(position_ids),
-            None if token_type_ids is None else jnp.asarray(token_type_ids),
+            None if token_type_ids is None else self._types(token_type_ids, ids),
             observe=output_hidden_states or output_attentions,
         )
         encoder, decoder = seen.encoder, seen.decoder
@@ -90,6 +94,16 @@ class Pretrained:
     def generate(self, input_ids: Any = None, attention_mask: Any = None, **settings: Any) -> Generated:
         """`jaxformer.generate` with the folder's settings, of which each may be changed; None counts as given."""
         return generate(self.model, input_ids, self.generation, inputs_mask=attention_mask, **settings)
+
+    def _types(self, types: Any, ids: np.ndarray) -> np.ndarray:
+        """Token types as an array of the shape of the ids, checked against the kinds that the model knows."""
+        array, known = np.asarray(types), self.model.config.main.embedding.types or 1
+        if array.shape != ids.shape:
+            raise InputError(f"token_type_ids has shape {array.shape}, but the token ids have {ids.shape}")
+        outside = array[(array < 0) | (array >= known)]
+        if outside.size:
+            raise InputError(f"token_type_ids has {outside[0]}, outside the {known} types that the model knows")
+        return array
 
     def _ids(self, name: str, ids: Any, source: bool) -> np.ndarray:
         """Token ids as an array, checked against the vocabulary and the positions of the stack that reads them."""

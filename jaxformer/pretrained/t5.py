@@ -66,13 +66,18 @@ IGNORABLE = (
 
 
 def t5_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a T5 `config.json`, version 1.0 or 1.1."""
-    return configuration(DEFAULTS | hf)
+    """Our configuration of a T5 `config.json`, version 1.0 or 1.1.
+
+    Files say `tie_word_embeddings` of the factor on the hidden states: a head of its own is used where there is one.
+    """
+    hf = DEFAULTS | hf
+    scaled = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True) is not False)
+    return configuration(hf, head_scale=hf["d_model"] ** -0.5 if scaled else 1.0)
 
 
 def mt5_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of an mT5 `config.json`."""
-    return configuration(DEFAULTS | MT5 | hf)
+    return configuration(DEFAULTS | MT5 | hf, head_scale=1.0)
 
 
 def t5_table(config: TransformerConfig) -> WeightTable:
@@ -82,11 +87,8 @@ def t5_table(config: TransformerConfig) -> WeightTable:
     return WeightTable((*RENAMES, *inner), IGNORABLE, prefix="")
 
 
-def configuration(hf: dict[str, Any]) -> TransformerConfig:
-    """Both stacks share their embedding and their shape.
-
-    Files say `tie_word_embeddings` of the factor on the hidden states: a head of its own is used where there is one.
-    """
+def configuration(hf: dict[str, Any], head_scale: float) -> TransformerConfig:
+    """Both stacks share their embedding and their shape."""
     gated, _, name = hf["feed_forward_proj"].rpartition("-")
     if name not in ACTIVATIONS or gated not in ("", "gated"):
         raise InputError(f"feed_forward_proj={hf['feed_forward_proj']!r} is not supported")
@@ -110,7 +112,6 @@ def configuration(hf: dict[str, Any]) -> TransformerConfig:
     encoder, width = stack(None, hf["num_layers"]), hf["d_model"]
     if (hf.get("architectures") or [""])[0].endswith("EncoderModel"):
         return TransformerConfig(width, encoder=encoder, head=None)
-    scaled = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True) is not False)
     decoder = stack(attention, hf["num_decoder_layers"] or hf["num_layers"])
-    head = HeadConfig(scale=width**-0.5 if scaled else 1.0)
+    head = HeadConfig(scale=head_scale)
     return TransformerConfig(width, encoder=encoder, decoder=decoder, head=head, share_embeddings=True)

@@ -155,7 +155,7 @@ def test_saving_over_shards_leaves_none(tmp_path: Path) -> None:
         (lambda lm: lm([[1] * 38]), "38 tokens, more than the 37 positions"),
         (lambda lm: lm([1, 2]), r"must be token ids \[batch, length\]"),
         (lambda lm: lm([[1, 2]], [[1]]), "attention_mask has shape"),
-        (lambda lm: lm([[1]], decoder_input_ids=[[1]]), "needs inputs alone"),
+        (lambda lm: lm([[1]], decoder_input_ids=[[1]]), "to no other model"),
         (lambda lm: from_pretrained("./nowhere"), "there is no folder ./nowhere"),
         (lambda lm: from_pretrained("nobody/nothing"), "the hub did not give it"),
     ],

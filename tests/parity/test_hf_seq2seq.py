@@ -1,52 +1,104 @@
-"""Marian and BART through the weight tables: logits, hidden states and attention maps of transformers."""
+"""Encoder-decoder families of transformers: logits, hidden states, attention maps, gradients, generated tokens."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from hf_models import EOS, MODELS, START, save_model
+from hf_pairs import (
+    Pair,
+    assert_close,
+    assert_gradients_close,
+    assert_saved_copy_is_the_same,
+    assert_traces_close,
+)
 from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM
 
 from jaxformer import InputError, Transformer
 from jaxformer.pretrained import from_pretrained
 
+QUICK = {"marian", "t5", "mbart-unusual"}
+SOMETIMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_states_and_maps_equal_transformers(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
-    reference = save_model(name, tmp_path)
-    model = from_pretrained(tmp_path).model
-    source, target = rng.integers(3, 45, (3, 7)), rng.integers(3, 45, (3, 5))
-    valid = np.arange(7) < np.array([7, 4, 2])[:, None]
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Pair:
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = save_model(request.param, folder)
+    return Pair(theirs, from_pretrained(folder), folder)
+
+
+def batch(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Sources [3, 7], padded on the right, their masks, and targets [3, 5]."""
+    mask = (np.arange(7) < np.array([7, 4, 2])[:, None]).astype(int)
+    return {
+        "input_ids": rng.integers(3, 45, (3, 7)),
+        "attention_mask": mask,
+        "decoder_input_ids": rng.integers(3, 45, (3, 5)),
+    }
+
+
+def test_logits_states_and_maps(pair: Pair, rng: np.random.Generator) -> None:
+    arguments, asked = batch(rng), {"output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
-        expected = reference(
-            torch.tensor(source),
-            attention_mask=torch.tensor(valid),
-            decoder_input_ids=torch.tensor(target),
-            output_hidden_states=True,
-            output_attentions=True,
+        expected = pair.theirs(**{name: torch.tensor(array) for name, array in arguments.items()}, **asked)
+    seen = pair.ours(**arguments, **asked)
+    valid, everywhere = arguments["attention_mask"].astype(bool), np.ones((3, 5), bool)
+    assert_close(seen.logits, expected.logits)
+    for stack, real in (("encoder", valid), ("decoder", everywhere)):
+        states, maps = f"{stack}_hidden_states", f"{stack}_attentions"
+        theirs = (getattr(expected, states), getattr(expected, maps))
+        assert_traces_close(getattr(seen, states), getattr(seen, maps), *theirs, real)
+    assert_traces_close((), seen.cross_attentions, (), expected.cross_attentions, everywhere)
+
+
+@pytest.mark.parametrize("name", SOMETIMES)
+def test_loss_and_gradients(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """With smaller weights: where a softmax is saturated, both programs' gradients are differences of equal numbers."""
+    pair = Pair(save_model(name, tmp_path, std=0.2), from_pretrained(tmp_path), tmp_path)
+    labels = np.where(rng.random((3, 5)) < 0.2, -100, rng.integers(3, 45, (3, 5)))
+    assert_gradients_close(pair, batch(rng), labels)
+
+
+@pytest.mark.parametrize("pair", SOMETIMES, indirect=True)
+def test_generated_tokens(pair: Pair, rng: np.random.Generator) -> None:
+    arguments = batch(rng)
+    del arguments["decoder_input_ids"]
+    beams = {"num_beams": 3, "num_return_sequences": 2} if pair.folder.name[-2].isalpha() else {}
+    settings = {"max_new_tokens": 11, "eos_token_id": EOS, **beams}
+    with torch.no_grad():
+        expected = pair.theirs.generate(
+            **{name: torch.tensor(array) for name, array in arguments.items()}, do_sample=False, **settings
         )
-    seen = jax.jit(Transformer.observe)(model, source, target, inputs_valid=valid)
-    pairs = [
-        ((seen.logits,), (expected.logits,), None),
-        (seen.encoder.hidden_states, expected.encoder_hidden_states, valid),
-        (seen.decoder.hidden_states, expected.decoder_hidden_states, None),
-        (seen.decoder.attentions, expected.decoder_attentions, None),
-        (seen.decoder.cross_attentions, expected.cross_attentions, None),
-    ]
-    for ours, theirs, rows in pairs:
-        assert len(ours) == len(theirs)
-        for our, their in zip(ours, theirs, strict=True):
-            our, their = np.asarray(our), their.numpy()
-            chosen = slice(None) if rows is None else rows
-            bound = 1e-5 * max(1, np.abs(their[chosen]).max())
-            np.testing.assert_allclose(our[chosen], their[chosen], rtol=0, atol=bound)
-    for our, their in zip(seen.encoder.attentions, expected.encoder_attentions, strict=True):
-        real = np.broadcast_to(valid[:, None, :, None], our.shape)  # rows of padding are nobody's
-        np.testing.assert_allclose(np.asarray(our)[real], their.numpy()[real], rtol=0, atol=1e-5)
+    assert pair.ours.generate(**arguments, **settings).sequences.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("pair", SOMETIMES, indirect=True)
+def test_any_chunking_of_the_cache(pair: Pair, rng: np.random.Generator) -> None:
+    arguments, model = batch(rng), pair.ours.model
+    valid, targets = arguments["attention_mask"].astype(bool), arguments["decoder_input_ids"]
+    encoded = model.encode(arguments["input_ids"], valid=valid)
+    extend, cache, states = jax.jit(Transformer.extend), model.empty_cache(3, 9, encoded=encoded), []
+    cache = dataclasses.replace(cache, source_valid=jnp.asarray(valid))
+    for start, end in ((0, 2), (2, 3), (3, 5)):
+        hidden, cache = extend(model, targets[:, start:end], cache)
+        states.append(hidden)
+    assert_close(model.logits(jnp.concatenate(states, axis=1)), pair.ours(**arguments).logits)
+
+
+def test_a_saved_copy_is_the_same(pair: Pair, tmp_path: Path, rng: np.random.Generator) -> None:
+    assert_saved_copy_is_the_same(pair, tmp_path / "copy")
+    tensors = {name: torch.tensor(array) for name, array in batch(rng).items()}
+    reopened = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "copy", attn_implementation="eager").eval()
+    with torch.no_grad():
+        np.testing.assert_array_equal(reopened(**tensors).logits, pair.theirs(**tensors).logits)
 
 
 def test_generation_settings_come_from_the_folder(tmp_path: Path) -> None:
@@ -81,7 +133,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named_together(folder: Path) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "whisper"}, "known are bart, gpt2, llama, marian"),
+        ({"model_type": "whisper"}, "known are bart, bert, distilbert, gemma"),
         ({"activation_function": "mish"}, "activation_function='mish' is not supported"),
         ({"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported"),
         ({"decoder_attention_heads": 3}, "3 heads do not divide"),
