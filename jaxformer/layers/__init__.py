@@ -2,7 +2,7 @@
 
 from jaxformer.layers.attention import Attention, KeyValue, Visibility
 from jaxformer.layers.block import Block, Source, split_key
-from jaxformer.layers.embedding import Embedding
+from jaxformer.layers.embedding import Embedding, PositionTable, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.head import Classifier, Head
 from jaxformer.layers.linear import Linear
@@ -19,7 +19,9 @@ __all__ = [
     "KeyValue",
     "LayerNorm",
     "Linear",
+    "PositionTable",
     "RMSNorm",
+    "Sinusoids",
     "Source",
     "Stack",
     "Trace",

@@ -29,7 +29,7 @@ def rope(hf: dict[str, Any], width: int, *, theta: float = 10000.0, said: dict[s
 
 def scaling(hf: dict[str, Any], said: dict[str, Any]) -> RopeScaling | None:
     """How the positions reach beyond the length of training; None: they do not."""
-    kind, longest = said.get("rope_type", said.get("type", "default")), hf.get("max_position_embeddings")
+    kind, longest = said.get("rope_type", said.get("type", "default")), int(hf.get("max_position_embeddings", 2048))
     trained = hf.get("original_max_position_embeddings", said.get("original_max_position_embeddings", longest))
     if kind in ("su", "yarn") and "long_factor" in said:
         kind = "longrope"  # what Phi-3's first files called it

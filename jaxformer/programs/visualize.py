@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from jaxformer.data import BOS, EOS, PAD, Symbols, held_out
 from jaxformer.decode import generate
 from jaxformer.errors import InputError
+from jaxformer.layers import PositionTable, Sinusoids
 from jaxformer.model import Transformer
 from jaxformer.ops import causal_mask, padding_mask
 from jaxformer.programs import terminal
@@ -168,7 +169,7 @@ def pictures(model: Transformer, observations: tuple[Observation, ...]) -> Itera
         yield f"{seen.name}-attention", attention_figure(seen.maps, seen.queries, seen.sources, **labels)
     yield "masks", mask_figure(example_masks())
     stack = model.decoder or model.encoder
-    if stack is not None and stack.positions is not None:
+    if stack is not None and isinstance(stack.positions, PositionTable | Sinusoids):
         count = min(POSITIONS, model.max_length or POSITIONS)
         yield "positions", positions_figure(np.asarray(stack.positions(jnp.arange(count)[None])[0]))
     yield "layers", graph_figure(model.config)

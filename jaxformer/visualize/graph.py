@@ -1,7 +1,7 @@
 """A picture of what a model consists of, as figure 1 of the paper draws it: boxes, arrows, residual paths, shapes."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,10 +11,14 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
+    ClassifierConfig,
     FeedForwardConfig,
     HeadConfig,
     LearnedPositions,
     NormConfig,
+    Placement,
+    Positions,
+    RelativeBias,
     SinusoidalPositions,
     StackConfig,
     TransformerConfig,
@@ -50,7 +54,7 @@ class SubLayer:
 
     box: Box
     norm: Box
-    pre: bool
+    placement: Placement
     sees_source: bool = False
 
 
@@ -183,21 +187,24 @@ def draw_stack(pen: Pen, config: TransformerConfig, stack: StackConfig, length: 
 
 
 def draw_sub_layer(pen: Pen, sub_layer: SubLayer) -> None:
-    """A sub-layer with its residual path, its norm before it or after the sum."""
+    """A sub-layer with its residual path, and its norm before it, after it or after the sum."""
     pen.climb(head=False)
     fork = pen.y - 0.14
     pen.arrow((pen.x, pen.y - 0.01), (pen.x, pen.y))
-    if sub_layer.pre:
+    if sub_layer.placement in ("pre", "sandwich"):
         pen.box(sub_layer.norm)
         pen.climb()
     if sub_layer.sees_source:
         pen.entries += ((pen.x - WIDTH / 2, pen.y + sub_layer.box.height / 2),)
     pen.box(sub_layer.box)
     pen.climb()
+    if sub_layer.placement in ("output", "sandwich"):
+        pen.box(sub_layer.norm)
+        pen.climb()
     middle = pen.plus()
     outside = pen.x + pen.side * (WIDTH / 2 + DETOUR)
     pen.arrow((pen.x, fork), (outside, fork), (outside, middle), (pen.x + pen.side * 0.11, middle))
-    if not sub_layer.pre:
+    if sub_layer.placement == "post":
         pen.climb()
         pen.box(sub_layer.norm)
 
@@ -217,9 +224,14 @@ def draw_head(pen: Pen, config: TransformerConfig) -> None:
     if config.head is None:
         pen.text("hidden states", pen.x, pen.y + 0.14, size=9.5, colour=INK, ha="center")
         return
-    vocabulary = config.main.embedding.vocab_size
-    pen.box(head_box(config.head, config.dim, vocabulary))
-    pen.climb(f"[B, {length}, {vocabulary}]")
+    if isinstance(config.head, ClassifierConfig):
+        classes = config.head.classes
+        pen.box(Box("Classifier", (f"of the first token, {config.dim} \u2192 {config.dim} \u2192 {classes}",), HEAD))
+        pen.climb(f"[B, {classes}]")
+    else:
+        vocabulary = config.main.embedding.vocab_size
+        pen.box(head_box(config.head, config.dim, vocabulary))
+        pen.climb(f"[B, {length}, {vocabulary}]")
     pen.text("logits", pen.x, pen.y + 0.14, size=9.5, colour=INK, ha="center")
 
 
@@ -235,12 +247,15 @@ def folded(blocks: tuple[BlockConfig, ...]) -> list[tuple[tuple[BlockConfig, ...
 def sub_layers(block: BlockConfig, config: TransformerConfig, length: str) -> list[SubLayer]:
     """What one layer does, in order."""
     name = "Self-attention" if length == "S" else "Causal self-attention"
-    norm, pre = norm_box(block.norm), block.placement == "pre"
-    found = [SubLayer(attention_box(block.attention, name, config.dim, length, length), norm, pre)]
+    norm, placement = norm_box(block.norm), block.placement
+    found = [SubLayer(attention_box(block.attention, name, config.dim, length, length), norm, placement)]
     if block.cross:
         box = attention_box(block.cross, "Cross-attention", config.dim, length, "S")
-        found.append(SubLayer(box, norm, pre, sees_source=True))
-    return [*found, SubLayer(feed_forward_box(block.feed_forward, config.dim), norm, pre)]
+        found.append(SubLayer(box, norm, placement, sees_source=True))
+    box = feed_forward_box(block.feed_forward, config.dim)
+    if block.parallel:
+        box = replace(box, details=(*box.details, "reads what attention reads"))
+    return [*found, SubLayer(box, norm, placement)]
 
 
 def attention_box(config: AttentionConfig, label: str, dim: int, queries: str, keys: str) -> Box:
@@ -284,8 +299,12 @@ def head_box(config: HeadConfig, dim: int, vocabulary: int) -> Box:
     return Box("Output projection", (", ".join([*said, *["a bias"] * config.bias]),), HEAD)
 
 
-def positions_text(positions: LearnedPositions | SinusoidalPositions) -> str:
-    """What is added to the embedding."""
-    if isinstance(positions, LearnedPositions):
-        return f"{positions.length} learned\npositions"
-    return "sinusoidal\npositions"
+def positions_text(positions: Positions) -> str:
+    """What is added to the embedding, or later to the scores."""
+    match positions:
+        case LearnedPositions(length):
+            return f"{length} learned\npositions"
+        case SinusoidalPositions():
+            return "sinusoidal\npositions"
+        case RelativeBias(buckets):
+            return f"{buckets} distances,\nin all scores"

@@ -37,7 +37,7 @@ def step_maps(expected: Any, kind: str, row: int, step: int) -> np.ndarray:
     return np.stack([layer[beam, :, -1].numpy() for layer in getattr(expected, kind)[step]])
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", [pytest.param("greedy", marks=pytest.mark.slow), "beam"])
 def test_maps_of_every_step_follow_the_beams(pair: tuple[Any, Any], search: str, rng: np.random.Generator) -> None:
     reference, lm = pair
     model, base = lm.model, lm.generation
