@@ -1,6 +1,5 @@
 """A language model of ours beside the same GPT in PyTorch: equal weights, equal batches, losses and time compared."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,6 +44,8 @@ class Arguments:
     """type to compute in; weights are float32 in both"""
     output: Path = Path("docs/benchmarks/language.md")
     """where the table is written"""
+    state: Path = Path("build/language-race.pt")
+    """where the race is kept at every look and every 50 steps: a call that finds it goes on from there"""
 
 
 class Look(NamedTuple):
@@ -66,28 +67,47 @@ def main(arguments: Arguments) -> None:
     )
     model = Transformer(PRESETS["small"](tokenizer.vocab_size), rngs=nnx.Rngs(0))
     ours, theirs = Ours(model, arguments), Theirs(model, arguments)
-    looks: list[Look] = []
-    for look in race(ours, theirs, training, held_out, arguments):
-        looks.append(look)
-        print(*row(look), sep="\t", flush=True)
+    looks = race(ours, theirs, training, held_out, arguments)
     write(arguments, looks)
+    arguments.state.unlink(missing_ok=True)
 
 
-def race(ours: "Ours", theirs: "Theirs", training: Corpus, held_out: Corpus, arguments: Arguments) -> Iterator[Look]:
+def race(ours: "Ours", theirs: "Theirs", training: Corpus, held_out: Corpus, arguments: Arguments) -> list[Look]:
     """Both take every step on the same batch, one after the other."""
     batches = text_batches(training, LENGTH, BATCH, seed=0)
     samples = list(islice(windows(held_out, LENGTH, BATCH), arguments.evaluate_batches))
-    seconds = {ours.step: 0.0, theirs.step: 0.0}
-    yield Look(0, ours.evaluate(samples), theirs.evaluate(samples), 0.0, 0.0)
-    for number in range(1, arguments.steps + 1):
-        batch = next(batches)
-        for step in seconds:
+    taken, seconds = 0, [0.0, 0.0]
+    looks = [Look(0, ours.evaluate(samples), theirs.evaluate(samples), 0.0, 0.0)]
+    if arguments.state.exists():
+        kept = torch.load(arguments.state, weights_only=False)
+        if kept["dtype"] != arguments.dtype or kept["steps"] != arguments.steps:
+            raise SystemExit(f"{arguments.state} is of another race: remove it, or give another --state")
+        taken, seconds, looks = kept["taken"], kept["seconds"], kept["looks"]
+        ours.restore(kept["ours"])
+        theirs.restore(kept["theirs"])
+    for look in looks:
+        print(*row(look), sep="\t", flush=True)
+    for number, batch in enumerate(islice(batches, taken, arguments.steps), start=taken + 1):
+        for index, step in enumerate((ours.step, theirs.step)):
             start = perf_counter()
             step(batch)
-            seconds[step] += (perf_counter() - start) * (number > 1)  # the first compiles
+            seconds[index] += (perf_counter() - start) * (number > taken + 1)  # the first compiles
         if number % arguments.evaluate_every == 0:
-            yield Look(number, ours.evaluate(samples), theirs.evaluate(samples), *seconds.values())
-            seconds = dict.fromkeys(seconds, 0.0)
+            looks.append(Look(number, ours.evaluate(samples), theirs.evaluate(samples), *seconds))
+            print(*row(looks[-1]), sep="\t", flush=True)
+            seconds = [0.0, 0.0]
+        if number % 50 == 0 or number % arguments.evaluate_every == 0:
+            keep(arguments, {"taken": number, "seconds": seconds, "looks": looks}, ours, theirs)
+    return looks
+
+
+def keep(arguments: Arguments, progress: dict[str, Any], ours: "Ours", theirs: "Theirs") -> None:
+    """Write all that the race needs to go on, whole or not at all."""
+    arguments.state.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = arguments.state.with_suffix(".unfinished")
+    settings = {"dtype": arguments.dtype, "steps": arguments.steps}
+    torch.save({**settings, **progress, "ours": ours.kept(), "theirs": theirs.kept()}, unfinished)
+    unfinished.replace(arguments.state)
 
 
 class Ours:
@@ -117,6 +137,14 @@ class Ours:
     def evaluate(self, batches: list[Any]) -> float:
         """The mean loss of the batches."""
         return float(np.mean([self.loss(self.state.params, batch) for batch in batches]))
+
+    def kept(self) -> list[np.ndarray]:
+        """All that training changed."""
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(self.state)]
+
+    def restore(self, kept: list[np.ndarray]) -> None:
+        """Go on from what was kept."""
+        self.state = jax.tree.unflatten(jax.tree.structure(self.state), [jnp.array(leaf) for leaf in kept])
 
 
 class Theirs:
@@ -154,6 +182,16 @@ class Theirs:
         """The mean loss of the batches."""
         with torch.no_grad():
             return float(np.mean([self.loss(batch).item() for batch in batches]))
+
+    def kept(self) -> tuple[Any, Any, int]:
+        """All that training changed."""
+        return self.module.state_dict(), self.optimizer.state_dict(), self.taken
+
+    def restore(self, kept: tuple[Any, Any, int]) -> None:
+        """Go on from what was kept."""
+        parameters, moments, self.taken = kept
+        self.module.load_state_dict(parameters)
+        self.optimizer.load_state_dict(moments)
 
 
 class Gpt(torch.nn.Module):

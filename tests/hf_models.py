@@ -1,4 +1,4 @@
-"""Tiny models with random weights, saved as transformers saves them."""
+"""Tiny language models with random weights, saved as transformers saves them."""
 
 import json
 from pathlib import Path
@@ -267,13 +267,13 @@ DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
-def save_decoder(name: str, folder: Path) -> torch.nn.Module:
+def save_decoder(name: str, folder: Path, std: float = 0.3) -> torch.nn.Module:
     """The language model `name` with weights that make its choices definite, written to `folder`."""
     config_class, settings = DECODERS[name]
     torch.manual_seed(11)
     model = AutoModelForCausalLM.from_config(config_class(**DECODER, **settings)).eval()
     for key, parameter in model.named_parameters():
         mean = 1.0 if ("norm" in key or "ln_" in key) and key.endswith("weight") and "gemma" not in name else 0.0
-        torch.nn.init.normal_(parameter, mean=mean, std=0.3)
+        torch.nn.init.normal_(parameter, mean=mean, std=std)
     model.save_pretrained(folder)
     return model

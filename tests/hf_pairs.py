@@ -1,16 +1,35 @@
-"""A model of transformers beside ours from its folder, and what equality means."""
+"""A model of transformers beside ours from its folder, and how far apart they are.
 
+Distances are the largest differences, relative to the largest reference entry where that exceeds 1.
+"""
+
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import torch
+from hf_encoders import ENCODERS, HEADS, save_encoder
+from hf_models import DECODERS, MODELS, PAD, VOCAB, save_decoder, save_model
+from jax.tree_util import keystr
 
 from jaxformer import Transformer, cross_entropy
 from jaxformer.pretrained import FAMILIES, Pretrained, from_pretrained, save_pretrained
 from jaxformer.pretrained.files import read_json, read_tensors
-from jaxformer.pretrained.weights import build, named
+from jaxformer.pretrained.weights import WeightTable, named, place
+
+Batch = dict[str, np.ndarray]
+# All of them: name -> what writes the model to a folder and returns it.
+SAVERS: dict[str, Callable[[Path], Any]] = {
+    **{name: partial(save_decoder, name) for name in DECODERS},
+    **{name: partial(save_model, name) for name in MODELS},
+    **{f"{name}-{head}": partial(save_encoder, name, head) for name in ENCODERS for head in HEADS},
+}
+BOUND = 1e-5
+ASKED = {"output_hidden_states": True, "output_attentions": True}
 
 
 class Pair(NamedTuple):
@@ -20,62 +39,140 @@ class Pair(NamedTuple):
     ours: Pretrained
     folder: Path
 
+    @property
+    def table(self) -> WeightTable:
+        """Where the weights are in the file."""
+        return FAMILIES[read_json(self.folder / "config.json")["model_type"]].table(self.ours.model.config)
 
-def assert_close(ours: Any, theirs: Any, chosen: Any = ...) -> None:
-    """Equal to 1e-5 of the largest reference entry, or of 1."""
+
+def open_pair(name: str, folder: Path, **settings: Any) -> Pair:
+    """The tiny model `name`, written to a folder and opened."""
+    return Pair(SAVERS[name](folder, **settings), from_pretrained(folder), folder)
+
+
+def distance(ours: Any, theirs: Any, chosen: Any = ...) -> float:
+    """Largest difference of what is chosen, relative to the largest reference entry where that exceeds 1."""
     our, their = np.asarray(ours)[chosen], np.asarray(theirs)[chosen]
     assert our.shape == their.shape
-    np.testing.assert_allclose(our, their, rtol=0, atol=1e-5 * max(1, np.abs(their).max()))
+    return float(np.abs(our - their).max() / max(1.0, np.abs(their).max()))
 
 
-def assert_traces_close(states: Any, maps: Any, their_states: Any, their_maps: Any, valid: np.ndarray) -> None:
-    """Hidden states [B, T, D] and attention maps [B, N, T, S] of the queries that are real."""
-    assert (len(states), len(maps)) == (len(their_states), len(their_maps))
-    for ours, theirs in zip(states, their_states, strict=True):
-        assert_close(ours, theirs, valid)
-    for ours, theirs in zip(maps, their_maps, strict=True):
-        assert_close(ours, theirs, np.broadcast_to(valid[:, None], theirs.shape[:3]))
+def assert_close(ours: Any, theirs: Any, chosen: Any = ...) -> None:
+    """Equal within the bound."""
+    assert distance(ours, theirs, chosen) <= BOUND
 
 
-def assert_gradients_close(pair: Pair, inputs: dict[str, np.ndarray], labels: np.ndarray, shift: bool = False) -> None:
-    """The loss and the gradient of every parameter. Theirs, read as if they were weights, stand where ours do.
+def make_batch(pair: Pair, rng: np.random.Generator, side: str = "right", types: bool = True) -> Batch:
+    """Arguments by the names that both know: token ids [3, 9] padded on one side, and what else the model reads.
 
-    inputs: arguments by the names that both know. labels [B, T], -100 where nothing counts, or [B] classes. shift: a
-    position predicts the next label.
+    types: with token types, where the model has several.
     """
-    pair.theirs.zero_grad()
-    tensors = {name: torch.tensor(array) for name, array in inputs.items()}
-    expected = pair.theirs(**tensors, labels=torch.tensor(labels)).loss
-    expected.backward()
-    gradients = {name: parameter.grad for name, parameter in pair.theirs.named_parameters() if parameter.requires_grad}
-    known = {name: gradient.numpy() for name, gradient in gradients.items() if gradient is not None}
-    model, kind = pair.ours.model, read_json(pair.folder / "config.json")["model_type"]
-    table = FAMILIES[kind].table(model.config)
-    marks = {"inputs_valid": inputs["attention_mask"].astype(bool)}
-    if "token_type_ids" in inputs:
-        marks["token_types"] = inputs["token_type_ids"]
-    arguments = [inputs[name] for name in ("input_ids", "decoder_input_ids") if name in inputs]
+    config, places, lengths = pair.ours.model.config, np.arange(9)[None], np.array([9, 4, 7])[:, None]
+    valid = places < lengths if side == "right" else places >= 9 - lengths
+    batch = {"input_ids": np.where(valid, rng.integers(3, 45, (3, 9)), PAD), "attention_mask": valid.astype(int)}
+    if config.encoder and config.decoder:
+        batch["decoder_input_ids"] = rng.integers(3, 45, (3, 5))
+    if types and config.encoder and config.encoder.embedding.types:
+        batch["token_type_ids"] = rng.integers(0, config.encoder.embedding.types, (3, 9))
+    return batch
 
-    def loss_of(model: Transformer) -> jax.Array:
-        logits = model(*arguments, **marks)
-        return cross_entropy(logits[:, :-1], labels[:, 1:]) if shift else cross_entropy(logits, labels)
 
-    loss, ours = jax.jit(jax.value_and_grad(loss_of))(model)
-    assert_close(loss, expected.detach())
-    if kind == "gpt_neox":  # whose head has another name in memory than in files
-        known = {name.replace("lm_head.", "embed_out."): gradient for name, gradient in known.items()}
-    # What they do not train, such as a bias that is a buffer, has no gradient to compare.
+def make_labels(pair: Pair, rng: np.random.Generator, batch: Batch) -> np.ndarray | None:
+    """What the model should say: tokens, -100 where nothing counts, or classes; None where the model has no head."""
+    logits = pair.ours(**batch).logits
+    if pair.ours.model.head is None:
+        return None
+    if logits.ndim == 2:
+        return rng.integers(0, logits.shape[-1], 3)
+    real = np.ones(logits.shape[:2], bool) if "decoder_input_ids" in batch else batch["attention_mask"] == 1
+    return np.where(real & (rng.random(real.shape) < 0.7), rng.integers(3, VOCAB - 8, real.shape), -100)
+
+
+def as_tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    """The batch for PyTorch."""
+    return {name: torch.tensor(array) for name, array in batch.items()}
+
+
+def forward_distances(pair: Pair, batch: Batch) -> tuple[float, float, float]:
+    """Of logits, hidden states and attention maps, at real tokens."""
+    with torch.no_grad():
+        expected = pair.theirs(**as_tensors(batch), **ASKED)
+    seen, valid = pair.ours(**batch, **ASKED), batch["attention_mask"] == 1
+    theirs = expected.last_hidden_state if "last_hidden_state" in expected else expected.logits
+    stacks = {"": valid}
+    if "decoder_input_ids" in batch:
+        stacks = {"encoder_": valid, "decoder_": np.ones(batch["decoder_input_ids"].shape, bool)}
+    everywhere = "decoder_input_ids" in batch or theirs.ndim == 2
+    states, maps = [], []
+    for stack, real in stacks.items():
+        states += paired(getattr(seen, f"{stack}hidden_states"), getattr(expected, f"{stack}hidden_states"), real)
+        maps += paired(getattr(seen, f"{stack}attentions"), getattr(expected, f"{stack}attentions"), real)
+    if seen.cross_attentions is not None:
+        maps += paired(seen.cross_attentions, expected.cross_attentions, stacks["decoder_"])
+    return distance(seen.logits, theirs, ... if everywhere else valid), max(states), max(maps)
+
+
+def paired(ours: Any, theirs: Any, real: np.ndarray) -> list[float]:
+    """The distances of hidden states [B, T, D] or maps [B, N, T, S] of each layer, of the real tokens [B, T]."""
+    assert len(ours) == len(theirs)
+    queries = [np.broadcast_to(real[:, None], x.shape[:3]) if x.ndim == 4 else real for x in theirs]
+    return [distance(our, their, rows) for our, their, rows in zip(ours, theirs, queries, strict=True)]
+
+
+def our_loss(model: Transformer, batch: Batch, labels: np.ndarray) -> jax.Array:
+    """The mean cross-entropy; a decoder alone predicts the next token."""
+    marks = {"inputs_valid": batch["attention_mask"] == 1}
+    if "token_type_ids" in batch:
+        marks["token_types"] = batch["token_type_ids"]
+    logits = model(batch["input_ids"], batch.get("decoder_input_ids"), **marks)
+    return cross_entropy(logits[:, :-1], labels[:, 1:]) if model.encoder is None else cross_entropy(logits, labels)
+
+
+def in_our_places(pair: Pair, arrays: Batch) -> Transformer:
+    """Their arrays, by the names in memory, where our parameters are; NaN where there is none, as for a buffer."""
     unknown = {name: np.full(tensor.shape, np.nan, "f4") for name, tensor in read_tensors(pair.folder).items()}
-    theirs = build(model.config, named(unknown, table) | named(known, table), table)
-    compared = 0
+    return place(pair.ours.model.config, named(unknown, pair.table) | named(arrays, pair.table), pair.table)
+
+
+def gradient_distance(pair: Pair, batch: Batch, labels: np.ndarray) -> float:
+    """Of the gradient of each parameter, relative to its largest entry; of the loss too, if that is more."""
+    pair.theirs.zero_grad()
+    expected = pair.theirs(**as_tensors(batch), labels=torch.tensor(labels)).loss
+    expected.backward()
+    loss, ours = jax.jit(jax.value_and_grad(our_loss))(pair.ours.model, batch, labels)
+    known = {name: parameter.grad for name, parameter in pair.theirs.named_parameters()}
+    theirs = in_our_places(pair, {name: grad.numpy() for name, grad in known.items() if grad is not None})
+    found, unknown = [distance(loss, expected.detach())], 0
     for (path, our), their in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        if np.isnan(their).all():
-            continue
-        compared += 1
-        # The gradient of a key bias is zero, because the softmax ignores a shift: both have rounding errors there.
-        bound = max(1e-7, 1e-5 * np.abs(their).max())
-        assert np.abs(our - their).max() <= bound, jax.tree_util.keystr(path)
-    assert compared >= len(jax.tree.leaves(ours)) - 1
+        if keystr(path).endswith("key.bias.value"):
+            assert np.abs(our - their).max() <= 1e-7  # zero, because the softmax ignores a shift
+        elif np.isnan(their).all():
+            unknown += 1
+        else:
+            found.append(float(np.abs(our - their).max() / max(np.abs(their).max(), 1e-2)))
+    assert unknown <= 1
+    return max(found)
+
+
+def adamw_distance(pair: Pair, batch: Batch, labels: np.ndarray, steps: int = 3) -> float:
+    """Of all parameters after a few steps of AdamW. Changes their model."""
+    theirs = torch.optim.AdamW(pair.theirs.parameters(), lr=1e-3, eps=1e-5, weight_decay=0.01)
+    optimizer = optax.adamw(1e-3, eps=1e-5, weight_decay=0.01)
+    model, state = pair.ours.model, optimizer.init(pair.ours.model)
+
+    @jax.jit
+    def step(model: Transformer, state: optax.OptState) -> tuple[Transformer, optax.OptState]:
+        updates, state = optimizer.update(jax.grad(our_loss)(model, batch, labels), state, model)
+        return optax.apply_updates(model, updates), state
+
+    for _ in range(steps):
+        theirs.zero_grad()
+        pair.theirs(**as_tensors(batch), labels=torch.tensor(labels)).loss.backward()
+        theirs.step()
+        model, state = step(model, state)
+    moved = {name: parameter.detach().numpy() for name, parameter in pair.theirs.named_parameters()}
+    leaves = zip(jax.tree.leaves(model), jax.tree.leaves(in_our_places(pair, moved)), strict=True)
+    return max(distance(ours, theirs) for ours, theirs in leaves if not np.isnan(theirs).all())
 
 
 def assert_saved_copy_is_the_same(pair: Pair, folder: Path) -> Pretrained:

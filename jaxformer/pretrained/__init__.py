@@ -54,15 +54,17 @@ FAMILIES = {
     "roberta": Family(bert.roberta_config, bert.roberta_table),
     "smollm3": Family(llama.smollm3_config, llama.llama_table),
     "t5": Family(t5.t5_config, t5.t5_table),
+    "xlm-roberta": Family(bert.roberta_config, bert.roberta_table),
 }
 
 
-def from_pretrained(name: str | Path, *, revision: str | None = None) -> Pretrained:
+def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None = None) -> Pretrained:
     """The model in a folder as transformers writes it: config.json, safetensors files, tokenizer.json.
 
     name: the folder, or the id of a repository on the Hugging Face hub ("openai-community/gpt2"), which is fetched with
-    the package huggingface_hub, at a `revision` of it if one is given. Weights are brought to float32. Raises
-    InputError for a family or a setting that is not supported, and for weights that do not fit.
+    the package huggingface_hub, at a `revision` of it if one is given. dtype: the type that weights are brought to
+    ("bfloat16", `jnp.float32`); by default they keep that of the file. Raises InputError for a family or a setting that
+    is not supported, and for weights that do not fit.
     """
     folder = Path(name) if Path(name).is_dir() else fetched(str(name), revision)
     hf = read_json(folder / "config.json")
@@ -71,7 +73,7 @@ def from_pretrained(name: str | Path, *, revision: str | None = None) -> Pretrai
     table = family.table(config)
     tensors = named(read_tensors(folder), table)
     config = with_own_head(config, tensors, table)
-    model = build(config, tensors, table)
+    model = build(config, tensors, table, dtype)
     settings, vocabulary = folder / "generation_config.json", folder / TOKENIZER
     return Pretrained(
         model,
@@ -85,10 +87,11 @@ def from_pretrained(name: str | Path, *, revision: str | None = None) -> Pretrai
 def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
     """Write a folder that `from_pretrained`, here and in transformers, opens to the same logits.
 
-    Weights are written in float32. Every file is complete before it takes its name, so that the folder that a model
-    came from can be written over. Raises InputError where a file of that name stands.
+    Weights are written in the type that they have. Every file is complete before it takes its name, so that the folder
+    that a model came from can be written over. Raises InputError where a file of that name stands.
     """
-    folder, hf = Path(folder), pretrained.settings | {"dtype": "float32"}
+    folder, dtype = Path(folder), pretrained.model.embedding.table[...].dtype
+    hf = pretrained.settings | {"dtype": str(dtype)}
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder to save to")
     table = family_of(hf).table(pretrained.model.config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import serialization, traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -17,6 +18,7 @@ from jaxformer.errors import InputError
 Arrays = dict[str, np.ndarray]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLAX = "flax_model.msgpack"  # what the Flax classes of transformers 4 wrote
 
 
 def read_json(path: Path) -> dict:
@@ -30,13 +32,15 @@ def read_json(path: Path) -> dict:
 
 
 def read_tensors(folder: Path) -> Arrays:
-    """Every tensor in `folder` by its name, from `model.safetensors` or from the shards that its index lists.
+    """Every tensor in `folder` by its name, from `model.safetensors`, the shards that its index lists, or Flax's file.
 
     Raises InputError where files are missing or damaged, and for pickled weights, which may run any code when opened.
     """
     if (folder / INDEX).exists():
         shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
         return {name: tensor for shard in shards for name, tensor in read_shard(folder / shard).items()}
+    if not (folder / SINGLE).exists() and (folder / FLAX).exists():
+        return read_flax(folder / FLAX)
     if not (folder / SINGLE).exists() and (folder / "pytorch_model.bin").exists():
         raise InputError(
             f"{folder} has pickled weights, which are never opened; convert them where transformers is installed: "
@@ -54,6 +58,25 @@ def read_shard(path: Path) -> Arrays:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}") from None
+
+
+def read_flax(path: Path) -> Arrays:
+    """The parameters of a Flax model of transformers 4 under the names and in the shapes that they have in PyTorch.
+
+    Its linear maps are kernels [inputs, outputs], which PyTorch holds transposed (GPT-2's the other way round); its
+    embeddings and the scales of its norms are called weights there.
+    """
+    try:
+        nested = serialization.msgpack_restore(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    tensors = {}
+    for name, array in traverse_util.flatten_dict(nested, sep=".").items():
+        module, _, leaf = name.rpartition(".")
+        array = np.asarray(array)
+        renamed = f"{module}.weight" if leaf in ("kernel", "embedding", "scale") else name
+        tensors[renamed] = array.T if leaf == "kernel" else array
+    return tensors
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

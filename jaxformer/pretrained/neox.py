@@ -44,6 +44,8 @@ RENAMES = (
     (r"\.scale$", ".weight"),
     (r"\.shift$", ".bias"),
 )
+# In memory, and so in what transformers says of gradients, the head has its usual name.
+ALIASES = ((r"^lm_head\.", "embed_out."),)
 # Old files hold the causal mask and the rotary frequencies too.
 IGNORABLE = r"embed_out\.weight|gpt_neox\.layers\.\d+\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)"
 
@@ -75,4 +77,4 @@ def neox_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def neox_table(config: TransformerConfig) -> WeightTable:
     """Where GPT-NeoX keeps its weights: head by head its query, key and value, in one tensor."""
-    return WeightTable(RENAMES, IGNORABLE, prefix="gpt_neox.", by_head=r".*\.query_key_value\..*")
+    return WeightTable(RENAMES, IGNORABLE, prefix="gpt_neox.", by_head=r".*\.query_key_value\..*", aliases=ALIASES)

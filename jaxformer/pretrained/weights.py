@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
@@ -47,8 +49,14 @@ class WeightTable:
         return name
 
 
-def build(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Transformer:
-    """A model of `config` whose parameters are `tensors`.
+def build(config: TransformerConfig, tensors: Arrays, table: WeightTable, dtype: Any = None) -> Transformer:
+    """A model of `config` whose parameters are `tensors`, in their own types or all in `dtype`; raises as `place`."""
+    # Copies: an array of a mapped file would change with the file, and a transposed one be copied at every call.
+    return jax.tree.map(lambda array: jnp.array(array, dtype or array.dtype), place(config, tensors, table))
+
+
+def place(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Transformer:
+    """The tensors, or views of them, where the parameters of a model of `config` are.
 
     Linear maps, whose parameter is called "weight", are [inputs, outputs] here. Raises InputError listing all missing,
     surplus and misshapen tensors at once.
@@ -89,7 +97,7 @@ def tensors_of(model: Transformer, table: WeightTable) -> Arrays:
         parts.setdefault(table.name(path), []).append(path)
     tensors = {}
     for name, paths in parts.items():
-        arrays = [np.asarray(leaves[path], np.float32) for path in paths]
+        arrays = [np.asarray(leaves[path]) for path in paths]
         if re.fullmatch(table.by_head, name):
             tensor = np.stack(arrays, axis=-2)
             tensor = tensor.reshape(*tensor.shape[:-3], -1)
@@ -140,21 +148,18 @@ def split(
     """
     if len(shapes) == 1:
         ((path, shape),) = shapes.items()
-        return {path: np.asarray(tensor, np.float32).reshape(shape)} if same_matrix(tensor.shape, shape) else None
+        return {path: tensor.reshape(shape)} if same_matrix(tensor.shape, shape) else None
     if by_head:
         *inputs, heads, width = next(iter(shapes.values()))
         if (*inputs, heads * len(shapes) * width) != tensor.shape or len(set(shapes.values())) > 1:
             return None
         pieces = np.moveaxis(tensor.reshape(*inputs, heads, len(shapes), width), -2, 0)
-        return {path: np.asarray(piece, np.float32) for path, piece in zip(shapes, pieces, strict=True)}
+        return dict(zip(shapes, pieces, strict=True))
     inputs, outputs = tensor.shape[:-1], [prod(shape[tensor.ndim - 1 :]) for shape in shapes.values()]
     if tensor.shape[-1] != sum(outputs) or any(shape[: len(inputs)] != inputs for shape in shapes.values()):
         return None
     pieces = np.split(tensor, np.cumsum(outputs)[:-1], axis=-1)
-    return {
-        path: np.asarray(piece, np.float32).reshape(shape)
-        for (path, shape), piece in zip(shapes.items(), pieces, strict=True)
-    }
+    return {path: piece.reshape(shape) for (path, shape), piece in zip(shapes.items(), pieces, strict=True)}
 
 
 def same_matrix(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:

@@ -16,7 +16,7 @@ from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.ops import cross_entropy
 from jaxformer.pretrained import Pretrained, family_of, from_pretrained
-from jaxformer.pretrained.weights import build, tensors_of
+from jaxformer.pretrained.weights import named, place, tensors_of
 from jaxformer.programs import terminal
 
 BOUND = 1e-5  # times the largest reference entry, where that exceeds 1
@@ -74,21 +74,21 @@ def main(argv: list[str]) -> None:
         description="Compare a checkpoint in jaxformer with the same one in transformers, layer by layer.",
     )
     lm = from_pretrained(arguments.folder)
-    torch_model = load_reference(arguments.folder)
+    torch_model = load_reference(arguments.folder, lm.model)
     table = family_of(lm.settings).table(lm.model.config)
     if arguments.shapes:
         for name, tensor in tensors_of(lm.model, table).items():
             print(f"{name:60} {list(tensor.shape)}")
         print()
     inputs = make_inputs(lm, arguments.prompt)
-    single = reference(torch_model, inputs)
-    exact = reference(torch_model.double(), inputs)
+    single = reference(lm, torch_model, inputs)
+    exact = reference(lm, torch_model.double(), inputs)
     comparisons = [*compare(lm, inputs, single, exact)]
     print(f"{'':22}{'':16}{'jaxformer from':>16}{'transformers from':>20}")
     print(f"{'':22}{'':16}{'transformers':>16}{'its float64':>20}")
     for line in comparisons:
         print(f"{line.where:22}{line.what:16}{line.ours:16.1e}{line.rounding:20.1e}{'  departs' * line.departs}")
-    same = print_tokens(lm, torch_model.float(), inputs)
+    same = lm.model.decoder is None or print_tokens(lm, torch_model.float(), inputs)
     departed = next((line for line in comparisons if line.departs), None)
     if departed or not same:
         where = f"{departed.where}, {departed.what}: {departed.ours:.1e}" if departed else "the generated tokens"
@@ -97,7 +97,14 @@ def main(argv: list[str]) -> None:
     print(f"equal: everything within {BOUND:.0e}")
 
 
-def load_reference(folder: Path) -> Any:
+def kind(model: Transformer) -> str:
+    """What kind of model it is: for encoders alone, by what is on top of them."""
+    if model.decoder is not None:
+        return "decoder" if model.encoder is None else "encoder-decoder"
+    return {"Head": "head", "Classifier": "classifier"}.get(type(model.head).__name__, "bare")
+
+
+def load_reference(folder: Path, model: Transformer) -> Any:
     """The model in transformers, in float32. Raises InputError if that is not installed or cannot open it."""
     try:
         import torch
@@ -106,12 +113,15 @@ def load_reference(folder: Path) -> Any:
         raise InputError("verify compares with transformers: pip install torch transformers") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    classes = (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM)
+    opener = {
+        "head": transformers.AutoModelForMaskedLM,
+        "classifier": transformers.AutoModelForSequenceClassification,
+        "bare": transformers.AutoModel,
+        "decoder": transformers.AutoModelForCausalLM,
+        "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
+    }[kind(model)]
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        return classes[config.is_encoder_decoder].from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
-        )
+        return opener.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     except Exception as error:  # whatever the reason, it is theirs
         raise InputError(f"transformers cannot open {folder}: {str(error).strip().splitlines()[0]}") from None
 
@@ -125,13 +135,13 @@ def make_inputs(lm: Pretrained, prompt: str | None) -> Inputs:
         if lm.tokenizer is None:
             raise InputError("the folder has no tokenizer.json to read a prompt with: leave --prompt out")
         drawn = np.array([lm.tokenizer.encode(prompt).ids])
-    if source is None:
+    if source is None or target is None:
         return {"input_ids": drawn}
     said = np.append(lm.generation.decoder_start_token_id or 0, rng.integers(0, target, LENGTH))
     return {"input_ids": drawn, "decoder_input_ids": said[None]}
 
 
-def reference(model: Any, inputs: Inputs) -> Reference:
+def reference(lm: Pretrained, model: Any, inputs: Inputs) -> Reference:
     """What transformers says of the inputs."""
     import torch
 
@@ -143,21 +153,34 @@ def reference(model: Any, inputs: Inputs) -> Reference:
         model(**tensors)
         seconds = time.perf_counter() - start
     found = model(**tensors, output_hidden_states=True, output_attentions=True)
-    read = tensors.get("decoder_input_ids", tensors["input_ids"])
-    loss = torch.nn.functional.cross_entropy(found.logits[0, :-1], read[0, 1:])
+    logits = found.last_hidden_state if "last_hidden_state" in found else found.logits
+    labels = torch.tensor(expected_labels(inputs, tuple(logits.shape)))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
     loss.backward()
     values = {
         (stack, what): [array.detach().numpy() for array in found[name]]
-        for stack, what, name in names(encoder="decoder_input_ids" in inputs)
+        for stack, what, name in names(inputs, lm.model)
     }
     gradients = {name: leaf.grad.numpy() for name, leaf in model.named_parameters() if leaf.grad is not None}
-    return Reference(values, found.logits.detach().numpy(), loss.item(), gradients, seconds)
+    return Reference(values, logits.detach().numpy(), loss.item(), gradients, seconds)
 
 
-def names(*, encoder: bool) -> list[tuple[str, str, str]]:
+def expected_labels(inputs: Inputs, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels for logits of a shape: the next token where there are logits of each, else the first class everywhere.
+
+    -100, which does not count, behind the last token.
+    """
+    read = inputs.get("decoder_input_ids", inputs["input_ids"])
+    if shape[:-1] != read.shape or read.max() >= shape[-1]:
+        return np.zeros(shape[:-1], int)
+    return np.append(read[:, 1:], [[-100]], axis=1)
+
+
+def names(inputs: Inputs, model: Transformer) -> list[tuple[str, str, str]]:
     """Stack, what it is, and the name of it in an output."""
-    if not encoder:
-        return [("decoder", "hidden state", "hidden_states"), ("decoder", "attention map", "attentions")]
+    if "decoder_input_ids" not in inputs:
+        stack = "encoder" if model.decoder is None else "decoder"
+        return [(stack, "hidden state", "hidden_states"), (stack, "attention map", "attentions")]
     kinds = (("hidden state", "hidden_states"), ("attention map", "attentions"))
     both = [(stack, what, f"{stack}_{name}") for stack in ("encoder", "decoder") for what, name in kinds]
     return [*both, ("decoder", "cross-attention", "cross_attentions")]
@@ -166,14 +189,14 @@ def names(*, encoder: bool) -> list[tuple[str, str, str]]:
 def compare(lm: Pretrained, inputs: Inputs, single: Reference, exact: Reference) -> Iterator[Comparison]:
     """Every state and map from the first layer to the last, then logits, loss and gradients."""
     ours = lm(**inputs, output_hidden_states=True, output_attentions=True)
-    for stack, what, name in names(encoder="decoder_input_ids" in inputs):
+    for stack, what, name in names(inputs, lm.model):
         for index, our in enumerate(getattr(ours, name)):
             layer = index + (what != "hidden state")
             where = f"{stack} layer {layer}" if layer else f"{stack} embedding"
             theirs, true = single.values[stack, what][index], exact.values[stack, what][index]
             yield Comparison(where, what, distance(our, theirs), distance(theirs, true))
     yield Comparison("output", "logits", distance(ours.logits, single.logits), distance(single.logits, exact.logits))
-    last = [np.asarray(logits)[0, -1, :4] for logits in (ours.logits, single.logits)]
+    last = [np.asarray(logits)[0].reshape(-1, logits.shape[-1])[-1, :4] for logits in (ours.logits, single.logits)]
     print(f"logits: ours {last[0]} / transformers {last[1]} / max diff {np.abs(ours.logits - single.logits).max():.1e}")
     loss, gradients, seconds = loss_and_gradients(lm, inputs)
     print(f"loss:   ours {loss:.6f} / transformers {single.loss:.6f}")
@@ -183,7 +206,8 @@ def compare(lm: Pretrained, inputs: Inputs, single: Reference, exact: Reference)
     table = family_of(lm.settings).table(lm.model.config)
     # What transformers does not train, the bias of BART's logits, has no gradient there; that of key biases is zero.
     untrained = {name: np.full_like(tensor, np.nan) for name, tensor in tensors_of(lm.model, table).items()}
-    theirs, true = (build(lm.model.config, untrained | found.gradients, table) for found in (single, exact))
+    places = [untrained | named(found.gradients, table) for found in (single, exact)]
+    theirs, true = (place(lm.model.config, arrays, table) for arrays in places)
     rows = zip(*map(jax.tree.leaves, (gradients, theirs, true)), strict=True)
     pairs = [(share(ours, theirs), share(theirs, true)) for ours, theirs, true in rows if np.abs(true).max() > 1e-6]
     yield Comparison("gradients", "of all tensors", *map(float, np.max(pairs, axis=0)))
@@ -195,7 +219,7 @@ def loss_and_gradients(lm: Pretrained, inputs: Inputs) -> tuple[float, Any, floa
 
     def loss(model: Transformer) -> jax.Array:
         logits = model(jnp.asarray(ids), None if targets is None else jnp.asarray(targets))
-        return cross_entropy(logits[:, :-1], jnp.asarray(ids if targets is None else targets)[:, 1:])
+        return cross_entropy(logits, jnp.asarray(expected_labels(inputs, logits.shape)))
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(lm.model)
     jax.block_until_ready(lm(**inputs).logits)

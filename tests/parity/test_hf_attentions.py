@@ -87,6 +87,7 @@ def forward_maps(reference: Any, source: np.ndarray, valid: np.ndarray, found: G
         )
 
 
+@pytest.mark.slow
 def test_maps_of_samples(pair: tuple[Any, Any], rng: np.random.Generator) -> None:
     """Each sample has maps of its own, those of the tokens that it drew."""
     reference, lm = pair

@@ -6,118 +6,50 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hf_encoders import BERT_SHAPE, ENCODER, ENCODERS, HEADS, save_encoder
 from hf_models import PAD
-from hf_pairs import Pair, assert_close, assert_gradients_close, assert_saved_copy_is_the_same, assert_traces_close
-from safetensors.numpy import load_file, save_file
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    DistilBertConfig,
-    RobertaConfig,
+from hf_pairs import (
+    BOUND,
+    Pair,
+    as_tensors,
+    assert_close,
+    assert_saved_copy_is_the_same,
+    forward_distances,
+    gradient_distance,
+    make_batch,
+    make_labels,
+    open_pair,
 )
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForPreTraining, BertConfig
 
 from jaxformer import InputError
 from jaxformer.pretrained import from_pretrained
 
-TOKENS = {"vocab_size": 53, "pad_token_id": PAD, "attn_implementation": "eager"}
-SHAPE = {
-    "hidden_size": 14,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 7,
-    "intermediate_size": 19,
-    "max_position_embeddings": 37,
-}
-DISTIL = {"dim": 14, "n_layers": 3, "n_heads": 7, "hidden_dim": 19, "max_position_embeddings": 37}
-CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
-    "bert": (BertConfig, SHAPE),
-    "bert-unusual": (
-        BertConfig,
-        SHAPE | {"hidden_act": "relu", "layer_norm_eps": 1e-3, "type_vocab_size": 3, "classifier_dropout": 0.3},
-    ),
-    "roberta": (RobertaConfig, SHAPE),
-    "roberta-unusual": (RobertaConfig, SHAPE | {"hidden_act": "silu", "layer_norm_eps": 1e-3, "type_vocab_size": 1}),
-    "distilbert": (DistilBertConfig, DISTIL),
-    "distilbert-unusual": (DistilBertConfig, DISTIL | {"activation": "relu", "sinusoidal_pos_embds": True}),
-}
-CLASSES = {
-    "bare": AutoModel,
-    "masked": AutoModelForMaskedLM,
-    "classes": AutoModelForSequenceClassification,
-}
 
-
-def save_encoder(name: str, head: str, folder: Path) -> Any:
-    """The encoder `name` with this head and definite weights, written to `folder`."""
-    config_class, settings = CONFIGS[name]
-    torch.manual_seed(5)
-    labels = {"num_labels": 5} if "unusual" in name else {}
-    model = CLASSES[head].from_config(config_class(**TOKENS, **settings, **labels)).eval()
-    for key, parameter in model.named_parameters():
-        mean = 1.0 if "norm" in key.lower() and key.endswith("weight") else 0.0
-        torch.nn.init.normal_(parameter, mean=mean, std=0.3)
-    model.save_pretrained(folder)
-    return model
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module", params=CLASSES)
-def pair(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, name: str) -> Pair:
-    folder = tmp_path_factory.mktemp(f"{name}-{request.param}")
-    theirs = save_encoder(name, request.param, folder)
-    return Pair(theirs, from_pretrained(folder), folder)
-
-
-def batch(rng: np.random.Generator, side: str, types: int | None) -> dict[str, np.ndarray]:
-    """Token ids [3, 9] padded on one side, their mask, and their types where there are several."""
-    places, lengths = np.arange(9)[None], np.array([9, 4, 7])[:, None]
-    valid = places < lengths if side == "right" else places >= 9 - lengths
-    arrays = {"input_ids": np.where(valid, rng.integers(3, 53, (3, 9)), PAD), "attention_mask": valid.astype(int)}
-    return arrays if types is None else arrays | {"token_type_ids": rng.integers(0, types, (3, 9))}
-
-
-def types_of(pair: Pair) -> int | None:
-    return pair.ours.model.config.encoder.embedding.types
+@pytest.fixture(scope="module", params=[f"{name}-{head}" for name in ENCODERS for head in HEADS])
+def pair(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Pair:
+    return open_pair(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_logits_states_and_maps(pair: Pair, rng: np.random.Generator, side: str) -> None:
-    asked = {"output_hidden_states": True, "output_attentions": True}
-    for types in {None, types_of(pair)}:
-        arguments = batch(rng, side, types)
-        with torch.no_grad():
-            expected = pair.theirs(**{name: torch.tensor(array) for name, array in arguments.items()}, **asked)
-        seen = pair.ours(**arguments, **asked)
-        valid = arguments["attention_mask"].astype(bool)
-        if "last_hidden_state" in expected:
-            assert_close(seen.logits, expected.last_hidden_state, valid)
-        else:
-            assert_close(seen.logits, expected.logits, valid if expected.logits.ndim == 3 else ...)
-        assert_traces_close(seen.hidden_states, seen.attentions, expected.hidden_states, expected.attentions, valid)
+    for types in (False, True):
+        assert max(forward_distances(pair, make_batch(pair, rng, side, types))) <= BOUND
 
 
-def test_loss_and_gradients(pair: Pair, rng: np.random.Generator) -> None:
-    head = pair.ours.model.head
-    if head is None:
-        return  # has no loss
-    arguments = batch(rng, "right", types_of(pair))
-    if "classes" in pair.folder.name:
-        labels = rng.integers(0, 2, 3)
-    else:
-        labels = np.where(arguments["attention_mask"] & (rng.random((3, 9)) < 0.5), arguments["input_ids"], -100)
-    assert_gradients_close(pair, arguments, labels)
+@pytest.mark.parametrize("name", ["bert-unusual-masked"])
+def test_loss_and_gradients(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """With smaller weights: where a softmax is saturated, both programs' gradients are differences of equal numbers."""
+    pair = open_pair(name, tmp_path, std=0.2)
+    batch = make_batch(pair, rng)
+    assert gradient_distance(pair, batch, make_labels(pair, rng, batch)) <= BOUND
 
 
 def test_a_saved_copy_is_the_same(pair: Pair, tmp_path: Path, rng: np.random.Generator) -> None:
     """Also what we have no use for, BERT's pooler."""
     assert_saved_copy_is_the_same(pair, tmp_path / "copy")
-    tensors = {name: torch.tensor(array) for name, array in batch(rng, "right", None).items()}
+    tensors = as_tensors(make_batch(pair, rng))
     reopened = type(pair.theirs).from_pretrained(tmp_path / "copy", attn_implementation="eager").eval()
     with torch.no_grad():
         for ours, theirs in zip(reopened(**tensors).values(), pair.theirs(**tensors).values(), strict=True):
@@ -135,7 +67,7 @@ def test_roberta_counts_tokens_whatever_the_mask_says(tmp_path: Path, rng: np.ra
 def test_checkpoints_of_pre_training_and_their_old_names(tmp_path: Path, rng: np.random.Generator) -> None:
     """What BERT was published as: with a head for sentences beside that for tokens, norms of gamma and beta."""
     torch.manual_seed(3)
-    theirs = AutoModelForPreTraining.from_config(BertConfig(**TOKENS, **SHAPE)).eval()
+    theirs = AutoModelForPreTraining.from_config(BertConfig(**ENCODER, **BERT_SHAPE)).eval()
     theirs.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     old = {

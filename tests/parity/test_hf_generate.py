@@ -12,7 +12,7 @@ from jaxformer import generate
 from jaxformer.pretrained import from_pretrained
 
 NAMES = ("marian", "marian-two-vocabularies", "bart")
-CASES = [pytest.param("bart", 4, 12), *(pytest.param(name, 40, 11, marks=pytest.mark.slow) for name in NAMES)]
+CASES = [pytest.param("bart", 2, 12), *(pytest.param(name, 40, 11, marks=pytest.mark.slow) for name in NAMES)]
 
 
 def draw_settings(rng: np.random.Generator) -> dict[str, object]:

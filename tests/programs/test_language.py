@@ -131,6 +131,7 @@ def test_what_the_tokenizer_never_saw_is_reported(folder: Path, capsys: pytest.C
     assert "training text: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(folder: Path) -> None:
     flags = [*FLAGS, "--steps", "12", "--evaluate-every", "4", "--save-every", "4", "--dropout", "0.1"]
     train([*flags, "--output", "whole"])
@@ -148,6 +149,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder: Path) -> None:
     assert whole == cut
 
 
+@pytest.mark.slow
 def test_the_built_in_text_needs_no_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(["--task", "lm", "--steps", "2", "--evaluate-batches", "1", "--context", "16", "--output", "built-in"])
     said = capsys.readouterr()

@@ -45,6 +45,7 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_evaluating_keeps_what_was_trained(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_resumed_run_refuses_other_settings_and_takes_more_steps(
     assert open_run(ROOT / "copy").settings.steps == 9
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_keeps(folder: Path) -> None:
     train(["--task", "copy", *TINY, "--steps", "30", "--dtype", "bfloat16"])
     losses = [line[1] for line in record(ROOT / "copy")]

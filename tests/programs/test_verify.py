@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from commands import refusal
+from hf_encoders import save_encoder
 from hf_models import save_decoder, save_model
 
 from jaxformer.__main__ import main
@@ -38,6 +39,19 @@ def test_equal_models_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "departs" not in said
 
 
+@pytest.mark.parametrize(("name", "head"), [("bert", "masked"), ("distilbert", "classes"), ("roberta", "bare")])
+def test_an_encoder_is_compared_with_its_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, head: str
+) -> None:
+    save_encoder(name, head, tmp_path, std=0.2)
+    main(["verify", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert last_line(said) == "equal: everything within 1e-05"
+    assert "encoder layer 3" in said
+    assert "tokens" not in said
+
+
+@pytest.mark.slow
 def test_an_encoder_decoder_is_compared_in_both_stacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model("bart", tmp_path)
     main(["verify", str(tmp_path)])

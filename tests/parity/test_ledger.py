@@ -1,0 +1,26 @@
+"""The ledger of docs/parity.md, made again: every family in every configuration, forward, backward and trained."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hf_pairs import BOUND, SAVERS
+from report import Distances, families, family_distances, print_ledger
+
+LEDGER = Path(__file__).parents[2] / "docs/parity.md"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families())
+def test_every_figure_is_within_its_bound(family: str) -> None:
+    for name in families()[family]:
+        found = family_distances(name)
+        assert np.nanmax(found) <= BOUND, (name, found)
+
+
+def test_the_ledger_has_every_family(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(name for names in families().values() for name in names) == sorted(SAVERS)
+    print_ledger({family: [Distances(0, 0, 0, 0, 0)] * len(names) for family, names in families().items()})
+    printed = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    written = [line.split("|")[1:3] for line in LEDGER.read_text().splitlines() if line.startswith("| ")]
+    assert all(row in written for row in printed[1:])
