@@ -6,9 +6,12 @@ import inspect
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
+from hf_models import save_decoder
 
 import jaxformer
 
@@ -23,6 +26,21 @@ def test_the_forward_pass_runs_as_printed(capsys: pytest.CaptureFixture[str]) ->
     exec(code, variables)
     assert "(2, 3, 1000)" in capsys.readouterr().out
     assert variables["best"].sequences.shape == (2, 11)
+
+
+def test_the_training_step_of_the_migration_guide_learns(tmp_path: Path, rng: np.random.Generator) -> None:
+    save_decoder("gpt2", tmp_path)
+    code = re.search(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs/migration.md").read_text(), re.DOTALL)[
+        1
+    ]
+    names: dict[str, Any] = {}
+    exec(code.replace("path/to/gpt2", str(tmp_path)).replace("1e-5", "1e-2"), names)
+    tokens, valid = rng.integers(3, 53, (2, 9)), np.arange(9) < np.array([[9], [5]])
+    model, state, losses = names["lm"].model, names["state"], []
+    for seed in range(5):
+        model, state, loss = names["step"](model, state, tokens, valid, jax.random.key(seed))
+        losses.append(float(loss))
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("name", jaxformer.__all__)

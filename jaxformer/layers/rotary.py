@@ -7,6 +7,7 @@ from jaxformer.config import DynamicScaling, LinearScaling, Llama3Scaling, LongR
 from jaxformer.ops import (
     divide_frequencies,
     frequencies_of_longer_base,
+    frequencies_of_longer_waves,
     rotary_frequencies,
     rotate,
     rotation,
@@ -31,24 +32,25 @@ def frequencies_and_magnitude(rope: Rope, width: int, position_ids: jax.Array) -
         case None:
             return plain, 1.0
         case LinearScaling(factor):
-            return divide_frequencies(plain, factor), 1.0
+            return jnp.asarray(divide_frequencies(plain, factor)), 1.0
         case DynamicScaling(factor, length):
             longest = jnp.max(position_ids) + 1
             stretched = frequencies_of_longer_base(width, rope.base, factor=factor, length=length, longest=longest)
             return jnp.where(longest > length, stretched, plain), 1.0
         case Llama3Scaling(factor, low, high, length):
-            return slow_long_waves(plain, factor=factor, low=low, high=high, length=length), 1.0
+            return jnp.asarray(slow_long_waves(plain, factor=factor, low=low, high=high, length=length)), 1.0
         case YarnScaling() as yarn:
             slowed = slow_by_ramp(
-                plain,
-                base=rope.base,
+                width,
+                rope.base,
                 factor=yarn.factor,
                 length=yarn.length,
                 beta_fast=yarn.beta_fast,
                 beta_slow=yarn.beta_slow,
                 truncate=yarn.truncate,
             )
-            return slowed, yarn.magnitude
+            return jnp.asarray(slowed), yarn.magnitude
         case LongRopeScaling(short, long, length, magnitude):
             is_long = jnp.max(position_ids) + 1 > length
-            return jnp.where(is_long, divide_frequencies(plain, long), divide_frequencies(plain, short)), magnitude
+            waves = (frequencies_of_longer_waves(width, rope.base, factors) for factors in (long, short))
+            return jnp.where(is_long, *waves), magnitude

@@ -12,6 +12,7 @@ from jaxformer.ops.rotary import Rotation, rotary_frequencies, rotate, rotation
 from jaxformer.ops.rotary_scaling import (
     divide_frequencies,
     frequencies_of_longer_base,
+    frequencies_of_longer_waves,
     slow_by_ramp,
     slow_long_waves,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "dot_product_attention",
     "dropout",
     "frequencies_of_longer_base",
+    "frequencies_of_longer_waves",
     "layer_norm",
     "matmul",
     "padding_mask",

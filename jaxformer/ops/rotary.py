@@ -26,11 +26,17 @@ def rotary_frequencies(width: int, base: float = 10000.0) -> jax.Array:
 
     Raises InputError for a width that is not even.
     """
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(1 / rotary_waves(width, base))
+
+
+def rotary_waves(width: int, base: float) -> np.ndarray:
+    """Positions per radian for each pair, float32 [R/2]: what the frequencies are one over."""
     if width < 2 or width % 2:
         raise InputError(f"rotary positions turn pairs of dimensions: the width must be even, not {width}")
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)  # XLA would multiply by 1 / width
     with jax.ensure_compile_time_eval():
-        return 1 / base ** jnp.asarray(exponents)
+        return np.asarray(base ** jnp.asarray(exponents))  # NumPy's power is up to two units in the last place off
 
 
 def rotation(position_ids: jax.Array, frequencies: jax.Array, magnitude: float = 1.0) -> Rotation:

@@ -1,6 +1,7 @@
 """How rotary positions reach beyond the length that a model was trained on: functions from frequencies to slower ones.
 
-All but the last are computed eagerly in float32, under `jax.jit` too, as `rotary_frequencies` is and for its reason.
+All but the last compute in NumPy's float32, also under `jax.jit`, and so give what PyTorch gives to the last place: XLA
+multiplies by the reciprocal where it should divide, which is 5e-4 at position 8192.
 """
 
 import math
@@ -10,44 +11,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def divide_frequencies(frequencies: jax.Array, factors: float | Sequence[float]) -> jax.Array:
-    """Frequencies [R/2] divided by one factor (Chen et al. 2023) or by one for each (LongRoPE, Ding et al. 2024)."""
-    with jax.ensure_compile_time_eval():
-        return frequencies / np.asarray(factors, np.float32)
+from jaxformer.ops.rotary import rotary_waves
 
 
-def slow_long_waves(frequencies: jax.Array, *, factor: float, low: float, high: float, length: int) -> jax.Array:
+def divide_frequencies(frequencies: jax.Array, factor: float) -> np.ndarray:
+    """Frequencies [R/2] divided by a factor, as if positions were nearer to each other (Chen et al. 2023)."""
+    return np.asarray(frequencies) / np.float32(factor)
+
+
+def frequencies_of_longer_waves(width: int, base: float, factors: Sequence[float]) -> np.ndarray:
+    """Frequencies [R/2] of waves that are each lengthened by a factor of its own (LongRoPE, Ding et al. 2024)."""
+    return 1 / (np.asarray(factors, np.float32) * rotary_waves(width, base))
+
+
+def slow_long_waves(frequencies: jax.Array, *, factor: float, low: float, high: float, length: int) -> np.ndarray:
     """Frequencies [R/2] as Llama 3.1 has them: long waves are slowed down, short ones stay.
 
     They are divided by `factor` where a wave fits less than `low` times into `length`, unchanged where it fits more
     than `high` times, and in between a mixture of both, linear in how often it fits.
     """
-    with jax.ensure_compile_time_eval():
-        wavelengths = 2 * math.pi / frequencies
-        fast = (length / wavelengths - low) / (high - low)
-        mixed = (1 - fast) * (frequencies / factor) + fast * frequencies
-        outer = jnp.where(wavelengths > length / low, frequencies / factor, frequencies)
-        between = (wavelengths <= length / low) & (wavelengths >= length / high)
-        return jnp.where(between, mixed, outer)
+    plain = np.asarray(frequencies)
+    wavelengths = np.float32(2 * math.pi) / plain
+    share = (length / wavelengths - low) / (high - low)
+    mixed = (1 - share) * plain / factor + share * plain
+    outer = np.where(wavelengths > length / low, plain / factor, plain)
+    return np.where((wavelengths <= length / low) & (wavelengths >= length / high), mixed, outer)
 
 
 def slow_by_ramp(
-    frequencies: jax.Array,
-    *,
+    width: int,
     base: float,
+    *,
     factor: float,
     length: int,
     beta_fast: float,
     beta_slow: float,
     truncate: bool,
-) -> jax.Array:
+) -> np.ndarray:
     """Frequencies [R/2] as YaRN has them (Peng et al. 2023, section 3.2): fast pairs as they are, slow ones / factor.
 
     Between the pair that turns `beta_fast` times in `length` and the one that turns `beta_slow` times, both are mixed,
     linearly in the number of the pair. truncate: these two ends are rounded outwards to whole pairs.
     """
-    width = 2 * len(frequencies)
 
     def pair_that_turns(times: float) -> float:
         return width * math.log(length / (times * 2 * math.pi)) / (2 * math.log(base))
@@ -57,11 +62,9 @@ def slow_by_ramp(
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     steepness = (high - low) or 0.001  # a step, where there is no room for a ramp
-    with jax.ensure_compile_time_eval():
-        fast = 1 - jnp.clip((jnp.arange(width // 2, dtype=jnp.float32) - low) / steepness, 0, 1)
-        # As 1 / (factor * wave), the order in which PyTorch rounds.
-        slowed = 1 / (factor * (1 / frequencies))
-        return slowed * (1 - fast) + frequencies * fast
+    fast = 1 - np.clip((np.arange(width // 2, dtype=np.float32) - low) / steepness, 0, 1)
+    waves = rotary_waves(width, base)
+    return 1 / (factor * waves) * (1 - fast) + 1 / waves * fast
 
 
 def frequencies_of_longer_base(width: int, base: float, *, factor: float, length: int, longest: jax.Array) -> jax.Array:

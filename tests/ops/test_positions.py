@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from jaxformer import InputError
-from jaxformer.ops import sinusoidal_positions
+from jaxformer.ops import distance_buckets, sinusoidal_positions
 
 
 def formula(position: int, column: int, dim: int, base: float = 10000.0) -> float:
@@ -77,3 +79,21 @@ def test_positions_refuse_what_they_cannot_encode() -> None:
         sinusoidal_positions(jnp.array([0.5]), 4)
     with pytest.raises(InputError, match="layout"):
         sinusoidal_positions(4, 4, "sideways")
+
+
+@pytest.mark.parametrize(("buckets", "longest"), [(32, 128), (8, 5), (6, 20), (64, 1000)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_distance_buckets_equal_t5(buckets: int, longest: int, causal: bool) -> None:
+    distances = np.arange(-1200, 1201)
+    expected = T5Attention._relative_position_bucket(
+        torch.tensor(distances), bidirectional=not causal, num_buckets=buckets, max_distance=longest
+    )
+    found = distance_buckets(jnp.asarray(distances), buckets=buckets, max_distance=longest, causal=causal)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_near_distances_have_buckets_of_their_own() -> None:
+    """Section 2.1: by hand, 8 buckets to each side of which 4 are near, up to distance 16."""
+    distances = jnp.array([0, -1, -3, -4, -6, -8, -16, -100, 1, 3, 4, 100])
+    found = distance_buckets(distances, buckets=16, max_distance=16)
+    assert found.tolist() == [0, 1, 3, 4, 5, 6, 7, 7, 9, 11, 12, 15]

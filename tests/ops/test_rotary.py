@@ -1,14 +1,19 @@
 """Rotary positions against the functions of PyTorch models in transformers, and their defining law."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from jaxformer import InputError, rotary_frequencies, rotate, rotation
+from jaxformer.layers.rotary import frequencies_and_magnitude
+from jaxformer.pretrained.rope import rope
 
 B, T, N, H = 2, 5, 3, 14
 FAR = [0, 1, 511, 4096, 8191]
@@ -73,3 +78,32 @@ def test_what_cannot_be_turned_is_refused() -> None:
         rotary_frequencies(7)
     with pytest.raises(InputError, match="16 dimensions cannot be rotated in a head of width 14"):
         rotate(jnp.zeros((B, T, N, H)), rotation(jnp.arange(T)[None], rotary_frequencies(16)))
+
+
+LONG = 16  # pairs are turned by positions below this length in training
+SCALINGS = {
+    "linear": {"factor": 3.0},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0},
+    "yarn": {"factor": 4.0},
+    "yarn-exact": {"factor": 4.0, "truncate": False, "beta_fast": 4.0, "beta_slow": 0.5},
+    "yarn-magnitudes": {"factor": 8.0, "mscale": 0.7, "mscale_all_dim": 0.2},
+    "longrope": {"short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [2.0 + i for i in range(8)]},
+    "dynamic": {"factor": 3.0},
+}
+
+
+@pytest.mark.parametrize("longest", [LONG - 2, 4 * LONG])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scaled_frequencies_equal_transformers(name: str, longest: int) -> None:
+    """Bit for bit, but where the base is computed in the program."""
+    kind = name.split("-")[0]
+    parameters = {"rope_type": kind, "rope_theta": 100.0, "original_max_position_embeddings": LONG} | SCALINGS[name]
+    maximum = LONG if kind == "dynamic" else 4 * LONG
+    hf = {"rope_parameters": parameters, "max_position_embeddings": maximum}
+    config = LlamaConfig(hidden_size=16, num_attention_heads=1, **copy.deepcopy(hf))
+    expected, magnitude = ROPE_INIT_FUNCTIONS[kind](config, device="cpu", seq_len=longest)
+    found = jax.jit(lambda position_ids: frequencies_and_magnitude(rope(hf, 16), 16, position_ids)[0])
+    frequencies = found(jnp.arange(longest)[None])
+    exact = kind != "dynamic" or longest < LONG
+    np.testing.assert_allclose(frequencies, expected, rtol=0 if exact else 1e-6, atol=0)
+    assert frequencies_and_magnitude(rope(hf, 16), 16, jnp.arange(longest)[None])[1] == pytest.approx(magnitude, abs=0)

@@ -39,7 +39,14 @@ def test_equal_models_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "departs" not in said
 
 
-@pytest.mark.parametrize(("name", "head"), [("bert", "masked"), ("distilbert", "classes"), ("roberta", "bare")])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("bert", "masked"),
+        pytest.param("distilbert", "classes", marks=pytest.mark.slow),
+        pytest.param("roberta", "bare", marks=pytest.mark.slow),
+    ],
+)
 def test_an_encoder_is_compared_with_its_head(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, head: str
 ) -> None:
