@@ -1,7 +1,9 @@
 """Settings of every test: no implicit broadcasting between ranks, one compilation for all workers, seeded arrays."""
 
+import gc
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,6 +16,18 @@ RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
 if RUN:
     jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"jaxformer-tests-{RUN}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+# A collection walks over all that tracing has left, and runs hundreds of times a minute with Python's own thresholds.
+gc.set_threshold(200_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs() -> Iterator[None]:
+    """Keep the memory of a long run bounded: what a module of tests has compiled, the next one seldom needs."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

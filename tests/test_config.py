@@ -36,6 +36,9 @@ from jaxformer.config import (
     YarnScaling,
 )
 
+# One worker makes all comparisons, with what it has compiled for the first of them.
+pytestmark = pytest.mark.xdist_group("configurations")
+
 CROSS = AttentionConfig(4, kv_heads=2, head_dim=6, scale=0.3, window=3, softcap=0.5, bias=True, dropout=0.1)
 ATTENTION = dataclasses.replace(
     CROSS, output_bias=True, query_key_norm=RMSNormConfig(1e-2), rope=Rope(1000.0, width=4, layout="halves")

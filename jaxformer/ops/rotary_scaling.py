@@ -31,8 +31,9 @@ def slow_long_waves(frequencies: jax.Array, *, factor: float, low: float, high: 
     than `high` times, and in between a mixture of both, linear in how often it fits.
     """
     plain = np.asarray(frequencies)
-    wavelengths = np.float32(2 * math.pi) / plain
-    share = (length / wavelengths - low) / (high - low)
+    # A number over an array is the reciprocal times the number, in PyTorch.
+    wavelengths = 1 / plain * np.float32(2 * math.pi)
+    share = (1 / wavelengths * length - low) / (high - low)
     mixed = (1 - share) * plain / factor + share * plain
     outer = np.where(wavelengths > length / low, plain / factor, plain)
     return np.where((wavelengths <= length / low) & (wavelengths >= length / high), mixed, outer)

@@ -3,7 +3,9 @@
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,29 +50,40 @@ def test_beam_search_decodes_held_out_inputs(folder: Path) -> None:
     assert "beam search with 4 beams" in result.stderr
 
 
-def test_inputs_come_from_flag_file_and_standard_input(folder: Path) -> None:
+@pytest.fixture
+def say(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[dict[str, Any]]]:
+    """What generate.py --json answers, called in this process."""
+    monkeypatch.chdir(folder)
+
+    def say(*flags: str, stdin: str = "") -> list[dict[str, Any]]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        decode_inputs([*flags, "--json"])
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return say
+
+
+def test_inputs_come_from_flag_file_and_standard_input(folder: Path, say: Callable[..., list[dict[str, Any]]]) -> None:
     (folder / "inputs.txt").write_text("1 2 3\n\n5 4\n")
-    from_file = call(folder, "generate.py", "--input-file", "inputs.txt", "--json")
-    from_stdin = call(folder, "generate.py", "--input-file", "-", "--json", "--greedy", stdin="1 2 3\n5 4\n")
-    assert from_file.stdout == from_stdin.stdout
-    answers = [json.loads(line) for line in from_file.stdout.splitlines()]
+    answers = say("--input-file", "inputs.txt")
+    assert answers == say("--input-file", "-", "--greedy", stdin="1 2 3\n5 4\n")
     assert [answer["source"] for answer in answers] == ["1 2 3", "5 4"]
     assert all(answer["right"] == (answer["source"] == answer["hypothesis"]) for answer in answers)
-    alone = call(folder, "generate.py", "--input", "5 4", "--json")
-    assert json.loads(alone.stdout)["hypothesis"] == answers[1]["hypothesis"]
+    assert say("--input", "5 4")[0]["hypothesis"] == answers[1]["hypothesis"]
+    piped = call(folder, "generate.py", "--input-file", "-", "--json", stdin="5 4\n")
+    assert json.loads(piped.stdout) == answers[1]
 
 
-def test_n_best_and_sampling(folder: Path) -> None:
-    best = call(folder, "generate.py", "--input", "5 4", "--json", "--beam", "3", "--n-best", "3")
-    scores = [json.loads(line)["score"] for line in best.stdout.splitlines()]
+def test_n_best_and_sampling(say: Callable[..., list[dict[str, Any]]]) -> None:
+    scores = [answer["score"] for answer in say("--input", "5 4", "--beam", "3", "--n-best", "3")]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
-    flags = ["generate.py", "--input", "5 4 3 2", "--json", "--temperature", "2", "--n-best", "4", "--seed"]
-    first, again, other = (call(folder, *flags, seed).stdout for seed in ("1", "1", "2"))
+    flags = ["--input", "5 4 3 2", "--temperature", "2", "--n-best", "4", "--seed"]
+    first, again, other = (say(*flags, seed) for seed in ("1", "1", "2"))
     assert first == again != other
-    assert call(folder, "generate.py", "--input", "5 4", "--json", "--temperature", "0").stdout == (
-        call(folder, "generate.py", "--input", "5 4", "--json", "--greedy").stdout
-    )
+    assert say("--input", "5 4", "--temperature", "0") == say("--input", "5 4", "--greedy")
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_ctrl_c_elsewhere_is_no_traceback(capsys: pytest.CaptureFixture[str]) ->
     assert (end.value.code, capsys.readouterr().err) == (130, "stopped, as asked\n")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_refuses_other_settings_and_takes_more_steps(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
