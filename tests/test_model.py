@@ -77,7 +77,15 @@ def cache_for(model: Transformer, rows: int, slots: int) -> object:
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize(
-    ("slots", "chunks"), [(T, (T,)), (T + 6, (T,)), (T, (4, 1, 1, 5)), (T + 6, (1,) * T), (T + 6, (1, 9, 1))], ids=str
+    ("slots", "chunks"),
+    [
+        (T, (4, 1, 1, 5)),
+        (T + 6, (1, 9, 1)),
+        pytest.param(T, (T,), marks=pytest.mark.slow),
+        pytest.param(T + 6, (T,), marks=pytest.mark.slow),
+        pytest.param(T + 6, (1,) * T, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_any_chunking_equals_the_full_forward(name: str, slots: int, chunks: tuple[int, ...]) -> None:
     model, target = make(DECODERS[name]), tokens(B, T)

@@ -37,7 +37,7 @@ def test_the_training_step_of_the_migration_guide_learns(tmp_path: Path, rng: np
     exec(code.replace("path/to/gpt2", str(tmp_path)).replace("1e-5", "1e-2"), names)
     tokens, valid = rng.integers(3, 53, (2, 9)), np.arange(9) < np.array([[9], [5]])
     model, state, losses = names["lm"].model, names["state"], []
-    for seed in range(5):
+    for seed in range(12):
         model, state, loss = names["step"](model, state, tokens, valid, jax.random.key(seed))
         losses.append(float(loss))
     assert losses[-1] < 0.8 * losses[0]

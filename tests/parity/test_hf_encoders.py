@@ -26,8 +26,16 @@ from transformers import AutoModelForPreTraining, BertConfig
 from jaxformer import InputError
 from jaxformer.pretrained import from_pretrained
 
+USUAL = [name for name in ENCODERS if f"{name}-unusual" in ENCODERS]
+ENCODINGS = [
+    # Of the other configurations of a family the ledger, a slow test, measures the same.
+    pytest.param(f"{name}-{head}", marks=pytest.mark.slow) if name in USUAL else f"{name}-{head}"
+    for name in ENCODERS
+    for head in HEADS
+]
 
-@pytest.fixture(scope="module", params=[f"{name}-{head}" for name in ENCODERS for head in HEADS])
+
+@pytest.fixture(scope="module", params=ENCODINGS)
 def pair(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Pair:
     return open_pair(request.param, tmp_path_factory.mktemp(request.param))
 

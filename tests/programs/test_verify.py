@@ -67,6 +67,7 @@ def test_an_encoder_decoder_is_compared_in_both_stacks(tmp_path: Path, capsys: p
         assert part in said
 
 
+@pytest.mark.slow
 def test_the_first_layer_that_departs_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
