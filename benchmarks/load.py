@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import torch
@@ -26,7 +27,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Race, print, and write the table."""
     prepare()
-    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2} if arguments.quick else {}
+    shape: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2} if arguments.quick else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(folder)

@@ -128,6 +128,9 @@ def our_loss(model: Transformer, batch: Batch, labels: np.ndarray) -> jax.Array:
     return cross_entropy(logits[:, :-1], labels[:, 1:]) if model.encoder is None else cross_entropy(logits, labels)
 
 
+gradient_of = jax.jit(jax.value_and_grad(our_loss))  # compiled once for all that is asked of a pair
+
+
 def in_our_places(pair: Pair, arrays: Batch) -> Transformer:
     """Their arrays, by the names in memory, where our parameters are; NaN where there is none, as for a buffer."""
     unknown = {name: np.full(tensor.shape, np.nan, "f4") for name, tensor in read_tensors(pair.folder).items()}
@@ -139,7 +142,7 @@ def gradient_distance(pair: Pair, batch: Batch, labels: np.ndarray) -> float:
     pair.theirs.zero_grad()
     expected = pair.theirs(**as_tensors(batch), labels=torch.tensor(labels)).loss
     expected.backward()
-    loss, ours = jax.jit(jax.value_and_grad(our_loss))(pair.ours.model, batch, labels)
+    loss, ours = gradient_of(pair.ours.model, batch, labels)
     known = {name: parameter.grad for name, parameter in pair.theirs.named_parameters()}
     theirs = in_our_places(pair, {name: grad.numpy() for name, grad in known.items() if grad is not None})
     found, unknown = [distance(loss, expected.detach())], 0
@@ -155,21 +158,26 @@ def gradient_distance(pair: Pair, batch: Batch, labels: np.ndarray) -> float:
 
 
 def adamw_distance(pair: Pair, batch: Batch, labels: np.ndarray, steps: int = 3) -> float:
-    """Of all parameters after a few steps of AdamW. Changes their model."""
-    theirs = torch.optim.AdamW(pair.theirs.parameters(), lr=1e-3, eps=1e-5, weight_decay=0.01)
-    optimizer = optax.adamw(1e-3, eps=1e-5, weight_decay=0.01)
+    """Of all parameters after a few steps of AdamW. Changes their model.
+
+    Adam divides an entry's gradient by its own size, and so turns the rounding of one that is nearly zero into a step:
+    a small epsilon would compare that.
+    """
+    settings = {"eps": 1e-3, "weight_decay": 0.01}
+    theirs = torch.optim.AdamW(pair.theirs.parameters(), lr=1e-3, **settings)
+    optimizer = optax.adamw(1e-3, **settings)
     model, state = pair.ours.model, optimizer.init(pair.ours.model)
 
     @jax.jit
-    def step(model: Transformer, state: optax.OptState) -> tuple[Transformer, optax.OptState]:
-        updates, state = optimizer.update(jax.grad(our_loss)(model, batch, labels), state, model)
+    def move(gradient: Transformer, state: Any, model: Transformer) -> tuple[Transformer, optax.OptState]:
+        updates, state = optimizer.update(gradient, state, model)
         return optax.apply_updates(model, updates), state
 
     for _ in range(steps):
         theirs.zero_grad()
         pair.theirs(**as_tensors(batch), labels=torch.tensor(labels)).loss.backward()
         theirs.step()
-        model, state = step(model, state)
+        model, state = move(gradient_of(model, batch, labels)[1], state, model)
     moved = {name: parameter.detach().numpy() for name, parameter in pair.theirs.named_parameters()}
     leaves = zip(jax.tree.leaves(model), jax.tree.leaves(in_our_places(pair, moved)), strict=True)
     return max(distance(ours, theirs) for ours, theirs in leaves if not np.isnan(theirs).all())

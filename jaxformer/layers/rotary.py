@@ -52,5 +52,5 @@ def frequencies_and_magnitude(rope: Rope, width: int, position_ids: jax.Array) -
             return jnp.asarray(slowed), yarn.magnitude
         case LongRopeScaling(short, long, length, magnitude):
             is_long = jnp.max(position_ids) + 1 > length
-            waves = (frequencies_of_longer_waves(width, rope.base, factors) for factors in (long, short))
-            return jnp.where(is_long, *waves), magnitude
+            far, near = (frequencies_of_longer_waves(width, rope.base, factors) for factors in (long, short))
+            return jnp.where(is_long, far, near), magnitude

@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         prog="python -m jaxformer verify",
         description="Compare a checkpoint in jaxformer with the same one in transformers, layer by layer.",
     )
-    lm = from_pretrained(arguments.folder)
+    lm = from_pretrained(arguments.folder, dtype="float32")
     torch_model = load_reference(arguments.folder, lm.model)
     table = family_of(lm.settings).table(lm.model.config)
     if arguments.shapes:
