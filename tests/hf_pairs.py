@@ -158,12 +158,8 @@ def gradient_distance(pair: Pair, batch: Batch, labels: np.ndarray) -> float:
 
 
 def adamw_distance(pair: Pair, batch: Batch, labels: np.ndarray, steps: int = 3) -> float:
-    """Of all parameters after a few steps of AdamW. Changes their model.
-
-    Adam divides an entry's gradient by its own size, and so turns the rounding of one that is nearly zero into a step:
-    a small epsilon would compare that.
-    """
-    settings = {"eps": 1e-3, "weight_decay": 0.01}
+    """Of all parameters after a few steps of AdamW. Changes their model. What is a buffer there, is not moved here."""
+    settings = {"eps": 1e-5, "weight_decay": 0.01}
     theirs = torch.optim.AdamW(pair.theirs.parameters(), lr=1e-3, **settings)
     optimizer = optax.adamw(1e-3, **settings)
     model, state = pair.ours.model, optimizer.init(pair.ours.model)
@@ -173,13 +169,18 @@ def adamw_distance(pair: Pair, batch: Batch, labels: np.ndarray, steps: int = 3)
         updates, state = optimizer.update(gradient, state, model)
         return optax.apply_updates(model, updates), state
 
+    def their_parameters() -> Transformer:
+        known = pair.theirs.named_parameters()
+        return in_our_places(pair, {name: parameter.detach().numpy() for name, parameter in known})
+
+    trained = jax.tree.map(lambda array: not np.isnan(array).all(), their_parameters())
     for _ in range(steps):
         theirs.zero_grad()
         pair.theirs(**as_tensors(batch), labels=torch.tensor(labels)).loss.backward()
         theirs.step()
-        model, state = move(gradient_of(model, batch, labels)[1], state, model)
-    moved = {name: parameter.detach().numpy() for name, parameter in pair.theirs.named_parameters()}
-    leaves = zip(jax.tree.leaves(model), jax.tree.leaves(in_our_places(pair, moved)), strict=True)
+        moved, state = move(gradient_of(model, batch, labels)[1], state, model)
+        model = jax.tree.map(lambda is_trained, new, old: new if is_trained else old, trained, moved, model)
+    leaves = zip(jax.tree.leaves(model), jax.tree.leaves(their_parameters()), strict=True)
     return max(distance(ours, theirs) for ours, theirs in leaves if not np.isnan(theirs).all())
 
 
