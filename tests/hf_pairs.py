@@ -143,7 +143,7 @@ def gradient_distance(pair: Pair, batch: Batch, labels: np.ndarray) -> float:
     expected = pair.theirs(**as_tensors(batch), labels=torch.tensor(labels)).loss
     expected.backward()
     loss, ours = gradient_of(pair.ours.model, batch, labels)
-    known = {name: parameter.grad for name, parameter in pair.theirs.named_parameters()}
+    known = {name: parameter.grad for name, parameter in pair.theirs.named_parameters(remove_duplicate=False)}
     theirs = in_our_places(pair, {name: grad.numpy() for name, grad in known.items() if grad is not None})
     found, unknown = [distance(loss, expected.detach())], 0
     for (path, our), their in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
@@ -170,7 +170,7 @@ def adamw_distance(pair: Pair, batch: Batch, labels: np.ndarray, steps: int = 3)
         return optax.apply_updates(model, updates), state
 
     def their_parameters() -> Transformer:
-        known = pair.theirs.named_parameters()
+        known = pair.theirs.named_parameters(remove_duplicate=False)
         return in_our_places(pair, {name: parameter.detach().numpy() for name, parameter in known})
 
     trained = jax.tree.map(lambda array: not np.isnan(array).all(), their_parameters())
