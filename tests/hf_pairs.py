@@ -14,7 +14,6 @@ import optax
 import torch
 from hf_encoders import ENCODERS, HEADS, save_encoder
 from hf_models import DECODERS, MODELS, PAD, VOCAB, save_decoder, save_model
-from jax.tree_util import keystr
 
 from jaxformer import Transformer, cross_entropy
 from jaxformer.pretrained import FAMILIES, Pretrained, from_pretrained, save_pretrained
@@ -146,12 +145,10 @@ def gradient_distance(pair: Pair, batch: Batch, labels: np.ndarray) -> float:
     known = {name: parameter.grad for name, parameter in pair.theirs.named_parameters(remove_duplicate=False)}
     theirs = in_our_places(pair, {name: grad.numpy() for name, grad in known.items() if grad is not None})
     found, unknown = [distance(loss, expected.detach())], 0
-    for (path, our), their in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        if keystr(path).endswith("key.bias.value"):
-            assert np.abs(our - their).max() <= 1e-7  # zero, because the softmax ignores a shift
-        elif np.isnan(their).all():
+    for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        if np.isnan(their).all():
             unknown += 1
-        else:
+        else:  # nothing is smaller than 1e-2: the gradient of most key biases is zero, because softmax ignores a shift
             found.append(float(np.abs(our - their).max() / max(np.abs(their).max(), 1e-2)))
     assert unknown <= 1
     return max(found)
