@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hf_encoders import BERT_SHAPE, ENCODER, ENCODERS, HEADS, save_encoder
-from hf_models import PAD
+from hf_models import PAD, T5_SHAPE
 from hf_pairs import (
     BOUND,
     Pair,
@@ -21,7 +21,7 @@ from hf_pairs import (
     open_pair,
 )
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForPreTraining, BertConfig
+from transformers import AutoModelForPreTraining, BertConfig, T5Config, T5EncoderModel
 
 from jaxformer import InputError
 from jaxformer.pretrained import from_pretrained
@@ -74,6 +74,17 @@ def test_roberta_counts_tokens_whatever_the_mask_says(tmp_path: Path, rng: np.ra
     tokens[0, 3] = tokens[1, :2] = PAD
     with torch.no_grad():
         assert_close(lm(tokens).logits, theirs(torch.tensor(tokens)).logits)
+
+
+def test_the_encoder_of_t5_alone(tmp_path: Path, rng: np.random.Generator) -> None:
+    torch.manual_seed(2)
+    theirs = T5EncoderModel(T5Config(**ENCODER, **T5_SHAPE)).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.25)
+    theirs.save_pretrained(tmp_path)
+    pair = Pair(theirs, from_pretrained(tmp_path), tmp_path)
+    assert max(forward_distances(pair, make_batch(pair, rng))) <= BOUND
+    assert_saved_copy_is_the_same(pair, tmp_path / "copy")
 
 
 def test_checkpoints_of_pre_training_and_their_old_names(tmp_path: Path, rng: np.random.Generator) -> None:
