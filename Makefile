@@ -17,7 +17,7 @@ test: .venv/tested ## the tests, under ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup --durations 10
 
 test-slow: .venv/tested ## the tests that take longer
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --durations 0
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadgroup --durations 0
 
 lint: .venv/linted ## style, format and types
 	$(BIN)/ruff check .

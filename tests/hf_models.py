@@ -15,10 +15,12 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MarianConfig,
     MBartConfig,
     MistralConfig,
+    MixtralConfig,
     MT5Config,
     Olmo2Config,
     OPTConfig,
@@ -26,6 +28,7 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
     T5Config,
 )
@@ -111,7 +114,9 @@ def with_own_head(folder: Path) -> torch.nn.Module:
 
 
 DECODER = {"vocab_size": VOCAB, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 0}
-DECODER |= {"attn_implementation": "eager"}
+# As written down, without kernels: those for experts refuse sizes that are no multiples of four.
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
+DECODER |= EAGER
 GPT2_SHAPE = {"n_positions": 37, "n_embd": 14, "n_layer": 3, "n_head": 7}
 LLAMA_SHAPE = {
     "hidden_size": 24,
@@ -256,6 +261,35 @@ DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
         NEOX_SHAPE
         | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "relu", "layer_norm_eps": 1e-3}
         | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0} | THETA},
+    ),
+    "mixtral": (MixtralConfig, LLAMA_SHAPE | {"num_local_experts": 5}),
+    "mixtral-unusual": (
+        MixtralConfig,
+        LLAMA_SHAPE
+        | {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 3, "head_dim": 6, "hidden_act": "relu"}
+        | {"rms_norm_eps": 1e-3, "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default"} | THETA},
+    ),
+    "qwen3-moe": (
+        Qwen3MoeConfig,
+        LLAMA_SHAPE | {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 11},
+    ),
+    "qwen3-moe-unusual": (
+        Qwen3MoeConfig,
+        LLAMA_SHAPE
+        | {"num_hidden_layers": 5, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 13}
+        | {"norm_topk_prob": True, "decoder_sparse_step": 2, "mlp_only_layers": [3], "attention_bias": True}
+        | {"use_sliding_window": True, "sliding_window": 3, "rms_norm_eps": 1e-4},
+    ),
+    "gpt-oss": (
+        GptOssConfig,
+        LLAMA_SHAPE | {"head_dim": 6, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 3},
+    ),
+    "gpt-oss-unusual": (
+        GptOssConfig,
+        LLAMA_SHAPE
+        | {"head_dim": 10, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 4, "swiglu_limit": 0.7}
+        | {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "attention_bias": False}
+        | {"rms_norm_eps": 1e-3, "rope_parameters": {"rope_type": "default"} | THETA},
     ),
     "opt": (OPTConfig, OPT_SHAPE),
     "opt-unusual": (

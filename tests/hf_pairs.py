@@ -14,6 +14,7 @@ import optax
 import torch
 from hf_encoders import ENCODERS, HEADS, save_encoder
 from hf_models import DECODERS, MODELS, PAD, VOCAB, save_decoder, save_model
+from transformers.core_model_loading import revert_weight_conversion
 
 from jaxformer import Transformer, cross_entropy
 from jaxformer.pretrained import FAMILIES, Pretrained, from_pretrained, save_pretrained
@@ -132,6 +133,8 @@ gradient_of = jax.jit(jax.value_and_grad(our_loss))  # compiled once for all tha
 
 def in_our_places(pair: Pair, arrays: Batch) -> Transformer:
     """Their arrays, by the names in memory, where our parameters are; NaN where there is none, as for a buffer."""
+    on_disk = revert_weight_conversion(pair.theirs, {name: torch.tensor(array) for name, array in arrays.items()})
+    arrays = {name: tensor.numpy() for name, tensor in on_disk.items()}
     unknown = {name: np.full(tensor.shape, np.nan, "f4") for name, tensor in read_tensors(pair.folder).items()}
     return place(pair.ours.model.config, named(unknown, pair.table) | named(arrays, pair.table), pair.table)
 

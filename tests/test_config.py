@@ -26,10 +26,12 @@ from jaxformer.config import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    MoEConfig,
     RelativeBias,
     RMSNormConfig,
     Rope,
     SinusoidalPositions,
+    SoftmaxRouter,
     StackConfig,
     TokensExcept,
     TransformConfig,
@@ -114,7 +116,27 @@ COUNTED = TransformerConfig(
         position_index=TokensExcept(3),
     ),
 )
-BASES = {"both": BOTH, "decoder": DECODER, "encoder": ENCODER, "counted": COUNTED}
+MIXTURE = TransformerConfig(
+    20,
+    decoder=StackConfig(
+        EmbeddingConfig(29),
+        (
+            BlockConfig(
+                AttentionConfig(2, head_dim=10, sinks=True),
+                MoEConfig(
+                    5,
+                    2,
+                    FeedForwardConfig(13, "silu", gated=True, limit=0.5),
+                    SoftmaxRouter(renormalise=False, bias=True),
+                    shared=FeedForwardConfig(7, dropout=0.3),
+                ),
+                placement="pre",
+            ),
+        ),
+        None,
+    ),
+)
+BASES = {"mixture": MIXTURE, "both": BOTH, "decoder": DECODER, "encoder": ENCODER, "counted": COUNTED}
 OTHER = {
     "heads": 6,
     "kv_heads": 1,
@@ -158,6 +180,12 @@ OTHER = {
     "embedding_norm": None,
     "final_norm": None,
     "head": None,
+    "sinks": False,
+    "limit": 0.2,
+    "experts": 7,
+    "chosen": 3,
+    "renormalise": True,
+    "shared": None,
 }
 # Of these, one that is not there already.
 CHOICES = {
@@ -168,9 +196,21 @@ CHOICES = {
     "layout": ("halves", "interleaved"),
 }
 # Structure rather than values: covered by the models of every shape, or by the fields inside them.
-COMPOSED = {"attention", "feed_forward", "cross", "norm", "encoder", "decoder", "embedding", "blocks", "positions"}
+COMPOSED = {"attention", "feed_forward", "expert", "router", "cross", "norm", "encoder", "decoder", "embedding"}
+COMPOSED |= {"blocks", "positions"}
 # Perturbed where they are given.
-OPTIONAL = {"rope", "query_key_norm", "output_bias", "transform", "scaling", "embedding_norm", "final_norm", "head"}
+OPTIONAL = {
+    "shared",
+    "limit",
+    "rope",
+    "query_key_norm",
+    "output_bias",
+    "transform",
+    "scaling",
+    "embedding_norm",
+    "final_norm",
+    "head",
+}
 
 
 def changes(config: object, name: str, value: object) -> list[object]:
@@ -178,6 +218,8 @@ def changes(config: object, name: str, value: object) -> list[object]:
     if name == "position_index" and not isinstance(config.positions, LearnedPositions | SinusoidalPositions):
         return []  # distances are what they are
     if name == "parallel" and (config.placement == "post" or config.cross):
+        return []  # refused
+    if name == "gated" and config.limit is not None:
         return []  # refused
     if name == "share_embeddings" and not value:
         return []  # one stack, or two vocabularies
@@ -211,6 +253,8 @@ def perturbed(config: object, path: str = "") -> Iterator[tuple[str, object]]:
             if not dataclasses.is_dataclass(part):
                 continue
             for name, changed in perturbed(part, f"{where}{index or ''}"):
+                if name.endswith(".expert.dropout"):
+                    continue  # refused
                 if (index == 0 or ".rope." in name) and not (shared and name.startswith(f"{where}.embedding.")):
                     whole = (*parts[:index], changed, *parts[index + 1 :]) if isinstance(value, tuple) else changed
                     yield name, dataclasses.replace(config, **{field.name: whole})

@@ -8,7 +8,9 @@ from jaxformer.config.layers import (
     BlockConfig,
     FeedForwardConfig,
     LayerNormConfig,
+    MoEConfig,
     RMSNormConfig,
+    SoftmaxRouter,
     TransformConfig,
 )
 from jaxformer.config.model import (
@@ -47,6 +49,8 @@ CONFIGS = (
     Rope,
     AttentionConfig,
     FeedForwardConfig,
+    SoftmaxRouter,
+    MoEConfig,
     BlockConfig,
     EmbeddingConfig,
     StackConfig,

@@ -46,8 +46,8 @@ class AttentionConfig:
     itself included (None: all). softcap: scores are squashed into (-softcap, softcap) by tanh (None: not). bias: of the
     projections to queries, keys and values. output_bias: of the output projection (None: as bias). query_key_norm:
     queries and keys are normalised before they are turned (Henry et al. 2020). normed: each head by itself or all heads
-    of a token as one vector. rope: rotary positions (None: the stack's positions are all there is). dropout: rate on
-    the attention weights.
+    of a token as one vector. rope: rotary positions (None: the stack's positions are all there is). sinks: each head
+    has a learned score for looking at nothing. dropout: rate on the attention weights.
     """
 
     heads: int = 8
@@ -61,6 +61,7 @@ class AttentionConfig:
     query_key_norm: NormConfig | None = None
     normed: Literal["each head", "all heads"] = "each head"
     rope: Rope | None = None
+    sinks: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -78,20 +79,57 @@ class FeedForwardConfig:
 
     hidden: inner width F (None: 4 x the model width, as in the paper). gated: the inner units are multiplied by a
     second linear map of the input, activation(x W_gate) * (x W_up) (Shazeer 2020; SwiGLU with the activation "silu").
-    dropout: rate on the inner units.
+    limit: keeps both factors of a gated network within bounds, activation(min(x W_gate, limit)) * (1 + x W_up), the
+    latter product between -limit and limit, as gpt-oss does (None: no bounds). dropout: rate on the inner units.
     """
 
     hidden: int | None = None
     activation: Activation = "relu"
     gated: bool = False
     bias: bool = True
+    limit: float | None = None
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a network without inner units and an impossible rate."""
+        """Refuse a network without inner units, a limit of nothing and an impossible rate."""
         check_rate(self.dropout)
+        if self.limit is not None and not (self.gated and self.limit > 0):
+            raise InputError(f"limit={self.limit} bounds gated networks, and must be positive")
         if self.hidden is not None and self.hidden < 1:
             raise InputError(f"a feed-forward network needs at least one inner unit, not hidden={self.hidden}")
+
+
+@dataclass(frozen=True)
+class SoftmaxRouter:
+    """Experts with the largest softmax of a linear map of the token, as in Mixtral.
+
+    renormalise: the weights of the chosen experts sum to one. bias: of the linear map.
+    """
+
+    renormalise: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Mixture of experts: each token goes through `chosen` of `experts` feed-forward networks (Shazeer et al. 2017).
+
+    expert: what each of them is like. router: how they are chosen. shared: a network beside them that every token goes
+    through (Dai et al. 2024; None: there is none).
+    """
+
+    experts: int
+    chosen: int
+    expert: FeedForwardConfig = FeedForwardConfig()
+    router: SoftmaxRouter = SoftmaxRouter()
+    shared: FeedForwardConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a choice of more experts than there are, and dropout inside of them."""
+        if not 1 <= self.chosen <= self.experts:
+            raise InputError(f"a token can go to 1 to {self.experts} of {self.experts} experts, not {self.chosen}")
+        if self.expert.dropout:
+            raise InputError("experts have no dropout of inner units: give expert.dropout=0")
 
 
 @dataclass(frozen=True)
@@ -108,7 +146,7 @@ class BlockConfig:
     """
 
     attention: AttentionConfig = AttentionConfig()
-    feed_forward: FeedForwardConfig = FeedForwardConfig()
+    feed_forward: FeedForwardConfig | MoEConfig = FeedForwardConfig()
     cross: AttentionConfig | None = None
     norm: NormConfig = LayerNormConfig()
     placement: Placement = "post"

@@ -90,6 +90,7 @@ class Attention(nnx.Module):
             query_width, key_width = heads * width, kv_heads * width
         self.query_norm = make_norm(norm, query_width) if norm else None
         self.key_norm = make_norm(norm, key_width) if norm else None
+        self.sinks = nnx.Param(jnp.zeros(heads)) if config.sinks else None
 
     def keys_values(self, x: jax.Array, position_ids: jax.Array | None = None) -> KeyValue:
         """What the states x [B, S, D] at positions [1|B, S] offer to queries; rotary keys stay turned as they are."""
@@ -165,4 +166,5 @@ class Attention(nnx.Module):
             "window": both_sides,
             "scale": self.config.scale,
             "softcap": self.config.softcap,
+            "sinks": None if self.sinks is None else self.sinks[...],
         }

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxformer.config import BlockConfig
 from jaxformer.layers.attention import Attention, KeyValue, Visibility
-from jaxformer.layers.feed_forward import FeedForward
+from jaxformer.layers.experts import make_feed_forward
 from jaxformer.layers.norm import Norm, make_norm
 from jaxformer.ops import dropout
 
@@ -39,7 +39,7 @@ class Block(nnx.Module):
         self.attention_norm, self.attention_output_norm = self._norms(dim)
         self.cross = Attention(config.cross, dim, rngs=rngs) if config.cross else None
         self.cross_norm, self.cross_output_norm = self._norms(dim) if config.cross else (None, None)
-        self.feed_forward = FeedForward(config.feed_forward, dim, rngs=rngs)
+        self.feed_forward = make_feed_forward(config.feed_forward, dim, rngs=rngs)
         self.feed_forward_norm, self.feed_forward_output_norm = self._norms(dim)
 
     def __call__(

@@ -1,6 +1,7 @@
 """Position-wise feed-forward network, section 3.3."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import FeedForwardConfig
@@ -11,18 +12,25 @@ from jaxformer.ops import ACTIVATIONS, dropout
 class FeedForward(nnx.Module):
     """Equation 2: activation(x W_up + b_up) W_down + b_down, the same at every position.
 
-    Gated: (activation(x W_gate + b_gate) * (x W_up + b_up)) W_down + b_down.
+    Gated: (activation(x W_gate + b_gate) * (x W_up + b_up)) W_down + b_down. A limit bounds both factors.
     """
 
     def __init__(self, config: FeedForwardConfig, dim: int, *, rngs: nnx.Rngs):
         hidden = 4 * dim if config.hidden is None else config.hidden
-        self.dropout = config.dropout
+        self.dropout, self.limit = config.dropout, config.limit
         self.activation = ACTIVATIONS[config.activation]
         self.gate = Linear(dim, hidden, bias=config.bias, rngs=rngs) if config.gated else None
         self.up = Linear(dim, hidden, bias=config.bias, rngs=rngs)
         self.down = Linear(hidden, dim, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
-        inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        """[..., D] -> [..., D]."""
+        inner = self.up(x)
+        if self.gate is None:
+            inner = self.activation(inner)
+        elif self.limit is None:
+            inner = self.activation(self.gate(x)) * inner
+        else:
+            gate = jnp.minimum(self.gate(x), self.limit)
+            inner = self.activation(gate) * (1 + jnp.clip(inner, -self.limit, self.limit))
         return self.down(dropout(inner, self.dropout, dropout_key))

@@ -1,8 +1,9 @@
-"""Pure functions on arrays: attention, masks, positions, normalisation, losses, dropout and activations."""
+"""Pure functions on arrays: attention, masks, positions, normalisation, experts, losses, dropout and activations."""
 
 from jaxformer.ops.activations import ACTIVATIONS, Activation
 from jaxformer.ops.attention import attention_scores, attention_weights, dot_product_attention, weighted_values
 from jaxformer.ops.dropout import dropout
+from jaxformer.ops.experts import mix_experts
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import causal_mask, padding_mask
 from jaxformer.ops.matmul import matmul
@@ -16,10 +17,12 @@ from jaxformer.ops.rotary_scaling import (
     slow_by_ramp,
     slow_long_waves,
 )
+from jaxformer.ops.routing import Choice, softmax_router
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "Choice",
     "Rotation",
     "attention_scores",
     "attention_weights",
@@ -33,6 +36,7 @@ __all__ = [
     "frequencies_of_longer_waves",
     "layer_norm",
     "matmul",
+    "mix_experts",
     "padding_mask",
     "rms_norm",
     "rotary_frequencies",
@@ -41,6 +45,7 @@ __all__ = [
     "sinusoidal_positions",
     "slow_by_ramp",
     "slow_long_waves",
+    "softmax_router",
     "token_cross_entropy",
     "weighted_values",
 ]

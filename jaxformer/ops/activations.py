@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "tanh"]
 
 # "gelu" is x * Phi(x) with the exact error function, as in PyTorch; jax.nn.gelu alone would be the tanh approximation.
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -14,5 +14,6 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks and Gimpel 2016
     "tanh": jax.numpy.tanh,
 }

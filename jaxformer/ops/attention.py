@@ -21,6 +21,7 @@ def dot_product_attention(
     key_lengths: jax.Array | None = None,
     window: Window | None = None,
     softcap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """The values averaged for each query by how well their keys fit it: softmax(scale Q K^T) V, equation 1.
 
@@ -40,6 +41,8 @@ def dot_product_attention(
     softcap squashes scaled scores to softcap * tanh(score / softcap); then bias, floating-point in the shapes of mask
     and possibly -inf, is added. The softmax is computed in float32 and stays finite for any score, because the largest
     of a row is subtracted first. A query that sees no key gets zeros, and so do the gradients through it.
+    sinks, one number per query head [N], are scores of a key that every query sees and whose value is zero: a head may
+    look there instead of at any token (Xiao et al. 2023), and its weights on tokens then sum to less than 1.
 
     The same numbers are computed in one of three ways: by cuDNN's kernel on NVIDIA GPUs (`fused_kernel_applies`); for
     long sequences without an array of T x S, block by block (`blockwise_attention`; gradients of first order only); or
@@ -50,7 +53,7 @@ def dot_product_attention(
     """
     structure = describe(
         query, key, mask=mask, bias=bias, scale=scale, causal=causal, query_offset=query_offset,
-        key_lengths=key_lengths, window=window, softcap=softcap,
+        key_lengths=key_lengths, window=window, softcap=softcap, sinks=sinks,
     )  # fmt: skip
     check_value(key, value)
     if fused_kernel_applies(query, key, value, structure, cuda_capability()):
@@ -58,8 +61,10 @@ def dot_product_attention(
     if _blockwise_pays(query, key, structure):
         real_keys = jnp.ones((1, key.shape[1]), bool) if structure.real_keys is None else structure.real_keys
         offsets = first_positions(structure)
-        return blockwise_attention(query, key, value, structure.rules, offsets=offsets, real_keys=real_keys)
-    return weighted_values(_softmax(_scores(query, key, structure)), value)
+        return blockwise_attention(
+            query, key, value, structure.rules, offsets=offsets, real_keys=real_keys, sinks=structure.sinks
+        )
+    return weighted_values(_weights(query, key, structure), value)
 
 
 def attention_weights(
@@ -74,16 +79,17 @@ def attention_weights(
     key_lengths: jax.Array | None = None,
     window: Window | None = None,
     softcap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """The attention map, softmax(scale Q K^T): float32 [B, N, T, S], rows sum to 1 or, where no key is visible, are 0.
 
-    The arguments are those of `dot_product_attention`.
+    With sinks they sum to less, by what the sinks have. The arguments are those of `dot_product_attention`.
     """
     structure = describe(
         query, key, mask=mask, bias=bias, scale=scale, causal=causal, query_offset=query_offset,
-        key_lengths=key_lengths, window=window, softcap=softcap,
+        key_lengths=key_lengths, window=window, softcap=softcap, sinks=sinks,
     )  # fmt: skip
-    return _softmax(_scores(query, key, structure))
+    return _weights(query, key, structure)
 
 
 def attention_scores(
@@ -101,11 +107,11 @@ def attention_scores(
 ) -> jax.Array:
     """What precedes the softmax: scale Q K^T, capped, plus bias; float32 [B, N, T, S], -inf where a key is not visible.
 
-    The arguments are those of `dot_product_attention`.
+    The arguments are those of `dot_product_attention`, without sinks.
     """
     structure = describe(
         query, key, mask=mask, bias=bias, scale=scale, causal=causal, query_offset=query_offset,
-        key_lengths=key_lengths, window=window, softcap=softcap,
+        key_lengths=key_lengths, window=window, softcap=softcap, sinks=None,
     )  # fmt: skip
     return _scores(query, key, structure)
 
@@ -150,6 +156,15 @@ def _scores(query: jax.Array, key: jax.Array, structure: Structure) -> jax.Array
         scores = scores + structure.bias
     visible = visible_keys(structure, T, S)
     return scores if visible is None else jnp.where(visible, scores, -jnp.inf)
+
+
+def _weights(query: jax.Array, key: jax.Array, structure: Structure) -> jax.Array:
+    """The attention map, float32 [B, N, T, S]. Sinks are one more key, whose column is left out."""
+    scores = _scores(query, key, structure)
+    if structure.sinks is None:
+        return _softmax(scores)
+    sinks = jnp.broadcast_to(structure.sinks[:, None, None], (*scores.shape[:3], 1))
+    return _softmax(jnp.concatenate([scores, sinks], axis=-1))[..., :-1]
 
 
 def _heads_first(x: jax.Array) -> jax.Array:

@@ -34,6 +34,7 @@ class Saved(NamedTuple):
     keys: jax.Array
     values: jax.Array
     sight: Sight
+    sinks: jax.Array
     output: jax.Array
     largest: jax.Array
     total: jax.Array
@@ -47,13 +48,14 @@ def blockwise_attention(
     *,
     offsets: jax.Array,
     real_keys: jax.Array,
+    sinks: jax.Array | None = None,
     block: int = 256,
 ) -> jax.Array:
     """softmax(scale Q K^T) V, section 3.2.1, equation 1, in memory that is linear in T and S: [B, T, N, Hv].
 
-    query [B, T, N, H], key [B, S, K, H], value [B, S, K, Hv]; offsets integer [B|1], real_keys boolean [B|1, S]. Blocks
-    that the window rules out for every row are never computed, in neither direction. Reverse-mode gradients of first
-    order only; the offsets and real keys have none.
+    query [B, T, N, H], key [B, S, K, H], value [B, S, K, Hv]; offsets integer [B|1], real_keys boolean [B|1, S], sinks
+    float32 [N]. Blocks that the window rules out for every row are never computed, in neither direction. Reverse-mode
+    gradients of first order only; the offsets and real keys have none.
     """
     B, T, N, _ = query.shape
     _, _, K, Hv = value.shape
@@ -62,7 +64,8 @@ def blockwise_attention(
     keys = jnp.swapaxes(_split(key, block), 2, 3)  # [S blocks, B, K, size, H]
     values = jnp.swapaxes(_split(value, block), 2, 3)
     sight = Sight(offsets, _split(real_keys, block))  # the padding of the last block is not real
-    output = _attend(rules, queries, keys, values, sight)
+    nowhere = jnp.full(N, _LOWEST) if sinks is None else sinks
+    output = _attend(rules, queries, keys, values, sight, nowhere.reshape(K, N // K))
     return jnp.transpose(output, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, Hv)[:, :T]
 
 
@@ -74,17 +77,21 @@ def _split(x: jax.Array, block: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(rules: Rules, queries: jax.Array, keys: jax.Array, values: jax.Array, sight: Sight) -> jax.Array:
+def _attend(
+    rules: Rules, queries: jax.Array, keys: jax.Array, values: jax.Array, sight: Sight, sinks: jax.Array
+) -> jax.Array:
     """The attention of every query block [T blocks, B, K, G, size, Hv]."""
-    return _forward(rules, queries, keys, values, sight)[0]
+    return _forward(rules, queries, keys, values, sight, sinks)[0]
 
 
 def _forward(
-    rules: Rules, queries: jax.Array, keys: jax.Array, values: jax.Array, sight: Sight
+    rules: Rules, queries: jax.Array, keys: jax.Array, values: jax.Array, sight: Sight, sinks: jax.Array
 ) -> tuple[jax.Array, Saved]:
     """The output blocks, and what the gradient needs."""
     rows, Hv = queries.shape[1:-1], values.shape[-1]
-    nothing = jnp.full(rows, _LOWEST), jnp.zeros(rows, jnp.float32), jnp.zeros((*rows, Hv), jnp.float32)
+    # Before any key, a query has seen the sink: its exponential is 1 beneath its own score, and its value zero. The
+    # lowest number stands for no sink: nothing is left of it once a key is seen, and a query that sees none gets zeros.
+    nothing = jnp.broadcast_to(sinks[..., None], rows), jnp.ones(rows), jnp.zeros((*rows, Hv), jnp.float32)
 
     def attend_block(_: None, numbered: Any) -> tuple[None, Any]:
         index, query = numbered
@@ -100,20 +107,21 @@ def _forward(
             return new_largest, total, mixed
 
         largest, total, mixed = jax.lax.fori_loop(*_key_range(rules, queries, keys, sight, index), visit, nothing)
-        total = jnp.where(total == 0, 1, total)  # a query that sees nothing has a sum of 0 and gets zeros
         return None, ((mixed / total[..., None]).astype(values.dtype), largest, total)
 
     _, (output, largest, total) = jax.lax.scan(attend_block, None, (jnp.arange(len(queries)), queries))
-    return output, Saved(queries, keys, values, sight, output, largest, total)
+    return output, Saved(queries, keys, values, sight, sinks, output, largest, total)
 
 
-def _backward(rules: Rules, saved: Saved, d_output: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    """The gradients of queries, keys and values.
+def _backward(
+    rules: Rules, saved: Saved, d_output: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array]:
+    """The gradients of queries, keys, values and sinks.
 
     With weights P, dV = P^T dO and dP = dO V^T; through the softmax, dScores = P * (dP - sum of P dP), where the sum
-    over keys equals the sum of dO * O over the width and is therefore known beforehand.
+    over keys equals the sum of dO * O over the width and is therefore known beforehand. A sink's dP is zero.
     """
-    queries, keys, values, sight, output, largest, total = saved
+    queries, keys, values, sight, sinks, output, largest, total = saved
     d_sum = jnp.sum(d_output.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
 
     def gradient_block(d_keys_values: Any, numbered: Any) -> tuple[Any, jax.Array]:
@@ -142,7 +150,9 @@ def _backward(rules: Rules, saved: Saved, d_output: jax.Array) -> tuple[jax.Arra
     numbered = jnp.arange(len(queries)), queries, d_output, largest, total, d_sum
     zeros = jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
     (d_keys, d_values), d_queries = jax.lax.scan(gradient_block, zeros, numbered)
-    return d_queries, d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
+    weights = jnp.exp(sinks[None, None, ..., None] - largest) / total  # of the sinks, [T blocks, B, K, G, size]
+    d_sinks = -jnp.sum(weights * d_sum, axis=(0, 1, 4))
+    return d_queries, d_keys.astype(keys.dtype), d_values.astype(values.dtype), None, d_sinks
 
 
 _attend.defvjp(_forward, _backward)

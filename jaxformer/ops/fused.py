@@ -37,6 +37,7 @@ def fused_kernel_applies(
         and softcap is None
         and structure.bias is None
         and structure.mask is None
+        and structure.sinks is None
         and (whole or (starts_at_zero and right == 0))
         and (left is None or T <= S)
         and (structure.real_keys is None or (T % 2 == 0 and S % 2 == 0))

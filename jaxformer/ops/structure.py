@@ -29,7 +29,8 @@ class Structure(NamedTuple):
     """Only `mask` and `bias` may be as large as the scores; the rest tells what is visible without an array.
 
     query_offset: an integer, or integers [1] or [B]. real_keys: boolean [B|1, S], what the lengths and a mask that is
-    the same for all heads and queries say. mask boolean, bias float32: [B|1, N|1, T|1, S]. None: nothing to say.
+    the same for all heads and queries say. mask boolean, bias float32: [B|1, N|1, T|1, S]. sinks: float32 [N]. None:
+    nothing to say.
     """
 
     rules: Rules
@@ -37,6 +38,7 @@ class Structure(NamedTuple):
     real_keys: jax.Array | None
     mask: jax.Array | None
     bias: jax.Array | None
+    sinks: jax.Array | None
 
 
 def describe(
@@ -51,6 +53,7 @@ def describe(
     key_lengths: jax.Array | None,
     window: Window | None,
     softcap: float | None,
+    sinks: jax.Array | None,
 ) -> Structure:
     """The structure of an attention call; raises InputError where query, key and the keywords do not fit together."""
     _check_heads(query, key)
@@ -76,8 +79,12 @@ def describe(
         real_keys, mask = (mask[:, 0, 0] if real_keys is None else mask[:, 0, 0] & real_keys), None
     if not isinstance(query_offset, int):
         query_offset = _one_per_row("query_offset", jnp.atleast_1d(query_offset), B)
+    if sinks is not None:
+        if sinks.shape != (N,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
+            raise InputError(f"sinks must be a number for each of {N} heads, not {sinks.dtype} {list(sinks.shape)}")
+        sinks = sinks.astype(jnp.float32)
     rules = Rules(H**-0.5 if scale is None else float(scale), softcap, left, 0 if causal else right)
-    return Structure(rules, query_offset, real_keys, mask, bias)
+    return Structure(rules, query_offset, real_keys, mask, bias, sinks)
 
 
 def check_value(key: jax.Array, value: jax.Array) -> None:

@@ -13,7 +13,7 @@ from jaxformer.config import HeadConfig, TransformerConfig
 from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
-from jaxformer.pretrained import bart, bert, gemma, gpt2, llama, neox, opt, t5
+from jaxformer.pretrained import bart, bert, gemma, gpt2, llama, mixture, neox, opt, t5
 from jaxformer.pretrained.bundle import Output, Pretrained
 from jaxformer.pretrained.files import Arrays, read_json, read_tensors, replacing, write_json, write_tensors
 from jaxformer.pretrained.weights import WeightTable, build, named, tensors_of
@@ -39,11 +39,13 @@ FAMILIES = {
     "gemma2": Family(gemma.gemma2_config, gemma.gemma2_table),
     "gemma3_text": Family(gemma.gemma3_config, gemma.gemma2_table),
     "gpt2": Family(gpt2.gpt2_config, gpt2.gpt2_table),
+    "gpt_oss": Family(mixture.gpt_oss_config, mixture.gpt_oss_table),
     "gpt_neox": Family(neox.neox_config, neox.neox_table),
     "llama": Family(llama.llama_config, llama.llama_table),
     "marian": Family(bart.marian_config, bart.bart_table),
     "mbart": Family(bart.mbart_config, bart.bart_table),
     "mistral": Family(llama.mistral_config, llama.llama_table),
+    "mixtral": Family(mixture.mixtral_config, mixture.mixtral_table),
     "mt5": Family(t5.mt5_config, t5.t5_table),
     "olmo2": Family(llama.olmo2_config, llama.olmo2_table),
     "opt": Family(opt.opt_config, opt.opt_table),
@@ -51,6 +53,7 @@ FAMILIES = {
     "phi3": Family(llama.phi3_config, llama.phi3_table),
     "qwen2": Family(llama.qwen2_config, llama.llama_table),
     "qwen3": Family(llama.qwen3_config, llama.llama_table),
+    "qwen3_moe": Family(mixture.qwen3_moe_config, mixture.qwen3_moe_table),
     "roberta": Family(bert.roberta_config, bert.roberta_table),
     "smollm3": Family(llama.smollm3_config, llama.llama_table),
     "t5": Family(t5.t5_config, t5.t5_table),
@@ -124,6 +127,12 @@ def family_of(hf: dict[str, Any]) -> Family:
     """The family that a config.json names. Raises InputError for one that is not supported."""
     if hf.get("model_type") not in FAMILIES:
         raise InputError(f"model_type {hf.get('model_type')!r} is not supported: known are {', '.join(FAMILIES)}")
+    if quantised := hf.get("quantization_config"):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+        raise InputError(
+            f"the weights are quantised ({method}), which is not supported: dequantise them in transformers, for mxfp4 "
+            "by from_pretrained(..., quantization_config=Mxfp4Config(dequantize=True)), and save_pretrained them"
+        )
     return FAMILIES[hf["model_type"]]
 
 

@@ -1,7 +1,7 @@
 """Llama and what has its shape.
 
 Mistral (a window), Qwen2 (biases of queries, keys, values), Qwen3 (normed heads), SmolLM3 (layers without positions),
-OLMo 2 (norms at the outputs), Phi-3 (fused tensors, LongRoPE).
+OLMo 2 (norms at the outputs), Phi-3 (fused tensors, LongRoPE). What has experts as well is in `mixture`.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from jaxformer.config import (
     EmbeddingConfig,
     FeedForwardConfig,
     HeadConfig,
+    MoEConfig,
     Placement,
     RMSNormConfig,
     StackConfig,
@@ -215,15 +216,20 @@ def decoder_config(
     norm: RMSNormConfig | None = None,
     scale_embedding: bool = False,
     dropout: float = 0.0,
+    feed_forward: Callable[[int], FeedForwardConfig | MoEConfig] | None = None,
 ) -> TransformerConfig:
-    """A decoder with RMSNorm and a gated feed-forward network; layers may differ in their attention."""
+    """A decoder with RMSNorm and a gated feed-forward network; layers may differ in their attention and in this."""
     require(hf, pretraining_tp=1)
     norm = norm or RMSNormConfig(hf["rms_norm_eps"])
-    feed_forward = FeedForwardConfig(
-        hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=hf["mlp_bias"]
-    )
+    plain = FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=hf["mlp_bias"])
     blocks = tuple(
-        BlockConfig(attention(layer), feed_forward, norm=norm, placement=placement, dropout=dropout)
+        BlockConfig(
+            attention(layer),
+            feed_forward(layer) if feed_forward else plain,
+            norm=norm,
+            placement=placement,
+            dropout=dropout,
+        )
         for layer in range(hf["num_hidden_layers"])
     )
     embedding = EmbeddingConfig(hf["vocab_size"], scale=scale_embedding)

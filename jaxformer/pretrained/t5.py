@@ -82,7 +82,8 @@ def mt5_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def t5_table(config: TransformerConfig) -> WeightTable:
     """Where T5 keeps its weights. A gated network has its gate first."""
-    gated = config.main.blocks[0].feed_forward.gated
+    feed_forward = config.main.blocks[0].feed_forward
+    gated = isinstance(feed_forward, FeedForwardConfig) and feed_forward.gated
     inner = ((r"\.gate\.", ".wi_0."), (r"\.up\.", ".wi_1.")) if gated else ((r"\.up\.", ".wi."),)
     return WeightTable((*RENAMES, *inner), IGNORABLE, prefix="")
 

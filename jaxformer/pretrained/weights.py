@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -24,12 +25,14 @@ class WeightTable:
     """Where checkpoints of a family keep what we call "decoder.blocks.0.attention.query.weight" and so on.
 
     renames: regular expressions on our names and what to put instead, applied in order. Parameters that end up with
-    the same name are parts of one tensor, side by side along its outputs, in the order of `FUSED`. ignorable: tensors
+    the same name are parts of one tensor, side by side along its outputs, in the order of `FUSED`. A "*" in a name is
+    the number of an expert: each has a tensor of its own, and ours are one parameter. ignorable: tensors
     that may stay unused, a regular expression. prefix: what checkpoints of the bare model leave out in front of names.
     as_is: linear maps that are [inputs, outputs] in the file too, a regular expression; all others are transposed, as
     `torch.nn.Linear` has them. rows: vectors that are [1, n] in the file, a regular expression. by_head: tensors whose
-    parts lie side by side within each head, a regular expression. kept: tensors of other uses, which we leave alone and
-    write back. aliases: names of old files, regular expressions and what to put instead.
+    parts lie side by side within each head, a regular expression. alternating: tensors whose parts take turns number by
+    number, a regular expression. kept: tensors of other uses, which we leave alone and write back. aliases: names of
+    old files, regular expressions and what to put instead.
     """
 
     renames: tuple[tuple[str, str], ...]
@@ -38,6 +41,7 @@ class WeightTable:
     as_is: str = ""
     rows: str = ""
     by_head: str = ""
+    alternating: str = ""
     kept: str = ""
     aliases: tuple[tuple[str, str], ...] = ()
 
@@ -51,8 +55,11 @@ class WeightTable:
 
 def build(config: TransformerConfig, tensors: Arrays, table: WeightTable, dtype: Any = None) -> Transformer:
     """A model of `config` whose parameters are `tensors`, in their own types or all in `dtype`; raises as `place`."""
-    # Copies: an array of a mapped file would change with the file, and a transposed one be copied at every call.
-    return jax.tree.map(lambda array: jnp.array(array, dtype or array.dtype), place(config, tensors, table))
+    leaves, structure = jax.tree.flatten(place(config, tensors, table))
+    for index, leaf in enumerate(leaves):  # in turn, so that what had to be gathered for `place` is given back at once
+        # Copies: an array of a mapped file would change with the file, and a transposed one be copied at every call.
+        leaves[index] = jnp.array(leaf, dtype or leaf.dtype)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def place(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Transformer:
@@ -67,20 +74,23 @@ def place(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Tra
     parts: dict[str, list[tuple]] = {}
     for path in shapes:
         parts.setdefault(table.name(path), []).append(path)
+    names = {name: numbered(name, shapes[paths[0]].shape[0]) for name, paths in parts.items()}
     known = f"{table.ignorable}|{table.kept}"
-    surplus = [name for name in tensors.keys() - parts.keys() if not re.fullmatch(known, name)]
+    surplus = [name for name in tensors.keys() - set(chain(*names.values())) if not re.fullmatch(known, name)]
     problems = [f"surplus {name}" for name in sorted(surplus)]
     filled: dict[tuple, np.ndarray] = {}
     for name, paths in parts.items():
-        if name not in tensors:
-            problems.append(f"missing {name}")
+        if missing := [each for each in names[name] if each not in tensors]:
+            experts = f" of {len(missing)} of {len(names[name])} experts" if "*" in name else ""
+            problems.append(f"missing {name}{experts}")
             continue
+        tensor = gathered(name, [tensors[each] for each in names[name]])
         whole = {path: shapes[path].shape for path in sorted(paths, key=place_among_fused)}
-        transposed = paths[0][-1] == "weight" and not re.fullmatch(table.as_is, name)
-        found = split(tensors[name].T if transposed else tensors[name], whole, bool(re.fullmatch(table.by_head, name)))
+        found = None if tensor is None else split(turned(tensor, name, paths[0], table), whole, name, table)
         if found is None:
             wanted = " + ".join(map(str, whole.values()))
-            problems.append(f"{name} has shape {tensors[name].shape}, which does not fit {wanted}")
+            theirs = " and ".join(str(shape) for shape in {tensors[each].shape: None for each in names[name]})
+            problems.append(f"{name} has shape {theirs}, which does not fit {wanted}")
         else:
             filled |= found
     if problems:
@@ -101,13 +111,34 @@ def tensors_of(model: Transformer, table: WeightTable) -> Arrays:
         if re.fullmatch(table.by_head, name):
             tensor = np.stack(arrays, axis=-2)
             tensor = tensor.reshape(*tensor.shape[:-3], -1)
+        elif re.fullmatch(table.alternating, name):
+            tensor = np.stack(arrays, axis=-1)
+            tensor = tensor.reshape(*tensor.shape[:-2], -1)
         else:
-            pieces = [as_matrix(array, owner(model, path)) for array, path in zip(arrays, paths, strict=True)]
+            pieces = [as_matrix(array, owner(model, path), path) for array, path in zip(arrays, paths, strict=True)]
             tensor = np.concatenate(pieces, axis=-1)
-        if paths[0][-1] == "weight" and not re.fullmatch(table.as_is, name):
-            tensor = tensor.T
-        tensors[name] = np.ascontiguousarray(tensor[None] if re.fullmatch(table.rows, name) else tensor)
+        tensor = turned(tensor, name, paths[0], table)
+        each = tensor if "*" in name else [tensor[None] if re.fullmatch(table.rows, name) else tensor]
+        tensors |= dict(zip(numbered(name, len(each)), map(np.ascontiguousarray, each), strict=True))
     return tensors
+
+
+def numbered(name: str, experts: int) -> list[str]:
+    """The names of the tensors that are one parameter: those of all experts, or the name itself."""
+    return [name.replace("*", str(number)) for number in range(experts)] if "*" in name else [name]
+
+
+def gathered(name: str, tensors: list[np.ndarray]) -> np.ndarray | None:
+    """The tensors of all experts as one, or the only tensor of a name; None if the experts' have several shapes."""
+    if "*" not in name:
+        return tensors[0]
+    return None if len({tensor.shape for tensor in tensors}) > 1 else np.stack(tensors)
+
+
+def turned(tensor: np.ndarray, name: str, path: tuple[Any, ...], table: WeightTable) -> np.ndarray:
+    """A linear map as the other side has it, [inputs, outputs] or [outputs, inputs]; anything else as it is."""
+    stays = path[-1] != "weight" or re.fullmatch(table.as_is, name) or tensor.ndim < 2
+    return tensor if stays else np.swapaxes(tensor, -1, -2)
 
 
 def owner(model: Transformer, path: tuple[Any, ...]) -> Any:
@@ -118,11 +149,13 @@ def owner(model: Transformer, path: tuple[Any, ...]) -> Any:
     return module
 
 
-def as_matrix(array: np.ndarray, module: Any) -> np.ndarray:
+def as_matrix(array: np.ndarray, module: Any, path: tuple[Any, ...]) -> np.ndarray:
     """A parameter of a linear map without the axes that its inputs and outputs are split into; any other as it is."""
     if not isinstance(module, Linear):
         return array
-    return array.reshape(prod(module.inputs), -1) if array.ndim > len(module.outputs) else array.reshape(-1)
+    inputs = module.inputs if path[-1] == "weight" else ()
+    experts = array.shape[: array.ndim - len(inputs) - len(module.outputs)]
+    return array.reshape(*experts, *[prod(inputs)] * bool(inputs), prod(module.outputs))
 
 
 def place_among_fused(path: tuple[Any, ...]) -> int:
@@ -140,20 +173,23 @@ def named(tensors: Arrays, table: WeightTable) -> Arrays:
 
 
 def split(
-    tensor: np.ndarray, shapes: dict[tuple, tuple[int, ...]], by_head: bool = False
+    tensor: np.ndarray, shapes: dict[tuple, tuple[int, ...]], name: str, table: WeightTable
 ) -> dict[tuple, np.ndarray] | None:
     """The parameters of these shapes that lie side by side along the last axis of a tensor; None if they do not.
 
-    by_head: within each head, so that the axis is heads x parts x width.
+    Or within each head, so that the axis is heads x parts x width, or taking turns, so that it is width x parts.
     """
     if len(shapes) == 1:
         ((path, shape),) = shapes.items()
         return {path: tensor.reshape(shape)} if same_matrix(tensor.shape, shape) else None
-    if by_head:
-        *inputs, heads, width = next(iter(shapes.values()))
-        if (*inputs, heads * len(shapes) * width) != tensor.shape or len(set(shapes.values())) > 1:
+    by_head, alternating = (bool(re.fullmatch(pattern, name)) for pattern in (table.by_head, table.alternating))
+    if by_head or alternating:
+        shape = next(iter(shapes.values()))
+        inputs, outputs = shape[: tensor.ndim - 1], shape[tensor.ndim - 1 :]
+        if tensor.shape != (*inputs, len(shapes) * prod(outputs)) or len(set(shapes.values())) > 1:
             return None
-        pieces = np.moveaxis(tensor.reshape(*inputs, heads, len(shapes), width), -2, 0)
+        parts = (*outputs[:-1], len(shapes), outputs[-1]) if by_head else (*outputs, len(shapes))
+        pieces = np.moveaxis(tensor.reshape(*inputs, *parts), -2 if by_head else -1, 0)
         return dict(zip(shapes, pieces, strict=True))
     inputs, outputs = tensor.shape[:-1], [prod(shape[tensor.ndim - 1 :]) for shape in shapes.values()]
     if tensor.shape[-1] != sum(outputs) or any(shape[: len(inputs)] != inputs for shape in shapes.values()):

@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxformer.config import TransformerConfig
+from jaxformer.config import BlockConfig, FeedForwardConfig, StackConfig, TransformerConfig
 from jaxformer.model import Transformer
 from jaxformer.ops import cross_entropy
 from jaxformer.train import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
@@ -144,12 +144,34 @@ def costs(config: TransformerConfig, sizes: Sizes) -> Costs:
     return Costs(
         parameters=sum(leaf.size for leaf in leaves),
         weights=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
-        forward=flops(sizes, functools.partial(lower_forward, config)),
-        step=flops(sizes, functools.partial(lower_step, config)),
+        forward=flops(sizes, functools.partial(lower_forward, active(config))),
+        step=flops(sizes, functools.partial(lower_step, active(config))),
         cache_token=cache // (sizes.B * sizes.T),
         cache=cache,
         cross=cross,
     )
+
+
+def active(config: TransformerConfig) -> TransformerConfig:
+    """The model without loops over experts: in place of those that a token goes through, one network as wide as all.
+
+    It computes as much, but for the router.
+    """
+
+    def width(network: FeedForwardConfig | None) -> int:
+        return 0 if network is None else network.hidden or 4 * config.dim
+
+    def without_experts(block: BlockConfig) -> BlockConfig:
+        mixture = block.feed_forward
+        if isinstance(mixture, FeedForwardConfig):
+            return block
+        hidden = mixture.chosen * width(mixture.expert) + width(mixture.shared)
+        return replace(block, feed_forward=replace(mixture.expert, hidden=hidden))
+
+    def alone(stack: StackConfig | None) -> StackConfig | None:
+        return stack and replace(stack, blocks=tuple(map(without_experts, stack.blocks)))
+
+    return replace(config, encoder=alone(config.encoder), decoder=alone(config.decoder))
 
 
 def cache_bytes(config: TransformerConfig, sizes: Sizes) -> tuple[int, int]:

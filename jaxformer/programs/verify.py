@@ -120,8 +120,9 @@ def load_reference(folder: Path, model: Transformer) -> Any:
         "decoder": transformers.AutoModelForCausalLM,
         "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
     }[kind(model)]
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
     try:
-        return opener.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        return opener.from_pretrained(folder, dtype=torch.float32, **plain)
     except Exception as error:  # whatever the reason, it is theirs
         raise InputError(f"transformers cannot open {folder}: {str(error).strip().splitlines()[0]}") from None
 
@@ -144,6 +145,7 @@ def make_inputs(lm: Pretrained, prompt: str | None) -> Inputs:
 def reference(lm: Pretrained, model: Any, inputs: Inputs) -> Reference:
     """What transformers says of the inputs."""
     import torch
+    from transformers.core_model_loading import revert_weight_conversion
 
     model.eval().zero_grad()
     tensors = {name: torch.tensor(ids) for name, ids in inputs.items()}
@@ -161,8 +163,9 @@ def reference(lm: Pretrained, model: Any, inputs: Inputs) -> Reference:
         (stack, what): [array.detach().numpy() for array in found[name]]
         for stack, what, name in names(inputs, lm.model)
     }
-    gradients = {name: leaf.grad.numpy() for name, leaf in model.named_parameters() if leaf.grad is not None}
-    return Reference(values, logits.detach().numpy(), loss.item(), gradients, seconds)
+    gradients = {name: leaf.grad for name, leaf in model.named_parameters() if leaf.grad is not None}
+    in_files = {name: grad.numpy() for name, grad in revert_weight_conversion(model, gradients).items()}
+    return Reference(values, logits.detach().numpy(), loss.item(), in_files, seconds)
 
 
 def expected_labels(inputs: Inputs, shape: tuple[int, ...]) -> np.ndarray:

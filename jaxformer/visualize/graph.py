@@ -15,6 +15,7 @@ from jaxformer.config import (
     FeedForwardConfig,
     HeadConfig,
     LearnedPositions,
+    MoEConfig,
     NormConfig,
     Placement,
     Positions,
@@ -271,8 +272,14 @@ def attention_box(config: AttentionConfig, label: str, dim: int, queries: str, k
     return Box(label, tuple(filter(None, details)), ATTENTION)
 
 
-def feed_forward_box(config: FeedForwardConfig, dim: int) -> Box:
-    """The widths and the activation of a feed-forward network."""
+def feed_forward_box(config: FeedForwardConfig | MoEConfig, dim: int) -> Box:
+    """The widths and the activation of a feed-forward network, or of each expert and how many a token goes through."""
+    if isinstance(config, MoEConfig):
+        (inside,) = feed_forward_box(config.expert, dim).details
+        details = [f"{config.chosen} of {config.experts}, each {inside}"]
+        if config.shared:
+            details.append(f"and for all {feed_forward_box(config.shared, dim).details[0]}")
+        return Box("Experts", tuple(details), FEED_FORWARD)
     hidden = 4 * dim if config.hidden is None else config.hidden
     activation = {"relu": "ReLU", "silu": "SiLU"}.get(config.activation, config.activation.upper().replace("_", " "))
     kind = f"{activation} gate" if config.gated else activation

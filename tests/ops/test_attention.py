@@ -87,6 +87,26 @@ def test_gradient_of_the_bias_equals_torch(inputs: list[np.ndarray], rng: np.ran
     np.testing.assert_allclose(ours, leaf.grad.numpy(), rtol=1e-6, atol=1e-6)
 
 
+def test_sinks_equal_a_key_of_that_score_without_value(inputs: list[np.ndarray], rng: np.random.Generator) -> None:
+    """Which PyTorch can be given: a key of zeros, its score added as a bias, a value of zeros."""
+    (sinks,) = arrays(rng, (N,))
+    nothing = [((0, 0), (0, extra), (0, 0), (0, 0)) for extra in (0, 1, 1, 0)]
+    widened = [np.pad(x, padding) for x, padding in zip(inputs, nothing, strict=True)]
+    bias = np.zeros((B, N, T, S + 1), np.float32)
+    bias[..., -1] = sinks[None, :, None]
+    bias = torch.tensor(bias, requires_grad=True)
+    expected, d_query, d_key, d_value = torch_attention(widened, attn_mask=bias)
+    *primals, d_output = map(jnp.asarray, inputs)
+    output, pull = jax.vjp(lambda *x: dot_product_attention(*x[:3], sinks=x[3]), *primals, jnp.asarray(sinks))
+    d_sinks = bias.grad[..., -1].sum((0, 2)).numpy()
+    wanted = [expected, d_query, d_key[:, :S], d_value[:, :S], d_sinks]
+    for actual, reference in zip([output, *pull(d_output)], wanted, strict=True):
+        np.testing.assert_allclose(actual, reference, rtol=1e-6, atol=1e-5)
+    rows = attention_weights(*primals[:2], sinks=jnp.asarray(sinks)).sum(-1)
+    assert rows.min() > 0
+    assert rows.max() < 1
+
+
 @pytest.mark.parametrize("heads", [(1, 1), (6, 1), (6, 6)])
 def test_any_grouping_equals_repeated_heads(rng: np.random.Generator, heads: tuple[int, int]) -> None:
     queries, keys = heads
@@ -287,6 +307,7 @@ BAD_INPUT = {
     "window": ({}, {"window": (-1, 0)}, "window"),
     "window sides": ({}, {"window": (1, 2, 3)}, "window"),
     "softcap": ({}, {"softcap": 0.0}, "softcap"),
+    "sinks": ({}, {"sinks": jnp.zeros(2)}, "sinks must be a number for each of"),
 }
 
 

@@ -58,7 +58,7 @@ def blockwise(query: jax.Array, key: jax.Array, value: jax.Array, *, block: int,
     if "mask" in options:
         real = real & options["mask"][:, 0, 0]
     offsets = jnp.broadcast_to(options.get("query_offset", 0), (len(key),))
-    return compiled_blockwise(query, key, value, rules, offsets, real, block)
+    return compiled_blockwise(query, key, value, rules, offsets, real, block, options.get("sinks"))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 6))
@@ -70,9 +70,10 @@ def compiled_blockwise(
     offsets: jax.Array,
     real_keys: jax.Array,
     block: int,
+    sinks: jax.Array | None,
 ) -> jax.Array:
     """One program for all structures that share their rules."""
-    return blockwise_attention(query, key, value, rules, offsets=offsets, real_keys=real_keys, block=block)
+    return blockwise_attention(query, key, value, rules, offsets=offsets, real_keys=real_keys, sinks=sinks, block=block)
 
 
 def output_and_gradients(function: object, primals: list[jax.Array], d_output: jax.Array, **options: object) -> list:
@@ -88,6 +89,20 @@ def test_equals_dense(options: dict[str, object]) -> None:
 @pytest.mark.parametrize("block", [19, 64])
 def test_equals_dense_for_any_block(block: int) -> None:
     assert_equals_dense(STRUCTURES["window with offsets"], block)
+
+
+@pytest.mark.parametrize("name", ["causal", "a row without keys", "before every key", "window with offsets"])
+def test_sinks_equal_dense_in_value_and_gradient(name: str) -> None:
+    *primals, d_output = inputs()
+    sinks, options = jnp.linspace(-2, 2, K * G), STRUCTURES[name]
+
+    def with_sinks(form: object, **settings: object) -> object:
+        return lambda query, key, value, sinks: form(query, key, value, sinks=sinks, **settings, **options)
+
+    expected = output_and_gradients(with_sinks(dense), [*primals, sinks], d_output)
+    ours = output_and_gradients(with_sinks(blockwise, block=8), [*primals, sinks], d_output)
+    for actual, reference in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-5)
 
 
 def assert_equals_dense(options: dict[str, object], block: int) -> None:

@@ -19,6 +19,7 @@ PLAIN = {
     "key_lengths": None,
     "window": None,
     "softcap": None,
+    "sinks": None,
 }
 APPLIES = {
     "plain": {},
@@ -35,6 +36,7 @@ APPLIES = {
 DOES_NOT = {
     "softcap": {"softcap": 2.0},
     "bias": {"bias": jnp.zeros((T, T))},
+    "sinks": {"sinks": jnp.zeros(N)},
     "mask per query": {"mask": jnp.ones((T, T), bool)},
     "offset": {"causal": True, "query_offset": 1},
     "offset known only at run time": {"causal": True, "query_offset": jnp.array([0])},

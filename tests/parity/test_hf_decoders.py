@@ -11,7 +11,7 @@ import pytest
 import torch
 from flax import serialization, traverse_util
 from hf_encoders import ENCODERS
-from hf_models import DECODERS, EOS, MODELS, save_decoder
+from hf_models import DECODERS, EAGER, EOS, MODELS, save_decoder
 from hf_pairs import (
     BOUND,
     Pair,
@@ -108,7 +108,7 @@ def test_a_saved_copy_is_the_same(pair: Pair, tmp_path: Path, rng: np.random.Gen
     """Bit for bit in every tensor; transformers opens it to the same logits; so does a folder written over."""
     tokens = torch.tensor(rng.integers(3, 53, (2, 7)))
     assert_saved_copy_is_the_same(pair, tmp_path / "copy")
-    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", attn_implementation="eager").eval()
+    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", **EAGER).eval()
     with torch.no_grad():
         np.testing.assert_array_equal(reopened(tokens).logits, pair.theirs(tokens).logits)
 
@@ -208,7 +208,7 @@ def test_half_precision_is_kept_or_cast(tmp_path: Path, rng: np.random.Generator
     rounding = 32 * torch.finfo(dtype).eps
     np.testing.assert_allclose(kept(tokens).logits, cast(tokens).logits, rtol=0, atol=rounding)
     assert_saved_copy_is_the_same(Pair(None, kept, tmp_path / "half"), tmp_path / "copy")
-    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", attn_implementation="eager")
+    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", **EAGER)
     assert next(reopened.parameters()).dtype == dtype
 
 
@@ -244,6 +244,23 @@ def test_files_of_the_flax_classes_open_too(tmp_path: Path, rng: np.random.Gener
         ("llama", {"rope_parameters": {"rope_type": "dusk", "rope_theta": 1.0}}, "rope_type='dusk' is not supported"),
         ("llama", {"attention_bias": True}, "missing model.layers.0.self_attn.q_proj.bias"),
         ("qwen3", {"num_hidden_layers": 2}, "surplus model.layers.2"),
+        (
+            "mixtral",
+            {"num_local_experts": 6},
+            r"missing model.layers.0.block_sparse_moe.experts.\*.w2.weight of 1 of 6",
+        ),
+        (
+            "mixtral",
+            {"intermediate_size": 7},
+            r"experts.\*.w1.weight has shape \(19, 24\), which does not fit \(5, 24, 7",
+        ),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise=0.1 is not supported"),
+        ("gpt-oss", {"num_experts_per_tok": 6}, "a token can go to 1 to 5 of 5 experts, not 6"),
+        (
+            "gpt-oss",
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            r"quantised \(mxfp4\).*Mxfp4Config\(dequantize",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, name: str, settings: dict[str, Any], message: str) -> None:

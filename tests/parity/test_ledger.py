@@ -1,4 +1,7 @@
-"""The ledger of docs/parity.md, made again: every family in every configuration, forward, backward and trained."""
+"""The ledger of docs/parity.md, made again: every family in every configuration, forward, backward and trained.
+
+The slow run writes each family's row anew, and fails where a figure passes its bound.
+"""
 
 from pathlib import Path
 
@@ -11,11 +14,15 @@ LEDGER = Path(__file__).parents[2] / "docs/parity.md"
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ledger")  # one worker writes the file
 @pytest.mark.parametrize("family", families())
 def test_every_figure_is_within_its_bound(family: str) -> None:
-    for name in families()[family]:
-        found = family_distances(name)
-        assert np.nanmax(found) <= BOUND, (name, found)
+    found = {name: family_distances(name) for name in families()[family]}
+    row = ledger_row(family, list(found.values()))
+    beginning = "|".join(row.split("|")[:3])
+    lines = LEDGER.read_text().splitlines()
+    LEDGER.write_text("\n".join(row if line.startswith(beginning) else line for line in lines) + "\n")
+    assert {name: each for name, each in found.items() if not np.nanmax(each) <= BOUND} == {}
 
 
 def test_the_ledger_has_every_family() -> None:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jaxformer import PRESETS, InputError, Transformer, decoder_only, encoder_decoder, encoder_only, paper_base
-from jaxformer.config import AttentionConfig
+from jaxformer.config import AttentionConfig, FeedForwardConfig, MoEConfig
 from jaxformer.presets import symbols
 from jaxformer.programs import accounting, inspect, runs
 from jaxformer.programs.accounting import Sizes, cache_bytes, costs, module_rows
@@ -149,6 +149,25 @@ def test_the_table_is_aligned_and_fits(capsys):
     assert re.search(r"^cache +49,152 bytes a token; 1\.9 MB for B x T tokens$", text, re.MULTILINE)
     assert "training step" in text
     assert "cross-attention" in text
+
+
+def test_experts_cost_what_a_token_goes_through():
+    """Two of nine experts and a shared one are one network of their width; all of them have parameters."""
+    plain = decoder_only(43, length=19, dim=8, layers=2, heads=2)
+    (block, _), each = plain.decoder.blocks, FeedForwardConfig(5)
+    found = {}
+    for name, network in (
+        ("mixture", MoEConfig(9, 2, each, shared=FeedForwardConfig(7))),
+        ("plain", FeedForwardConfig(17)),
+    ):
+        blocks = (dataclasses.replace(block, feed_forward=network),) * 2
+        found[name] = costs(
+            dataclasses.replace(plain, decoder=dataclasses.replace(plain.decoder, blocks=blocks)), Sizes(2, 1, 16)
+        )
+    assert found["mixture"].forward == found["plain"].forward
+    assert found["mixture"].step == found["plain"].step
+    inside, router = 9 * (8 * 5 + 5 + 5 * 8 + 8) + (8 * 7 + 7 + 7 * 8 + 8), 8 * 9
+    assert found["mixture"].parameters - found["plain"].parameters == 2 * (inside + router - (8 * 17 + 17 + 17 * 8 + 8))
 
 
 def test_a_run_is_described_without_its_weights(tmp_path, capsys):

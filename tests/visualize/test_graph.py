@@ -5,8 +5,16 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from jaxformer.config import AttentionConfig, BlockConfig, EmbeddingConfig, HeadConfig, TransformerConfig
-from jaxformer.presets import PRESETS, encoder_decoder, encoder_only
+from jaxformer.config import (
+    AttentionConfig,
+    BlockConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    MoEConfig,
+    TransformerConfig,
+)
+from jaxformer.presets import PRESETS, decoder_only, encoder_decoder, encoder_only
 from jaxformer.visualize import graph_figure
 from jaxformer.visualize.graph import folded
 
@@ -53,6 +61,18 @@ def test_the_paper_s_model():
     assert "512 → 37000, the embedding's table" in said
     # Post-LN: the norm stands above what it normalises.
     assert height(figure, "Self-attention")[0] < height(figure, "LayerNorm")[0]
+
+
+def test_experts_are_counted():
+    plain = decoder_only(11, length=19, dim=12, layers=2, heads=2)
+    expert = FeedForwardConfig(5, "silu", gated=True)
+    for shared, said in ((None, []), (FeedForwardConfig(7), ["and for all 12 \u2192 7 \u2192 12, ReLU"])):
+        block = dataclasses.replace(plain.decoder.blocks[0], feed_forward=MoEConfig(9, 2, expert, shared=shared))
+        figure = graph_figure(
+            dataclasses.replace(plain, decoder=dataclasses.replace(plain.decoder, blocks=(block,) * 2))
+        )
+        rendered(figure)
+        assert {"Experts", "2 of 9, each 12 \u2192 5 \u2192 12, SiLU gate", *said} <= set(texts(figure))
 
 
 def test_pre_norm_stands_below_and_ends_the_stack():

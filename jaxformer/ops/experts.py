@@ -1,0 +1,110 @@
+"""A mixture of experts of which only the chosen ones are computed, and no token is dropped.
+
+Every token of every choice is a row. The rows are sorted by expert and the rows of each expert are padded to whole
+blocks, so that a block belongs to one expert. A loop over the blocks in use takes the weights of the block's expert and
+applies it: work grows with the rows and not with the number of experts, and where there are few rows, as in decoding,
+no weights but those of chosen experts are read. (The layout is that of Gale et al. 2022, MegaBlocks.)
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.ops.routing import Choice
+
+Expert = Callable[[Any, jax.Array], jax.Array]
+
+
+class Layout(NamedTuple):
+    """Where the rows of a choice go.
+
+    rows: integers [blocks * size], the row k * r + i of token r and its i-th choice at each place; as many as there are
+    rows where a place stays empty. places: integers [R, k], the place of each row. owners: integers [blocks], the
+    expert of each block. used: how many blocks have rows; they are the first.
+    """
+
+    rows: jax.Array
+    places: jax.Array
+    owners: jax.Array
+    used: jax.Array
+
+
+def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: Choice, *, size: int | None = None) -> jax.Array:
+    """For each token the sum over its chosen experts of weight * expert(token): x [R, D] -> [R, D].
+
+    expert: the function of one expert's weights and rows [n, D]; it must be the same Python object at every call, and
+    depend on nothing else. weights: those of all experts, leaves [E, ...]. choice: experts and weights [R, k]. size:
+    rows of a block; by default as many as an expert has on average, as a power of two between 8 and 128. Gradients are
+    of first order only, and compute the inside of the experts a second time rather than keep it.
+    """
+    R, D = x.shape
+    k, E = choice.experts.shape[1], len(jax.tree.leaves(weights)[0])
+    if size is None:
+        # Experts of a single token differ, so that its rows share no block.
+        size = 1 if R == 1 else min(max(8, 1 << (R * k // E).bit_length()), 128)
+    layout = arrange(choice.experts, E, size)
+    # A place that stays empty reads beyond the tokens, which gives zeros.
+    blocks = x.at[layout.rows // k].get(mode="fill", fill_value=0).reshape(-1, size, D)
+    mixed = _apply(expert, weights, blocks, layout.owners, layout.used).reshape(-1, D)[layout.places]
+    return jnp.einsum("RK,RKD->RD", choice.weights.astype(x.dtype), mixed)
+
+
+def arrange(experts: jax.Array, count: int, size: int) -> Layout:
+    """The layout of chosen experts [R, k], out of `count`, in blocks of `size` rows."""
+    rows = experts.size
+    flat = experts.reshape(-1)
+    order = jnp.argsort(flat)  # stable: rows of an expert keep their order
+    per_expert = jnp.zeros(count, jnp.int32).at[flat].add(1)
+    blocks_per_expert = -(-per_expert // size)
+    last_block = jnp.cumsum(blocks_per_expert)
+    first_place = (last_block - blocks_per_expert) * size
+    first_sorted = jnp.cumsum(per_expert) - per_expert
+    owner = flat[order]
+    places = first_place[owner] + jnp.arange(rows) - first_sorted[owner]
+    blocks = min(rows, rows // size + count)  # enough, whatever was chosen
+    return Layout(
+        jnp.full(blocks * size, rows, jnp.int32).at[places].set(order.astype(jnp.int32)),
+        jnp.zeros(rows, jnp.int32).at[order].set(places.astype(jnp.int32)).reshape(experts.shape),
+        jnp.searchsorted(last_block, jnp.arange(blocks), side="right").clip(0, count - 1),
+        last_block[-1],
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _apply(expert: Expert, weights: Any, blocks: jax.Array, owners: jax.Array, used: jax.Array) -> jax.Array:
+    """Each block [size, D] through its owner; blocks that are not in use give zeros."""
+
+    def visit(at: jax.Array, outputs: jax.Array) -> jax.Array:
+        return outputs.at[at].set(expert(_weights_of(weights, owners[at]), blocks[at]))
+
+    return jax.lax.fori_loop(0, used, visit, jnp.zeros_like(blocks))
+
+
+def _forward(expert: Expert, weights: Any, blocks: jax.Array, owners: jax.Array, used: jax.Array) -> tuple[Any, Any]:
+    return _apply(expert, weights, blocks, owners, used), (weights, blocks, owners, used)
+
+
+def _backward(expert: Expert, saved: Any, d_outputs: jax.Array) -> tuple[Any, jax.Array, None, None]:
+    """The gradients of weights and blocks: a gradient of all experts' weights, to which each block adds its share."""
+    weights, blocks, owners, used = saved
+
+    def visit(at: jax.Array, gradients: Any) -> Any:
+        d_weights, d_blocks = gradients
+        _, pull = jax.vjp(expert, _weights_of(weights, owners[at]), blocks[at])
+        share, d_block = pull(d_outputs[at])
+        d_weights = jax.tree.map(lambda total, part: total.at[owners[at]].add(part), d_weights, share)
+        return d_weights, d_blocks.at[at].set(d_block)
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), weights)
+    d_weights, d_blocks = jax.lax.fori_loop(0, used, visit, (zeros, jnp.zeros_like(blocks)))
+    return jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), d_weights, weights), d_blocks, None, None
+
+
+_apply.defvjp(_forward, _backward)
+
+
+def _weights_of(weights: Any, owner: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, owner, keepdims=False), weights)
