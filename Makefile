@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint parity walkthrough clean help
+.PHONY: demo test test-slow lint parity calls walkthrough clean help
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,7 +25,12 @@ lint: .venv/linted ## style, format and types
 	$(BIN)/pyrefly check
 
 parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
-	PYTHONPATH=tests $(BIN)/python tests/parity/report.py > docs/parity.md
+	PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/report.py > docs/parity.md
+
+CALLS ?= 10000
+calls: .venv/tested ## draw CALLS calls of generate() (10000), compare with transformers, count
+	XLA_FLAGS=--xla_backend_optimization_level=0 PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/drawn.py \
+		--calls $(CALLS) --seed $$(date +%s)
 
 walkthrough: .venv/tested ## execute docs/walkthrough.py into the notebook beside it
 	$(BIN)/python tests/test_walkthrough.py docs/walkthrough.ipynb

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
@@ -49,7 +50,7 @@ class Arguments:
 
 
 class Look(NamedTuple):
-    """Held-out losses after a step, and the seconds that the steps since the look before took."""
+    """Held-out losses after a step, and the median seconds of the steps since the look before."""
 
     step: int
     ours: float
@@ -76,7 +77,7 @@ def race(ours: "Ours", theirs: "Theirs", training: Corpus, held_out: Corpus, arg
     """Both take every step on the same batch, one after the other."""
     batches = text_batches(training, LENGTH, BATCH, seed=0)
     samples = list(islice(windows(held_out, LENGTH, BATCH), arguments.evaluate_batches))
-    taken, seconds = 0, [0.0, 0.0]
+    taken, seconds = 0, ([], [])
     looks = [Look(0, ours.evaluate(samples), theirs.evaluate(samples), 0.0, 0.0)]
     if arguments.state.exists():
         kept = torch.load(arguments.state, weights_only=False)
@@ -91,11 +92,12 @@ def race(ours: "Ours", theirs: "Theirs", training: Corpus, held_out: Corpus, arg
         for index, step in enumerate((ours.step, theirs.step)):
             start = perf_counter()
             step(batch)
-            seconds[index] += (perf_counter() - start) * (number > taken + 1)  # the first compiles
+            if number > taken + 1:  # the first compiles
+                seconds[index].append(perf_counter() - start)
         if number % arguments.evaluate_every == 0:
-            looks.append(Look(number, ours.evaluate(samples), theirs.evaluate(samples), *seconds))
+            looks.append(Look(number, ours.evaluate(samples), theirs.evaluate(samples), *map(median, seconds)))
             print(*row(looks[-1]), sep="\t", flush=True)
-            seconds = [0.0, 0.0]
+            seconds = ([], [])
         if number % 50 == 0 or number % arguments.evaluate_every == 0:
             keep(arguments, {"taken": number, "seconds": seconds, "looks": looks}, ours, theirs)
     return looks
@@ -277,7 +279,7 @@ def write(arguments: Arguments, looks: list[Look]) -> None:
     method = (
         f"Held-out loss in nats per character of the preset `small` and of the same GPT in eager PyTorch "
         f"(`scaled_dot_product_attention`, fused AdamW): equal initial weights, equal batches of {BATCH} x {LENGTH} "
-        f"characters, no dropout, {arguments.dtype}. Time of PyTorch / time of jaxformer over the steps before."
+        f"characters, no dropout, {arguments.dtype}. Median time of a step, PyTorch / jaxformer, since the last line."
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(["# A language model beside PyTorch", "\n".join(lines), method, conditions()])

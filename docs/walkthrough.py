@@ -743,7 +743,7 @@ print("by hand: ", task.text.show(said[0]))
 print(
     "library: ",
     task.text.show(found.sequences[0]),
-    f"  probability of the whole sequence {math.exp(found.scores[0]):.4f}",
+    f"  probability of the whole sequence {math.exp(found.sequences_scores[0]):.4f}",
 )
 
 # %% [markdown]
@@ -777,7 +777,7 @@ for beams in (1, 2):
         word_model, (), [[1]], max_new_tokens=3, eos_token_id=0, num_beams=beams, length_penalty=0.0
     )
     chosen[beams] = [vocabulary[token] for token in words_found.sequences[0]]
-    chance = math.exp(words_found.scores[0])
+    chance = math.exp(words_found.sequences_scores[0])
     print(f"{beams} beam{'s' * (beams > 1)}: {' '.join(chosen[beams]):22} probability {chance:.3f}")
 
 # %%
@@ -813,7 +813,10 @@ show(figure, "A tree of sentences with the probability of each branch.")
 early = models[WAYPOINTS[2]]
 mask = unseen["source"] != PAD
 ways = {beams: generation.replace(num_beams=beams, length_penalty=0.0) for beams in (1, 4)}
-logs = {beams: jaxformer.generate(early, unseen["source"], way, inputs_mask=mask).scores for beams, way in ways.items()}
+logs = {
+    beams: jaxformer.generate(early, unseen["source"], way, inputs_mask=mask).sequences_scores
+    for beams, way in ways.items()
+}
 for beams, way in ways.items():
     count = exact(early, unseen, way).sum()
     print(f"beams {beams}: {count} of {len(mask)} right, mean log-probability {logs[beams].mean():.3f}")

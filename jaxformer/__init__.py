@@ -1,7 +1,7 @@
 """jaxformer: the whole Transformer in JAX."""
 
 from jaxformer.config import TransformerConfig, from_dict, to_dict
-from jaxformer.decode import GenerationConfig, decode, generate, stream
+from jaxformer.decode import GenerationConfig, allow_phrases, allow_regex, decode, generate, stream
 from jaxformer.errors import InputError
 from jaxformer.model import Cache, Transformer
 from jaxformer.ops import (
@@ -40,6 +40,8 @@ __all__ = [
     "InputError",
     "Transformer",
     "TransformerConfig",
+    "allow_phrases",
+    "allow_regex",
     "attention_scores",
     "attention_weights",
     "causal_mask",

@@ -1,7 +1,20 @@
 """Decoding: greedy, sampling and beam search over any `step(tokens, cache) -> (logits, cache)`."""
 
+from jaxformer.decode.automata import phrase_automaton as allow_phrases
+from jaxformer.decode.automata import regex_automaton as allow_regex
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.engine import Generated, decode, select_rows
 from jaxformer.decode.generation import generate, stream
+from jaxformer.decode.plan import Automaton
 
-__all__ = ["Generated", "GenerationConfig", "decode", "generate", "select_rows", "stream"]
+__all__ = [
+    "Automaton",
+    "Generated",
+    "GenerationConfig",
+    "allow_phrases",
+    "allow_regex",
+    "decode",
+    "generate",
+    "select_rows",
+    "stream",
+]

@@ -5,35 +5,41 @@ Python. B inputs, W beams, K candidates, V tokens.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxformer.decode.choice import best_candidates, draw_candidates, row_keys
-from jaxformer.decode.loop import Found, Strategy
-from jaxformer.decode.plan import Context, Plan, is_any, process
+from jaxformer.decode.loop import Advanced, Found, Record, Strategy
+from jaxformer.decode.plan import Context, Marks, Plan, ends_with, first_marks, moved, process
 
 OUT = -1e9  # added to a score that must not win; several still compare
 EXHAUSTIVE, NEVER = 1, 2  # codes of early_stopping: True and "never"
 
 
 class Beams(NamedTuple):
-    """Sequences of each input, best first: tokens [B, W, slots], scores [B, W]."""
+    """Sequences of each input, best first: tokens [B, W, slots], scores [B, W].
+
+    origins [B, W, slots]: the row [B*W] of the search in which each token was chosen. marks: automata behind them.
+    """
 
     tokens: jax.Array
     scores: jax.Array
+    origins: jax.Array
+    marks: Marks
 
 
 class Finished(NamedTuple):
     """The best finished sequences, by score / length ** length_penalty; `real` [B, W] is False where none is yet.
 
-    lengths [B, W]: tokens that count, prompt and EOS included.
+    lengths [B, W]: tokens that count, prompt and EOS included. origins as of `Beams`.
     """
 
     tokens: jax.Array
     scores: jax.Array
+    origins: jax.Array
     real: jax.Array
     lengths: jax.Array
 
@@ -58,9 +64,13 @@ class BeamState:
         return self.running.tokens
 
 
-def take(tree: tuple, index: jax.Array) -> list[jax.Array]:
-    """The entries `index` [B, W'] along axis 1 of every [B, W, ...] array of a tuple."""
-    return [jnp.take_along_axis(leaf, index.reshape(index.shape + (1,) * (leaf.ndim - 2)), axis=1) for leaf in tree]
+def take(tree: Any, index: jax.Array) -> Any:
+    """The entries `index` [B, W'] along axis 1 of every [B, W, ...] array of a tree."""
+
+    def taken(leaf: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(leaf, index.reshape(index.shape + (1,) * (leaf.ndim - 2)), axis=1)
+
+    return jax.tree.map(taken, tree)
 
 
 def init(plan: Plan, tokens: jax.Array) -> BeamState:
@@ -68,44 +78,55 @@ def init(plan: Plan, tokens: jax.Array) -> BeamState:
     tokens = tokens.reshape(-1, plan.beams, tokens.shape[1])
     B, W, _ = tokens.shape
     length = jnp.asarray(plan.prompt_length, jnp.int32)
-    none = Finished(tokens, jnp.full((B, W), OUT), jnp.zeros((B, W), bool), jnp.full((B, W), length))
-    first = jnp.broadcast_to(jnp.where(jnp.arange(W) == 0, 0.0, OUT)[None], (B, W))
-    return BeamState(Beams(tokens, first), none, jnp.ones(B, bool), jnp.array(False), length)
+    origins = jnp.full_like(tokens, -1)
+    none = Finished(tokens, jnp.full((B, W), OUT), origins, jnp.zeros((B, W), bool), jnp.full((B, W), length))
+    others = OUT if plan.grammar is None else -jnp.inf  # a grammar may leave so few that these would be found
+    first = jnp.broadcast_to(jnp.where(jnp.arange(W) == 0, 0.0, others)[None], (B, W))
+    marks = jax.tree.map(lambda mark: mark.reshape(B, W), first_marks(plan))
+    return BeamState(Beams(tokens, first, origins, marks), none, jnp.ones(B, bool), jnp.array(False), length)
 
 
-def advance(plan: Plan, state: BeamState, logits: jax.Array) -> tuple[BeamState, jax.Array]:
-    """The search one token further, and the cache row [B*W] that each running beam continues."""
-    B, W, _ = state.tokens.shape
-    parents, candidates = extend(plan, state, logits)
+def advance(plan: Plan, state: BeamState, logits: jax.Array) -> Advanced:
+    """The search one token further, with the cache row [B*W] that each running beam continues."""
+    B, W, L = state.tokens.shape
+    marks = jax.tree.map(jnp.ravel, state.running.marks)
+    context = Context(plan, state.tokens.reshape(-1, L), state.length, marks)
+    log_probabilities = process(jax.nn.log_softmax(logits), context)
+    parents, candidates = extend(plan, state, log_probabilities)
     length = state.length + 1
-    ends = is_any(lax.dynamic_index_in_dim(candidates.tokens, state.length, axis=2, keepdims=False), plan.eos)
-    ends |= length >= plan.max_length
+    newest = lax.dynamic_index_in_dim(candidates.tokens, state.length, axis=2, keepdims=False)
+    ends = ends_with(plan, candidates.marks, newest) | (length >= plan.max_length)
     running_scores, chosen = lax.top_k(candidates.scores + OUT * ends, W)
-    running = Beams(take(candidates, chosen)[0], running_scores)
+    running = take(candidates, chosen)._replace(scores=running_scores)
     done = keep_finished(plan, state, candidates, ends)
     parents = jnp.take_along_axis(parents, chosen, axis=1) + W * jnp.arange(B)[:, None]
     improvable = state.improvable & can_improve(plan, running.scores[:, 0], done, length)
-    return BeamState(running, done, improvable, jnp.all(ends), length), parents.reshape(-1)
+    state = BeamState(running, done, improvable, jnp.all(ends), length)
+    return Advanced(state, parents.reshape(-1), log_probabilities)
 
 
-def extend(plan: Plan, state: BeamState, logits: jax.Array) -> tuple[jax.Array, Beams]:
+def extend(plan: Plan, state: BeamState, log_probabilities: jax.Array) -> tuple[jax.Array, Beams]:
     """The K likeliest sequences that are one token longer, or K drawn ones, and the beam of each: [B, K].
 
     K = max(2, 1 + E) W for E EOS tokens: even if every beam has all its ends among them, W go on.
     """
-    B, W, L = state.tokens.shape
-    V = logits.shape[-1]
-    log_probabilities = process(jax.nn.log_softmax(logits), Context(plan, state.tokens.reshape(-1, L), state.length))
+    B, W, _ = state.tokens.shape
+    V = log_probabilities.shape[-1]
     scores = log_probabilities.reshape(B, W, V) + state.running.scores[:, :, None]
     K = min(max(2, 1 + plan.eos.shape[0]) * W, W * V)
     if plan.sample:
         chosen = draw_candidates(scores, K, row_keys(plan.seeds, 1, state.length - plan.prompt_length))
     else:
         chosen = best_candidates(scores, K)
-    parents = chosen // V
-    tokens = take((state.tokens,), parents)[0]
-    tokens = lax.dynamic_update_slice_in_dim(tokens, (chosen % V)[:, :, None], state.length, axis=2)
-    return parents, Beams(tokens, jnp.take_along_axis(scores.reshape(B, -1), chosen, axis=1))
+    parents, newest = chosen // V, chosen % V
+    parent = take(state.running, parents)
+    rows = parents + W * jnp.arange(B)[:, None]
+    tokens, origins = (
+        lax.dynamic_update_slice_in_dim(history, new[:, :, None], state.length, axis=2)
+        for history, new in ((parent.tokens, newest), (parent.origins, rows.astype(jnp.int32)))
+    )
+    reached = jnp.take_along_axis(scores.reshape(B, -1), chosen, axis=1)
+    return parents, Beams(tokens, reached, origins, moved(plan, parent.marks, newest))
 
 
 def keep_finished(plan: Plan, state: BeamState, candidates: Beams, ends: jax.Array) -> Finished:
@@ -113,12 +134,14 @@ def keep_finished(plan: Plan, state: BeamState, candidates: Beams, ends: jax.Arr
     B, K = ends.shape
     W, length = plan.beams, state.length + 1
     enters = ends & (jnp.arange(K) < W)[None]
+    if plan.grammar is not None:  # which may allow fewer sequences than there are beams
+        enters &= ~jnp.isneginf(candidates.scores)
     full = jnp.all(state.done.real, axis=1) & (plan.early_stopping == EXHAUSTIVE)
     scores = candidates.scores / (length - plan.prompt_length).astype(jnp.float32) ** plan.length_penalty
     scores += OUT * full[:, None] + OUT * ~state.improvable[:, None] + OUT * ~enters
-    entering = Finished(candidates.tokens, scores, enters, jnp.full((B, K), length))
+    entering = Finished(candidates.tokens, scores, candidates.origins, enters, jnp.full((B, K), length))
     merged = Finished(*(jnp.concatenate(pair, axis=1) for pair in zip(state.done, entering, strict=True)))
-    return Finished(*take(merged, lax.top_k(merged.scores, W)[1]))
+    return take(merged, lax.top_k(merged.scores, W)[1])
 
 
 def can_improve(plan: Plan, best: jax.Array, done: Finished, length: jax.Array) -> jax.Array:
@@ -139,10 +162,11 @@ def finished(plan: Plan, state: BeamState) -> jax.Array:
     return ~jnp.any(state.improvable) | enough | state.ended
 
 
-def result(state: BeamState) -> Found:
-    """The finished sequences [B*W, slots], each input's best first, their scores and lengths."""
-    tokens, scores, _, lengths = state.done
-    return Found(tokens.reshape(-1, tokens.shape[-1]), scores.reshape(-1), lengths.reshape(-1))
+def result(state: BeamState, record: Record) -> Found:
+    """The finished sequences [B*W, slots], each input's best first, their scores, lengths and origins."""
+    tokens, scores, origins, _, lengths = state.done
+    tokens, origins = (history.reshape(-1, history.shape[-1]) for history in (tokens, origins))
+    return Found(tokens, scores.reshape(-1), lengths.reshape(-1), origins, record, state.length)
 
 
 BEAM = Strategy(init, advance, finished, result)

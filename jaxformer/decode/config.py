@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,15 +18,26 @@ class GenerationConfig:
     """Settings of a generation. Lengths count the whole sequence of the decoder, prompt included, unless called new.
 
     Length: at most `max_new_tokens`, else `max_length`, else 20 new tokens; no EOS before `min_length` or
-    `min_new_tokens`. Search: greedy; `do_sample` draws tokens instead; `num_beams` > 1 is beam search, or with
+    `min_new_tokens`. A sequence ends with an `eos_token_id`, or with the token within which one of the `stop_strings`
+    ends. Search: greedy; `do_sample` draws tokens instead; `num_beams` > 1 is beam search, or with
     `do_sample` beam sampling. A finished beam scores its log-probability / generated length ** `length_penalty`.
     `early_stopping` ends a beam search when `num_beams` sequences are finished (True), when the best running beam looks
     unable to win at its present length (False) or at any length ("never").
-    Sampling: logits / `temperature` (0 is greedy), then only the `top_k` best (0: all), the smallest set of mass
-    `top_p`, and tokens of at least `min_p` times the best one's probability. Equal seeds draw equal tokens; with a
-    `seed` for each input, each draws what it would draw alone.
-    Output: `output_attentions` returns the attention maps behind every token too; the tokens are the same.
-    Raises InputError for values that no generation can honour.
+    Sampling: logits / `temperature` (0 is greedy), then what each truncation leaves: the likeliest of a share `top_h`
+    of the entropy, the `top_k` best (0: all), the smallest set of mass `top_p`, tokens of at least `min_p` times the
+    best one's probability, the most typical ones of mass `typical_p`, tokens of probability `epsilon_cutoff` at least,
+    or `eta_cutoff`, which a high entropy lowers. Equal seeds draw equal tokens; with a `seed` for each input, each
+    draws what it would draw alone.
+    Processors: `sequence_bias` adds to the scores of tokens that complete a sequence, ((tokens, bias), ...);
+    `bad_words_ids` are sequences that may not be completed; `repetition_penalty` and, above 1 in favour of the source
+    (or the prompt, where there is none), `encoder_repetition_penalty`; `no_repeat_ngram_size` and, for n-grams of the
+    source, `encoder_no_repeat_ngram_size`; `forced_bos_token_id`, `forced_eos_token_id`; `suppress_tokens` everywhere,
+    `begin_suppress_tokens` at first; `exponential_decay_length_penalty` (start, factor) raises the EOS after so many
+    tokens; `remove_invalid_values` makes NaN and infinities numbers; `renormalize_logits` takes log_softmax at the end.
+    Output: `output_attentions` returns the attention maps behind every token too, `output_scores` the processed scores
+    of every step and `output_logits` the model's own; the tokens are the same.
+    Raises InputError for values that no generation can honour. `min_new_tokens` above `max_new_tokens` is honoured: no
+    EOS is generated at all.
     """
 
     max_length: int | None = None
@@ -42,16 +53,32 @@ class GenerationConfig:
     top_k: int = 50
     top_p: float = 1.0
     min_p: float | None = None
+    top_h: float | None = None
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    sequence_bias: Sequence[tuple[Sequence[int], float]] | Mapping[tuple[int, ...], float] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
     repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
     forced_bos_token_id: int | None = None
     forced_eos_token_id: TokenIds = None
     eos_token_id: TokenIds = None
+    stop_strings: str | Sequence[str] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
     seed: int | Sequence[int] = 0
     output_attentions: bool = False
+    output_scores: bool = False
+    output_logits: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range and values that contradict each other."""
@@ -64,21 +91,19 @@ class GenerationConfig:
                 f"num_return_sequences={self.num_return_sequences} needs as many beams, or sampling with one beam; "
                 f"num_beams is {self.num_beams}"
             )
-        pairs = [("min_new_tokens", "max_new_tokens")]
-        if self.min_new_tokens is None and self.max_new_tokens is None:
-            pairs += [("min_length", "max_length")]
-        for low, high in pairs:
-            least, most = getattr(self, low), getattr(self, high)
-            if least is not None and most is not None and least > most:
-                raise InputError(f"{low}={least} is more than {high}={most}")
+        counted = self.min_new_tokens is None and self.max_new_tokens is None
+        if counted and self.max_length is not None and self.min_length > self.max_length:
+            raise InputError(f"min_length={self.min_length} is more than max_length={self.max_length}")
 
     def replace(self, **settings: Any) -> "GenerationConfig":
-        """These settings with some of them changed. Raises InputError for a name that is no setting."""
+        """These settings with some of them changed; None turns one off. Raises InputError for what is no setting."""
         names = [field.name for field in dataclasses.fields(self)]
         for name in settings:
             if name not in names:
                 nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
                 raise InputError(f"unknown generation setting {name!r}: did you mean {nearest!r}?")
+            if settings[name] is None and not RULES[name][0](None):
+                settings[name] = OFF.get(name, DEFAULTS[name])
         return dataclasses.replace(self, **settings)
 
     def length_limits(self, prompt: int, longest: int | None = None) -> tuple[int, int]:
@@ -102,7 +127,7 @@ class GenerationConfig:
             )
         if prompt >= greatest:
             raise InputError(f"the prompt has {prompt} tokens and at most {greatest} are allowed: raise max_new_tokens")
-        if least > greatest:
+        if self.min_new_tokens is None and least > greatest:
             raise InputError(f"at least {least} tokens are asked for, but at most {greatest} are allowed")
         return least, greatest
 
@@ -115,8 +140,10 @@ class GenerationConfig:
     def padding(self) -> int:
         """The token behind the end of a sequence: the pad token, else the first EOS token.
 
-        Beam search takes pad token 0 for none, as `generate()` does.
+        As in `generate()`, beam search takes pad token 0 for none, and writes -1 where there is no EOS token at all.
         """
+        if self.num_beams > 1 and not self.eos_ids:
+            return -1
         if self.pad_token_id is None or (self.pad_token_id == 0 and self.num_beams > 1):
             return self.eos_ids[0] if self.eos_ids else 0
         return self.pad_token_id
@@ -136,7 +163,7 @@ def whole(least: int) -> tuple[Callable[[Any], bool], str]:
 
 def number(holds: Callable[[float], bool], rule: str) -> tuple[Callable[[Any], bool], str]:
     """The rule of a finite number for which `holds` is true."""
-    return lambda value: type(value) in (int, float) and math.isfinite(value) and holds(value), rule
+    return lambda value: is_number(value) and holds(value), rule
 
 
 def optional(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
@@ -152,18 +179,48 @@ def token_ids(value: Any) -> bool:
     return (type(value) is int or several) and all(type(token) is int and token >= 0 for token in as_tuple(value))
 
 
+def phrases(value: Any) -> bool:
+    """Whether `value` is a sequence of sequences of token ids."""
+    return isinstance(value, Sequence) and all(not isinstance(each, int) and token_ids(each) for each in value)
+
+
+def biases(value: Any) -> bool:
+    """Whether `value` is a sequence of pairs of a sequence of token ids and a number, or such a mapping."""
+    value = list(value.items()) if isinstance(value, Mapping) else value
+    pairs = isinstance(value, Sequence) and all(isinstance(each, Sequence) and len(each) == 2 for each in value)
+    return pairs and phrases([each[0] for each in value]) and all(is_number(each[1]) for each in value)
+
+
+def decay(value: Any) -> bool:
+    """Whether `value` is a number of tokens and a factor above 0."""
+    pair = isinstance(value, Sequence) and len(value) == 2
+    return pair and type(value[0]) is int and is_number(value[1]) and value[0] >= 0 and value[1] > 0
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def strings(value: Any) -> bool:
+    """Whether `value` is a string or several, none of them empty."""
+    several = [value] if isinstance(value, str) else value
+    return isinstance(several, Sequence) and len(several) > 0 and all(isinstance(s, str) and s for s in several)
+
+
 def seeds(value: Any) -> bool:
     """Whether `value` is a seed or a sequence of them."""
     several = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
     return all(type(seed) is int and seed >= 0 for seed in (value if several else (value,)))
 
 
+TRUTH = (lambda value: type(value) is bool, "True or False")
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_length": optional(whole(1)),
     "max_new_tokens": optional(whole(1)),
     "min_length": whole(0),
     "min_new_tokens": optional(whole(0)),
-    "do_sample": (lambda value: type(value) is bool, "True or False"),
+    "do_sample": TRUTH,
     "num_beams": whole(1),
     "num_return_sequences": whole(1),
     "early_stopping": (lambda value: type(value) is bool or value == "never", "True, False or 'never'"),
@@ -173,13 +230,31 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_p": number(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "min_p": optional(number(lambda value: 0 <= value <= 1, "from 0 to 1")),
     "repetition_penalty": number(lambda value: value > 0, "above 0"),
+    "encoder_repetition_penalty": number(lambda value: value > 0, "above 0"),
     "no_repeat_ngram_size": whole(0),
+    "encoder_no_repeat_ngram_size": whole(0),
+    "top_h": optional(number(lambda value: 0 < value <= 1, "above 0 and at most 1")),
+    "typical_p": number(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "epsilon_cutoff": number(lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "eta_cutoff": number(lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "sequence_bias": optional((biases, "pairs of token ids and a number")),
+    "bad_words_ids": optional((phrases, "sequences of token ids")),
+    "suppress_tokens": (token_ids, "token ids or None"),
+    "begin_suppress_tokens": (token_ids, "token ids or None"),
+    "exponential_decay_length_penalty": optional((decay, "a number of tokens and a factor")),
+    "remove_invalid_values": TRUTH,
+    "renormalize_logits": TRUTH,
     "forced_bos_token_id": optional(whole(0)),
     "forced_eos_token_id": (token_ids, "a token id, several or None"),
     "eos_token_id": (token_ids, "a token id, several or None"),
+    "stop_strings": optional((strings, "a string or several, not empty,")),
     "pad_token_id": optional(whole(0)),
     "bos_token_id": optional(whole(0)),
     "decoder_start_token_id": optional(whole(0)),
-    "output_attentions": (lambda value: type(value) is bool, "True or False"),
+    "output_attentions": TRUTH,
+    "output_scores": TRUTH,
+    "output_logits": TRUTH,
     "seed": (seeds, "a whole number of at least 0, or one for each input"),
 }
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
+OFF = {"top_k": 0}  # where None means something else than the default

@@ -1,6 +1,6 @@
 """Generating with a Transformer: reading, encoding and searching in one compiled call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import numpy as np
 from jaxformer.decode.config import GenerationConfig, as_tuple
 from jaxformer.decode.engine import (
     SLOTS,
+    Allowed,
     Generated,
     begin,
     fill_right,
@@ -22,12 +23,23 @@ from jaxformer.decode.engine import (
     round_up,
     strategy_of,
     token_array,
+    weighed,
 )
 from jaxformer.decode.loop import Found, Search, finish, proceed
 from jaxformer.decode.observation import Observable, look_again
-from jaxformer.decode.plan import Plan
+from jaxformer.decode.plan import Automaton, Plan
 from jaxformer.errors import InputError
 
+SPECIAL = (
+    "eos_token_id",
+    "pad_token_id",
+    "bos_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
 BUCKET = 32  # prompts and sources are padded on the right to a multiple of this
 
 
@@ -73,6 +85,8 @@ def generate(
     *,
     inputs_mask: Any = None,
     decoder_input_ids: Any = None,
+    allowed: Allowed = None,
+    token_texts: Sequence[str] | None = None,
     **settings: Any,
 ) -> Generated:
     """Sequences that a Transformer generates from token ids `inputs` [B, S].
@@ -81,12 +95,16 @@ def generate(
     generation starts from decoder_start_token_id, or from `decoder_input_ids` [B, P], before which the start token is
     put if no row has it. Decoder-only: inputs are the prompts (None: BOS alone), shorter ones padded on the left;
     without a mask the pad token, unless it is an EOS token too, is taken for padding where it occurs.
-    settings: changes to `config`. Raises InputError, before anything is compiled, for what cannot be generated.
+    allowed: the only sequences that may be generated, see `allow_phrases` and `allow_regex`; one for all inputs or one
+    each. Where there are fewer of them than beams, the sequences left over are empty and score -inf. token_texts: what
+    each token says, for stop strings. settings: changes to `config`. Raises InputError, before anything is compiled,
+    for what cannot be generated.
     """
     config = (config or GenerationConfig()).replace(**settings)
-    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids)
+    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids, allowed, token_texts)
     found, maps = generate_compiled(model, request)
-    return returned(found, config, maps, source_length=0 if request.source is None else np.shape(inputs)[1])
+    source_length = 0 if request.source is None else np.shape(inputs)[1]
+    return returned(found, config, request.plan, maps, source_length)
 
 
 def stream(
@@ -96,6 +114,8 @@ def stream(
     *,
     inputs_mask: Any = None,
     decoder_input_ids: Any = None,
+    allowed: Allowed = None,
+    token_texts: Sequence[str] | None = None,
     **settings: Any,
 ) -> Iterator[np.ndarray]:
     """The new tokens of `generate`, as they are produced: parts int32 [R, n], side by side what `generate` appends.
@@ -108,7 +128,7 @@ def stream(
         raise InputError("a stream is tokens alone: leave output_attentions out, or use generate")
     if config.num_beams > 1:
         raise InputError("a beam search cannot be streamed, as its beams may change until the end: use generate")
-    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids)
+    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids, allowed, token_texts)
     return produced(model, request)
 
 
@@ -117,7 +137,9 @@ def produced(model: Model, request: "Request") -> Iterator[np.ndarray]:
     model, search = begin_compiled(model, request)
     sent = int(request.plan.prompt_length)
     while True:
-        tokens, _, lengths = (np.asarray(array) for array in strategy_of(request.plan).result(search.state))
+        tokens, _, lengths = (
+            np.asarray(array) for array in strategy_of(request.plan).result(search.state, search.record)[:3]
+        )
         ready = int(search.state.length)
         finished = not np.asarray(search.state.live).any()
         end = int(lengths.max()) if finished else ready
@@ -148,7 +170,13 @@ class Request:
 
 
 def make_request(
-    model: Model, inputs: Any, config: GenerationConfig, inputs_mask: Any, decoder_input_ids: Any
+    model: Model,
+    inputs: Any,
+    config: GenerationConfig,
+    inputs_mask: Any,
+    decoder_input_ids: Any,
+    allowed: Allowed,
+    token_texts: Sequence[str] | None,
 ) -> Request:
     """The arguments of `generate`, checked and brought to the shapes of a compiled program."""
     check_special_ids(config, model.vocab_sizes[1])
@@ -161,7 +189,12 @@ def make_request(
         mask = np.ones(prompt.shape, bool)
     check_range("the prompt", prompt, model.vocab_sizes[1])
     length = prompt.shape[1]
-    plan = make_plan(config, length, config.length_limits(length, model.max_length), mask)
+    limits = config.length_limits(length, model.max_length)
+    for each in [allowed] if isinstance(allowed, Automaton) else allowed or ():
+        if len(each.columns) != model.vocab_sizes[1]:
+            raise InputError(f"allowed is for {len(each.columns)} tokens, but the model has {model.vocab_sizes[1]}")
+    read = None if source is None else np.asarray(inputs)
+    plan = make_plan(config, limits, prompt, mask, read=read, allowed=allowed, token_texts=token_texts)
     prompt_slots = round_up(length, BUCKET, model.max_length)
     slots = round_up(int(plan.max_length), SLOTS, model.max_length)
     tokens = fill_right(prompt, slots, config.padding)
@@ -175,7 +208,8 @@ def begin_request(model: Model, request: Request) -> tuple[Model, Search]:
     model = model.for_decoding()
     encoded = None if source is None else model.encode(source, valid=request.source_valid)
     cache = model.empty_cache(*tokens.shape, encoded=encoded, encoded_valid=request.source_valid)
-    prompt, length = tokens[:, : request.prompt_slots], jnp.asarray(plan.prompt_length)
+    # What stands behind the prompts is not attended to, but has to be a token: the padding may be -1.
+    prompt, length = jnp.maximum(tokens[:, : request.prompt_slots], 0), jnp.asarray(plan.prompt_length)
     logits, cache = model.prefill(prompt, cache, length=length, valid=request.valid)
     return model, begin(plan, select_cache_rows, tokens, logits, cache)
 
@@ -185,7 +219,8 @@ def generate_compiled(model: Model, request: Request) -> tuple[Found, Any]:
     """What `generate` compiles: what was found, and the attention maps behind it if they are asked for."""
     decoder, search = begin_request(model, request)
     plan, strategy = request.plan, strategy_of(request.plan)
-    found = strategy.result(finish(plan, strategy, in_float32(decoder.step), select_cache_rows, search).state)
+    search = finish(plan, strategy, in_float32(decoder.step), select_cache_rows, search)
+    found = strategy.result(search.state, search.record)
     if not request.observe:
         return found, None
     return found, look_again(decoder, request.source, request.source_valid, request.valid, found.tokens)
@@ -263,6 +298,8 @@ def check_special_ids(config: GenerationConfig, vocabulary: int | None) -> None:
     """Raise InputError unless the model can generate, and every special token of the settings is in its vocabulary."""
     if vocabulary is None:
         raise InputError("an encoder-only model cannot generate: it has no decoder")
-    for name in ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id"):
+    for name in SPECIAL:
         check_range(name, np.asarray(as_tuple(getattr(config, name)), np.int64), vocabulary)
-    check_range("forced_eos_token_id", np.asarray(as_tuple(config.forced_eos_token_id), np.int64), vocabulary)
+    for name in ("sequence_bias", "bad_words_ids"):
+        for phrase, _ in weighed(getattr(config, name)):
+            check_range(name, np.asarray(phrase, np.int64), vocabulary)

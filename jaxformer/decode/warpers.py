@@ -1,4 +1,4 @@
-"""Warpers, the processors of sampling: temperature and the truncations top-k, top-p and min-p.
+"""Warpers, the processors of sampling: temperature and truncations.
 
 None sorts the vocabulary. A truncation keeps what lies above a threshold, and thresholds are found by bisection: 32
 halvings find any float32, for the order of floats is the order of integers that their bits spell.
@@ -79,11 +79,66 @@ def keep_top_p(scores: jax.Array, context: Context) -> jax.Array:
     return jnp.where(below | (equal & (ids < first)), -jnp.inf, scores)
 
 
+def keep_top_h(scores: jax.Array, context: Context) -> jax.Array:
+    """The likeliest tokens, as long as their part of the entropy is at most a share `top_h` of it; -inf for the others.
+
+    Potraghloo et al. 2025: of the 100 best tokens, whose probabilities are those among them.
+    """
+    best, tokens = lax.top_k(scores, min(100, scores.shape[1]))
+    logs = jax.nn.log_softmax(best)
+    parts = jnp.where(jnp.isneginf(logs), 0.0, -jnp.exp(logs) * logs)
+    keep = jnp.cumsum(parts, axis=1) <= context.plan.top_h * jnp.sum(parts, axis=1, keepdims=True)
+    keep = keep.at[:, 0].set(True)
+    rows = jnp.arange(len(scores))[:, None]
+    return jnp.full_like(scores, -jnp.inf).at[rows, tokens].set(jnp.where(keep, best, -jnp.inf))
+
+
 def keep_min_p(scores: jax.Array, context: Context) -> jax.Array:
     """The scores of tokens at least min_p times as probable as the best one; -inf for the others.
 
     Nguyen et al. 2024, section 3.
     """
     probabilities = jax.nn.softmax(scores)
-    unlikely = probabilities < context.plan.min_p * jnp.max(probabilities, axis=1, keepdims=True)
+    return without(scores, probabilities < context.plan.min_p * jnp.max(probabilities, axis=1, keepdims=True), context)
+
+
+def keep_typical(scores: jax.Array, context: Context) -> jax.Array:
+    """The scores of the tokens whose surprise is nearest to the entropy, of a mass `typical_p`; -inf for the others.
+
+    Meister et al. 2022, section 4.
+    """
+    logs = jax.nn.log_softmax(scores)
+    probabilities = jnp.exp(logs)
+    away = jnp.abs(-logs - entropy(logs))
+
+    def is_light(radius: jax.Array) -> jax.Array:
+        mass = jnp.sum(probabilities, axis=1, keepdims=True, where=away < radius)
+        return mass < context.plan.typical_mass
+
+    radius = largest_float(is_light, len(scores))
+    return jnp.where(away > jnp.maximum(radius, -kth_largest(-away, context.plan.kept)), -jnp.inf, scores)
+
+
+def keep_above_epsilon(scores: jax.Array, context: Context) -> jax.Array:
+    """The scores of tokens at least as probable as epsilon; -inf for the others. Hewitt et al. 2022, section 4.1."""
+    return without(scores, jax.nn.softmax(scores) < context.plan.epsilon, context)
+
+
+def keep_above_eta(scores: jax.Array, context: Context) -> jax.Array:
+    """The scores of tokens as probable as epsilon, or sqrt(epsilon) exp(-entropy) if that is less; -inf for the others.
+
+    Hewitt et al. 2022, section 4.2.
+    """
+    epsilon, logs = context.plan.eta, jax.nn.log_softmax(scores)
+    least = jnp.minimum(epsilon, jnp.sqrt(epsilon) * jnp.exp(-entropy(logs)))
+    return without(scores, jnp.exp(logs) < least, context)
+
+
+def entropy(logs: jax.Array) -> jax.Array:
+    """The entropy of log-probabilities [R, V]: [R, 1], in nats."""
+    return -jnp.sum(jnp.where(jnp.isneginf(logs), 0.0, jnp.exp(logs) * logs), axis=1, keepdims=True)
+
+
+def without(scores: jax.Array, unlikely: jax.Array, context: Context) -> jax.Array:
+    """Scores without what is unlikely, [R, V], but for the few best that always stay."""
     return jnp.where(unlikely & (scores < kth_largest(scores, context.plan.kept)), -jnp.inf, scores)

@@ -1,5 +1,6 @@
 """A pretrained model as people are used to it: called with token ids and a mask, answering by the names they know."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from jaxformer.decode import Generated, GenerationConfig, generate
+from jaxformer.decode import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
 from jaxformer.errors import InputError
 from jaxformer.layers import Head, Trace
 from jaxformer.model import Observed, Transformer
+
+BESIDE = {"decoder_input_ids", "allowed", "token_texts"}  # what `generate` takes that is no setting
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,69 @@ class Pretrained:
         found |= {f"decoder_{name}": getattr(decoder, name) for name in asked}
         return Output(seen.logits, cross_attentions=decoder.cross_attentions if output_attentions else None, **found)
 
-    def generate(self, input_ids: Any = None, attention_mask: Any = None, **settings: Any) -> Generated:
-        """`jaxformer.generate` with the folder's settings, of which each may be changed; None counts as given."""
+    def generate(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        allowed_phrases: Any = None,
+        allowed_regex: str | Sequence[str] | None = None,
+        **settings: Any,
+    ) -> Generated:
+        """`jaxformer.generate` with the folder's settings, of which each may be changed; None counts as given.
+
+        allowed_phrases: strings or token ids, one of which has to be said and nothing else; allowed_regex: what is said
+        has to match. Both for all inputs, or a list with one for each. Stop strings and regular expressions need the
+        folder's tokenizer. Raises InputError as `jaxformer.generate` does.
+        """
+        config = self.generation.replace(**{k: v for k, v in settings.items() if k not in BESIDE})
+        if config.stop_strings is not None and "token_texts" not in settings:
+            settings["token_texts"] = self.token_texts
+        if allowed_phrases is not None and allowed_regex is not None:
+            raise InputError("give allowed_phrases or allowed_regex, not both")
+        if allowed_phrases is not None:
+            settings["allowed"] = self._allowed_phrases(allowed_phrases, config)
+        elif isinstance(allowed_regex, str):
+            settings["allowed"] = allow_regex(allowed_regex, self.token_texts, config.eos_ids)
+        elif allowed_regex is not None:
+            settings["allowed"] = [allow_regex(each, self.token_texts, config.eos_ids) for each in allowed_regex]
         return generate(self.model, input_ids, self.generation, inputs_mask=attention_mask, **settings)
+
+    def _allowed_phrases(self, phrases: Any, config: GenerationConfig) -> Automaton | list[Automaton]:
+        """The phrases that may be said, or for each input some of its own."""
+        if not len(phrases):
+            raise InputError("allowed_phrases must hold at least one phrase")
+        first = phrases[0]
+        if not isinstance(first, str) and len(first) and not isinstance(first[0], int | np.integer):
+            machines = [self._allowed_phrases(each, config) for each in phrases]
+            return [machine for machine in machines if isinstance(machine, Automaton)]
+        if any(isinstance(phrase, str) for phrase in phrases) and self.tokenizer is None:
+            raise InputError("the folder has no tokenizer.json to read phrases with: give them as token ids")
+        ids = [self._phrase(phrase) for phrase in phrases]
+        return allow_phrases(ids, self.model.vocab_sizes[1] or 0, config.eos_ids)
+
+    def _phrase(self, phrase: Any) -> list[int]:
+        """The token ids of a phrase."""
+        if not isinstance(phrase, str):
+            return list(phrase)
+        assert self.tokenizer is not None, "asked before"
+        return self.tokenizer.encode(phrase, add_special_tokens=False).ids
+
+    @property
+    def token_texts(self) -> list[str]:
+        """What each token of the vocabulary says in the middle of a text; nothing, where the tokenizer has none.
+
+        Raises InputError without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise InputError("the folder has no tokenizer.json: what tokens say is not known")
+        decode, size = self.tokenizer.decode, self.tokenizer.get_vocab_size()
+        vocabulary = self.model.vocab_sizes[1] or 0
+        # Some tokenizers write the first token of a text otherwise than the others: let another one stand before it.
+        before = next(token for token in range(size) if decode([token]).strip("\ufffd "))
+        start = len(decode([before], skip_special_tokens=False))
+        texts = [decode([before, token], skip_special_tokens=False)[start:] for token in range(min(size, vocabulary))]
+        return texts + [""] * (vocabulary - len(texts))
 
     def _types(self, types: Any, ids: np.ndarray) -> np.ndarray:
         """Token types as an array of the shape of the ids, checked against the kinds that the model knows."""

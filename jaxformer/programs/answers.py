@@ -78,7 +78,7 @@ def hypotheses(run: Run, sources: Sequence[np.ndarray], config: GenerationConfig
             answer = run.task.text.show(run.task.answer(source))
             for copy in range(index * copies, (index + 1) * copies):
                 said = run.task.text.show(generated.sequences[copy])
-                score = round(float(generated.scores[copy]), 4)
+                score = round(float(generated.sequences_scores[copy]), 4)
                 yield Hypothesis(run.task.text.show(source), said, score, said == answer)
 
 

@@ -56,7 +56,7 @@ def continue_prompts(run: Run, config: GenerationConfig, prompts: Prompts, *, as
         seeds = [config.seed] * len(batch)  # each prompt draws what it would draw alone
         generated = generate(run.model, batch, config, inputs_mask=mask, seed=seeds)
         new = generated.sequences[:, batch.shape[1] :]
-        for index, (ids, score) in enumerate(zip(new, generated.scores, strict=True)):
+        for index, (ids, score) in enumerate(zip(new, generated.sequences_scores, strict=True)):
             prompt = texts[first + index // config.num_return_sequences]
             said = run.task.decode(until_end(ids, config))
             line = {"prompt": prompt, "continuation": said, "score": round(float(score), 4)}

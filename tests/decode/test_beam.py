@@ -106,7 +106,7 @@ def test_agrees_with_the_oracle(beams: int, eos: tuple[int, ...], processed: boo
         width = max(len(beam.tokens) for beam in rows)
         padding = eos[0] if eos else 0
         assert found.sequences.shape == (3 * beams, width)
-        for beam, sequence, score in zip(rows, found.sequences.tolist(), found.scores, strict=True):
+        for beam, sequence, score in zip(rows, found.sequences.tolist(), found.sequences_scores, strict=True):
             if beam.score > -1e8:  # else fewer sequences were possible than beams, and this place is nobody's
                 assert sequence == beam.tokens + [padding] * (width - len(beam.tokens)), drawn
                 assert score == pytest.approx(beam.score, rel=1e-5, abs=1e-5)
@@ -142,7 +142,7 @@ def test_wide_beams_find_the_best_of_all_sequences(length_penalty: float, rng: n
         assert [row[: len(path)] for row, (_, path) in zip(found.sequences.tolist(), best, strict=True)] == [
             path for _, path in best
         ]
-        np.testing.assert_allclose(found.scores, [score for score, _ in best], rtol=1e-5)
+        np.testing.assert_allclose(found.sequences_scores, [score for score, _ in best], rtol=1e-5)
 
 
 def test_pads_with_the_pad_token_and_takes_zero_for_none(rng: np.random.Generator) -> None:
@@ -164,8 +164,8 @@ def test_fewer_sequences_than_beams(rng: np.random.Generator) -> None:
     found = decode(make_step(tables), empty_cache(1), [[1]], **call)
     assert found.sequences.shape == (5, 3)
     assert sorted(found.sequences[:4, 1:].tolist()) == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    assert (found.scores[:4] > -100).all()
-    assert found.scores[4] < -1e8
+    assert (found.sequences_scores[:4] > -100).all()
+    assert found.sequences_scores[4] < -1e8
 
 
 def test_returns_the_best_first_and_no_wider_than_they_are(rng: np.random.Generator) -> None:
@@ -174,8 +174,8 @@ def test_returns_the_best_first_and_no_wider_than_they_are(rng: np.random.Genera
     call = {"num_beams": 4, "max_new_tokens": 12, "eos_token_id": 3, "length_penalty": 0.0}
     everything = decode(step, empty_cache(3), [[1], [2], [4]], num_return_sequences=4, **call)
     first = decode(step, empty_cache(3), [[1], [2], [4]], **call)
-    assert (np.diff(everything.scores.reshape(3, 4)) <= 0).all()
-    assert first.scores.tolist() == everything.scores[::4].tolist()
+    assert (np.diff(everything.sequences_scores.reshape(3, 4)) <= 0).all()
+    assert first.sequences_scores.tolist() == everything.sequences_scores[::4].tolist()
     width = first.sequences.shape[1]
     assert first.sequences.tolist() == everything.sequences[::4, :width].tolist()
     assert all(3 in row or width == 13 for row in first.sequences.tolist())
@@ -213,4 +213,4 @@ def test_beam_sampling_follows_its_seed(rng: np.random.Generator) -> None:
     assert first.sequences.tolist() == decode(step, empty_cache(3), prompts, seed=1, **call).sequences.tolist()
     assert first.sequences.tolist() != decode(step, empty_cache(3), prompts, seed=2, **call).sequences.tolist()
     others = decode(step, empty_cache(3), [*prompts[:2], [1, 1]], seed=1, **call)
-    assert others.scores[:2].tolist() == first.scores[:2].tolist()
+    assert others.sequences_scores[:2].tolist() == first.sequences_scores[:2].tolist()

@@ -28,7 +28,6 @@ from jaxformer.errors import InputError
         {"max_new_tokens": 0},
         {"max_length": 0},
         {"min_length": -1},
-        {"min_new_tokens": 5, "max_new_tokens": 4},
         {"min_length": 5, "max_length": 4},
         {"early_stopping": "always"},
         {"length_penalty": "long"},
@@ -39,6 +38,18 @@ from jaxformer.errors import InputError
         {"pad_token_id": -1},
         {"do_sample": 1},
         {"seed": -1},
+        {"top_h": 0.0},
+        {"typical_p": 0.0},
+        {"epsilon_cutoff": 1.0},
+        {"eta_cutoff": -0.1},
+        {"bad_words_ids": [3]},
+        {"bad_words_ids": [[]]},
+        {"sequence_bias": [[[3], "more"]]},
+        {"suppress_tokens": [-1]},
+        {"encoder_repetition_penalty": 0},
+        {"encoder_no_repeat_ngram_size": -1},
+        {"exponential_decay_length_penalty": (3,)},
+        {"renormalize_logits": 1},
     ],
 )
 def test_refused(settings: dict) -> None:
@@ -74,12 +85,12 @@ def test_length_limits() -> None:
     assert GenerationConfig(max_length=9, max_new_tokens=7).length_limits(5) == (0, 12)
     assert GenerationConfig(min_length=7, max_length=6, max_new_tokens=7).length_limits(5) == (7, 12)
     assert GenerationConfig(min_length=3, min_new_tokens=4).length_limits(5) == (9, 25)
+    assert GenerationConfig(max_new_tokens=4, min_new_tokens=6).length_limits(5) == (11, 9)  # no EOS at all
     for config, prompt, longest in (
         (GenerationConfig(max_length=5), 5, None),
         (GenerationConfig(max_length=11), 5, 10),
         (GenerationConfig(max_new_tokens=6), 5, 10),
         (GenerationConfig(), 10, 10),
-        (GenerationConfig(min_new_tokens=21), 5, None),
         (GenerationConfig(min_length=26), 5, None),
     ):
         with pytest.raises(InputError):

@@ -18,7 +18,7 @@ def test_decoder_only_equals_decode(rng: np.random.Generator) -> None:
         found = generate(ChainModel(tables, encoder=False), prompts, **settings)
         expected = decode(make_step(tables), empty_cache(3), prompts, **settings)
         assert found.sequences.tolist() == expected.sequences.tolist()
-        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
+        np.testing.assert_allclose(found.sequences_scores, expected.sequences_scores, rtol=1e-6)
         assert found.sequences.dtype == np.int32
 
 
@@ -48,6 +48,37 @@ def test_a_stream_is_what_generate_appends(rng: np.random.Generator, limit: int)
         parts = list(stream(model, prompts, **settings))
         assert np.concatenate(parts, axis=1).tolist() == whole.tolist()
         assert len(parts) > 1 or limit < 3 or whole.shape[1] < 3
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_steps_are_recorded_as_they_were(rng: np.random.Generator, beams: int) -> None:
+    """Scores and logits of every step, which change nothing; the beams that they belong to add up to the result."""
+    tables = make_tables(rng, V)
+    model, prompts = ChainModel(tables, encoder=False), rng.integers(V, size=(2, 5))
+    call = {
+        "num_beams": beams,
+        "max_new_tokens": 9,
+        "eos_token_id": 3,
+        "repetition_penalty": 1.4,
+        "length_penalty": 0.5,
+    }
+    plain = generate(model, prompts, **call)
+    found = generate(model, prompts, output_scores=True, output_logits=True, **call)
+    assert (plain.scores, plain.logits) == (None, None)
+    assert found.sequences.tolist() == plain.sequences.tolist()
+    assert found.sequences_scores.tolist() == plain.sequences_scores.tolist()
+    assert found.logits.shape == found.scores.shape == (len(found.scores), 2 * beams, V)
+    for row, sequence in enumerate(found.sequences.tolist()):
+        length = 5 + next((at + 1 for at, token in enumerate(sequence[5:]) if token == 3), len(sequence) - 5)
+        rows = [row] * 9 if beams == 1 else found.beam_indices[row].tolist()
+        np.testing.assert_allclose(found.logits[0, rows[0]], logits_after(tables, sequence[:5]), rtol=1e-6)
+        total = sum(found.scores[t - 5, rows[t - 5], sequence[t]] for t in range(5, length))
+        if beams > 1:
+            np.testing.assert_allclose(total / (length - 5) ** 0.5, found.sequences_scores[row], rtol=1e-5)
+            assert rows[length - 5 :] == [-1] * (len(rows) - length + 5)
+        else:
+            assert found.beam_indices is None
+            assert np.argmax(found.scores[: length - 5, row], axis=1).tolist() == sequence[5:length]
 
 
 def test_beams_are_not_streamed(rng: np.random.Generator) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxformer.decode.loop import CHUNK, Found, Search, Strategy, choose, finish
+from jaxformer.decode.loop import CHUNK, Advanced, Found, Record, Search, Strategy, choose, finish
 
 
 @jax.tree_util.register_dataclass
@@ -23,16 +23,21 @@ def init(plan: Any, tokens: jax.Array) -> Counted:
     return Counted(tokens, jnp.int32(1))
 
 
-def advance(plan: Any, state: Counted, logits: jax.Array) -> tuple[Counted, jax.Array]:
+def advance(plan: Any, state: Counted, logits: jax.Array) -> Advanced:
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, logits.astype(jnp.int32), state.length, axis=1)
-    return Counted(tokens, state.length + 1), jnp.array([1, 2, 0])  # rows move round
+    return Advanced(Counted(tokens, state.length + 1), jnp.array([1, 2, 0]), logits)  # rows move round
 
 
 def finished(plan: Any, state: Counted) -> jax.Array:
     return state.length >= plan
 
 
-COUNT = Strategy(init, advance, finished, lambda state: Found(state.tokens, state.length, state.length))
+COUNT = Strategy(
+    init,
+    advance,
+    finished,
+    lambda state, record: Found(state.tokens, state.length, state.length, None, record, state.length),
+)
 
 
 @pytest.mark.parametrize("length", range(2, 2 * CHUNK + 4))
@@ -48,7 +53,7 @@ def test_stops_where_it_is_finished(length: int) -> None:
         def select(cache: jax.Array, rows: jax.Array) -> jax.Array:
             return cache[rows]
 
-        begun = choose(plan, COUNT, select, Search(state, cache), state.tokens[:, :1] * 0.0)
+        begun = choose(plan, COUNT, select, Search(state, cache, Record(None, None)), state.tokens[:, :1] * 0.0)
         return finish(plan, COUNT, step, select, begun).state
 
     cache = jnp.array([[100], [10], [1]])

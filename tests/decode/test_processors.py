@@ -10,9 +10,10 @@ from transformers.generation import logits_process as hf
 
 from jaxformer.decode import GenerationConfig
 from jaxformer.decode.engine import make_plan
-from jaxformer.decode.plan import Context, process
+from jaxformer.decode.plan import Context, Marks, process
 
 R, V, SLOTS = 7, 53, 19
+SOURCE = np.random.default_rng(8).integers(V, size=(R, 13))
 process_compiled = jax.jit(process)
 
 
@@ -32,9 +33,9 @@ def ours(scores: np.ndarray, tokens: np.ndarray, mask: np.ndarray | None = None,
     """The scores after our processors, for a prompt of 3 tokens (or as long as its mask) within `tokens`."""
     config = GenerationConfig(**settings)
     mask = np.ones((R, 3), bool) if mask is None else mask
-    plan = make_plan(config, mask.shape[1], config.length_limits(mask.shape[1]), mask)
+    plan = make_plan(config, config.length_limits(mask.shape[1]), tokens[:, : mask.shape[1]], mask, read=SOURCE)
     stale = np.pad(tokens, ((0, 0), (0, SLOTS - tokens.shape[1])), constant_values=1)  # what lies behind is not read
-    return np.asarray(process_compiled(scores, Context(plan, stale, np.int32(tokens.shape[1]))))
+    return np.asarray(process_compiled(scores, Context(plan, stale, np.int32(tokens.shape[1]), Marks(None, None))))
 
 
 def theirs(scores: np.ndarray, tokens: np.ndarray, *processors: hf.LogitsProcessor) -> np.ndarray:
@@ -124,6 +125,78 @@ def test_lengths_and_forced_tokens(length: int, rng: np.random.Generator) -> Non
         ({"min_length": 9}, []),
     ):
         np.testing.assert_array_equal(ours(scores, tokens, **settings), theirs(scores, tokens, *processors))
+
+
+@pytest.mark.parametrize(("kind", "beams"), [*((kind, 1) for kind in KINDS), ("distinct", 3)])
+def test_rarer_warpers(kind: str, beams: int, rng: np.random.Generator) -> None:
+    """Typical, epsilon, eta and top-h sampling, narrow and wide."""
+    tokens = rng.integers(V, size=(R, 5))
+    keep = 1 if beams == 1 else 3
+    base = SAMPLE | {"num_beams": beams, "eos_token_id": (4, 9)}
+    for _ in range(4):
+        scores = draw_scores(rng, kind)
+        p, least = float(rng.uniform(0.05, 0.99)), float(10 ** rng.uniform(-4, -0.3))
+        cases = [({"top_h": p}, hf.TopHLogitsWarper(p))] if kind == "distinct" else []
+        if kind == "distinct" or keep == 1:  # which of equal tokens is spared is not specified there
+            cases += [
+                ({"typical_p": p}, hf.TypicalLogitsWarper(p, min_tokens_to_keep=keep)),
+                ({"epsilon_cutoff": least}, hf.EpsilonLogitsWarper(least, min_tokens_to_keep=keep)),
+                ({"eta_cutoff": least}, hf.EtaLogitsWarper(least, min_tokens_to_keep=keep)),
+            ]
+        for settings, processor in cases:
+            found, expected = ours(scores, tokens, **base | settings), theirs(scores, tokens, processor)
+            if kind in ("ties", "zeros"):
+                found, expected = np.sort(found), np.sort(expected)
+            np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=str(settings))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 9])
+def test_phrases_that_are_favoured_or_forbidden(length: int, rng: np.random.Generator) -> None:
+    """Single tokens always, longer phrases behind their beginning, which may be all that is there."""
+    phrases = [[5], [1, 0], [0, 1, 2], [2, 2, 1, 0], [1, 1], [0, 0, 0, 1, 2]]
+    for _ in range(5):
+        tokens, scores = rng.integers(3, size=(R, length)), draw_scores(rng, "distinct")
+        bias = [(phrase, float(rng.normal())) for phrase in phrases]
+        expected = theirs(scores, tokens, hf.SequenceBiasLogitsProcessor({tuple(each): by for each, by in bias}))
+        np.testing.assert_allclose(ours(scores, tokens, sequence_bias=bias), expected, rtol=1e-6)
+        same = ours(scores, tokens, sequence_bias={tuple(each): by for each, by in bias})
+        np.testing.assert_allclose(same, expected, rtol=1e-6)
+        expected = theirs(scores, tokens, hf.NoBadWordsLogitsProcessor(phrases, eos_token_id=[5]))
+        np.testing.assert_array_equal(ours(scores, tokens, bad_words_ids=phrases, eos_token_id=5), expected)
+
+
+def test_what_the_source_says(rng: np.random.Generator) -> None:
+    """Its tokens favoured or disfavoured, its n-grams forbidden."""
+    source = torch.tensor(SOURCE)
+    for penalty in (0.6, 1.8):
+        tokens, scores = rng.integers(V, size=(R, 4)), draw_scores(rng, "distinct")
+        expected = theirs(scores, tokens, hf.EncoderRepetitionPenaltyLogitsProcessor(penalty, source))
+        np.testing.assert_allclose(ours(scores, tokens, encoder_repetition_penalty=penalty), expected, rtol=1e-6)
+    for size in (1, 2, 3, 14):
+        tokens, scores = np.concatenate([SOURCE[:, :3], SOURCE[:, 4:6]], axis=1), draw_scores(rng, "distinct")
+        expected = theirs(scores, tokens, hf.EncoderNoRepeatNGramLogitsProcessor(size, source))
+        np.testing.assert_array_equal(ours(scores, tokens, encoder_no_repeat_ngram_size=size), expected)
+
+
+@pytest.mark.parametrize("length", [3, 4, 6, 9])
+def test_tokens_suppressed_and_ends_that_come_nearer(length: int, rng: np.random.Generator) -> None:
+    """At the first new token or at every one; an EOS that rises; numbers that are none."""
+    tokens, scores, ids = rng.integers(V, size=(R, length)), draw_scores(rng, "partly"), [7, 3, 11]
+    broken = scores.copy()
+    broken[:, 5], broken[:, 6] = np.nan, np.inf
+    for given, settings, processor in (
+        (scores, {"suppress_tokens": ids}, hf.SuppressTokensLogitsProcessor(ids)),
+        (scores, {"begin_suppress_tokens": ids}, hf.SuppressTokensAtBeginLogitsProcessor(ids, 3)),
+        (
+            scores,
+            {"eos_token_id": [4, 9], "exponential_decay_length_penalty": (2, 1.3)},
+            hf.ExponentialDecayLengthPenalty((2, 1.3), [4, 9], 3),
+        ),
+        (broken, {"remove_invalid_values": True}, hf.InfNanRemoveLogitsProcessor()),
+        (scores, {"renormalize_logits": True}, hf.LogitNormalization()),
+    ):
+        found, expected = ours(given, tokens, **settings), theirs(given, tokens, processor)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6, err_msg=str(settings))
 
 
 def test_all_in_order(rng: np.random.Generator) -> None:

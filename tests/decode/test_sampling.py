@@ -35,7 +35,7 @@ def test_greedy_follows_the_likeliest_tokens(rng: np.random.Generator) -> None:
             scores.append(total)
         width = max(map(len, rows))
         assert found.sequences.tolist() == [row + [9] * (width - len(row)) for row in rows]
-        np.testing.assert_allclose(found.scores, scores, rtol=1e-5)
+        np.testing.assert_allclose(found.sequences_scores, scores, rtol=1e-5)
 
 
 def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
@@ -137,7 +137,7 @@ def test_several_samples_per_prompt(rng: np.random.Generator) -> None:
     step, prompts = make_step(make_tables(rng, V, scale=0.3)), np.array([[1, 2], [3, 4], [5, 6]])
     found = decode(step, empty_cache(3), prompts, do_sample=True, num_return_sequences=4, max_new_tokens=10)
     assert found.sequences.shape == (12, 12)
-    assert found.scores.shape == (12,)
+    assert found.sequences_scores.shape == (12,)
     assert found.sequences[:, :2].tolist() == np.repeat(prompts, 4, axis=0).tolist()
     assert len({tuple(row) for row in found.sequences.tolist()}) == 12
 
@@ -156,7 +156,7 @@ def test_scores_are_the_models_log_probabilities(rng: np.random.Generator) -> No
     )
     row = found.sequences[0].tolist()
     expected = sum(log_softmax(logits_after(tables, row[:i]))[row[i]] for i in range(1, 7))
-    np.testing.assert_allclose(found.scores, [expected], rtol=1e-5)
+    np.testing.assert_allclose(found.sequences_scores, [expected], rtol=1e-5)
 
 
 def test_left_padding_escapes_the_repetition_penalty() -> None:
@@ -175,4 +175,4 @@ def test_half_precision_logits_are_scored_in_float32(rng: np.random.Generator) -
     found = decode(make_step(tables), empty_cache(2), [[1], [2]], max_new_tokens=4, num_beams=2)
     same = decode(make_step(tables.astype(jnp.float32)), empty_cache(2), [[1], [2]], max_new_tokens=4, num_beams=2)
     assert found.sequences.tolist() == same.sequences.tolist()
-    assert found.scores.tolist() == same.scores.tolist()
+    assert found.sequences_scores.tolist() == same.sequences_scores.tolist()

@@ -1,0 +1,53 @@
+"""`generate()` of transformers, call by call: recorded ones, and as many as are drawn."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from drawn import modes
+from hf_models import DECODERS, MODELS
+from recorded import FOLDER, cases
+
+HERE = Path(__file__).parent
+# Hundreds of tiny programs that run a few times each: compiling them is all the work there is.
+QUICKLY = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
+DRAWN, PARTS = 2000, 4
+
+
+def run(script: str, *arguments: str) -> tuple[int, str]:
+    """Exit status and last line of a script."""
+    command = [sys.executable, str(HERE / script), *arguments]
+    done = subprocess.run(command, env=os.environ | QUICKLY, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr[-2000:])
+    return done.returncode, done.stdout.splitlines()[-1] if done.stdout else ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "bart", "marian"])
+def test_recorded_calls_give_the_same(family: str) -> None:
+    status, said = run("recorded.py", family)
+    assert status == 0
+    assert re.fullmatch(r"\d+ recorded calls: \d+ equal, [0-3] ties, 0 different", said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(1, PARTS + 1))
+def test_drawn_calls_give_the_same(part: int) -> None:
+    status, said = run("drawn.py", "--calls", str(DRAWN), "--part", f"{part}/{PARTS}")
+    assert status == 0
+    assert re.fullmatch(r"\d+ calls: \d+ equal, [0-5] ties, 0 different", said)
+
+
+def test_every_family_with_a_language_model_is_drawn() -> None:
+    drawn = {({**DECODERS, **MODELS}[mode.model][0]).model_type for mode in modes()}
+    assert drawn == {config.model_type for config, _ in {**DECODERS, **MODELS}.values()}
+    assert len(modes()) == len(set(modes())) == 60
+
+
+def test_all_recorded_calls_are_here() -> None:
+    found = list(cases())
+    assert len(found) == 444
+    assert {case.model for case in found} == {path.name for path in (FOLDER / "models").iterdir()}
