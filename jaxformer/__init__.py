@@ -1,7 +1,7 @@
 """jaxformer: the whole Transformer in JAX."""
 
 from jaxformer.config import TransformerConfig, from_dict, to_dict
-from jaxformer.decode import GenerationConfig, allow_phrases, allow_regex, decode, generate, stream
+from jaxformer.decode import GenerationConfig, Session, allow_phrases, allow_regex, decode, generate, stream
 from jaxformer.errors import InputError
 from jaxformer.model import Cache, Transformer
 from jaxformer.ops import (
@@ -38,6 +38,7 @@ __all__ = [
     "Cache",
     "GenerationConfig",
     "InputError",
+    "Session",
     "Transformer",
     "TransformerConfig",
     "allow_phrases",

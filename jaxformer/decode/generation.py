@@ -1,8 +1,7 @@
 """Generating with a Transformer: reading, encoding and searching in one compiled call."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -10,24 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.decode.config import GenerationConfig, as_tuple
-from jaxformer.decode.engine import (
+from jaxformer.decode.engine import Generated, begin, in_float32, returned, strategy_of
+from jaxformer.decode.loop import Found, Search, finish
+from jaxformer.decode.observation import Observable, look_again
+from jaxformer.decode.plan import Automaton, Plan
+from jaxformer.decode.planning import (
     SLOTS,
     Allowed,
-    Generated,
-    begin,
     fill_right,
-    in_float32,
     make_plan,
     mask_array,
-    returned,
     round_up,
-    strategy_of,
     token_array,
     weighed,
 )
-from jaxformer.decode.loop import Found, Search, finish, proceed
-from jaxformer.decode.observation import Observable, look_again
-from jaxformer.decode.plan import Automaton, Plan
 from jaxformer.errors import InputError
 
 SPECIAL = (
@@ -40,6 +35,7 @@ SPECIAL = (
     "suppress_tokens",
     "begin_suppress_tokens",
 )
+BESIDE = {"inputs_mask", "decoder_input_ids", "allowed", "token_texts"}  # what `generate` takes that is no setting
 BUCKET = 32  # prompts and sources are padded on the right to a multiple of this
 
 
@@ -105,50 +101,6 @@ def generate(
     found, maps = generate_compiled(model, request)
     source_length = 0 if request.source is None else np.shape(inputs)[1]
     return returned(found, config, request.plan, maps, source_length)
-
-
-def stream(
-    model: Model,
-    inputs: Any = None,
-    config: GenerationConfig | None = None,
-    *,
-    inputs_mask: Any = None,
-    decoder_input_ids: Any = None,
-    allowed: Allowed = None,
-    token_texts: Sequence[str] | None = None,
-    **settings: Any,
-) -> Iterator[np.ndarray]:
-    """The new tokens of `generate`, as they are produced: parts int32 [R, n], side by side what `generate` appends.
-
-    Greedy decoding and sampling only: what a beam search has found may still change until its end. Arguments and errors
-    are those of `generate`.
-    """
-    config = (config or GenerationConfig()).replace(**settings)
-    if config.output_attentions:
-        raise InputError("a stream is tokens alone: leave output_attentions out, or use generate")
-    if config.num_beams > 1:
-        raise InputError("a beam search cannot be streamed, as its beams may change until the end: use generate")
-    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids, allowed, token_texts)
-    return produced(model, request)
-
-
-def produced(model: Model, request: "Request") -> Iterator[np.ndarray]:
-    """The new tokens of each chunk, up to the end of the longest row."""
-    model, search = begin_compiled(model, request)
-    sent = int(request.plan.prompt_length)
-    while True:
-        tokens, _, lengths = (
-            np.asarray(array) for array in strategy_of(request.plan).result(search.state, search.record)[:3]
-        )
-        ready = int(search.state.length)
-        finished = not np.asarray(search.state.live).any()
-        end = int(lengths.max()) if finished else ready
-        if end > sent:
-            yield tokens[:, sent:end].copy()  # the next chunk takes over the memory
-        if finished:
-            return
-        sent = end
-        search = proceed_compiled(model, search, request.plan)
 
 
 @jax.tree_util.register_dataclass
@@ -224,18 +176,6 @@ def generate_compiled(model: Model, request: Request) -> tuple[Found, Any]:
     if not request.observe:
         return found, None
     return found, look_again(decoder, request.source, request.source_valid, request.valid, found.tokens)
-
-
-@jax.jit
-def begin_compiled(model: Model, request: Request) -> tuple[Model, Search]:
-    """What `stream` compiles for the prompts."""
-    return begin_request(model, request)
-
-
-@partial(jax.jit, donate_argnames="search")
-def proceed_compiled(model: Model, search: Search, plan: Plan) -> Search:
-    """What `stream` compiles for every chunk of tokens."""
-    return proceed(plan, strategy_of(plan), in_float32(model.step), select_cache_rows, search)
 
 
 def select_cache_rows(cache: Any, rows: jax.Array) -> Any:

@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from jaxformer.decode import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
+from jaxformer.decode import BESIDE, Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
 from jaxformer.errors import InputError
 from jaxformer.layers import Head, Trace
 from jaxformer.model import Observed, Transformer
-
-BESIDE = {"decoder_input_ids", "allowed", "token_texts"}  # what `generate` takes that is no setting
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from transformers.generation import logits_process as hf
 
 from jaxformer.decode import GenerationConfig
-from jaxformer.decode.engine import make_plan
 from jaxformer.decode.plan import Context, Marks, process
+from jaxformer.decode.planning import make_plan
 
 R, V, SLOTS = 7, 53, 19
 SOURCE = np.random.default_rng(8).integers(V, size=(R, 13))
