@@ -15,12 +15,13 @@ from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.pretrained import bart, bert, gemma, gpt2, llama, mixture, neox, opt, t5
 from jaxformer.pretrained.bundle import Output, Pretrained
-from jaxformer.pretrained.files import Arrays, read_json, read_tensors, replacing, write_json, write_tensors
+from jaxformer.pretrained.files import FLAX, Arrays, read_json, read_tensors, replacing, write_json, write_tensors
 from jaxformer.pretrained.weights import WeightTable, build, named, tensors_of
 
 __all__ = ["FAMILIES", "Output", "Pretrained", "from_pretrained", "save_pretrained"]
 
 TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")  # what belongs to it
 DEFAULTS = asdict(GenerationConfig())
 
 
@@ -84,6 +85,7 @@ def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None
         generation_config(read_json(settings) if settings.exists() else hf),
         hf,
         {name: tensor for name, tensor in tensors.items() if re.fullmatch(table.kept, name)},
+        {name: (folder / name).read_text() for name in TOKENIZER_FILES if (folder / name).exists()},
     )
 
 
@@ -108,6 +110,8 @@ def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
         write_json(new / "generation_config.json", generation)
         if pretrained.tokenizer is not None:
             pretrained.tokenizer.save(str(new / TOKENIZER))
+        for name, text in pretrained.files.items():
+            (new / name).write_text(text)
 
 
 def with_own_head(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> TransformerConfig:
@@ -159,8 +163,12 @@ def fetched(name: str, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise InputError(f"{name} is no folder here; to fetch it from the hub: pip install 'jaxformer[hub]'") from None
+    small = ["*.json", "*.jinja"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, FLAX]))
+        return folder
     except Exception as error:  # no network, no such repository, no right to read it: the hub has many types
         raise InputError(f"{name} is no folder here, and the hub did not give it: {first_line(error)}") from None
 

@@ -1,6 +1,6 @@
 """A pretrained model as people are used to it: called with token ids and a mask, answering by the names they know."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from jaxformer.decode import BESIDE, Automaton, Generated, GenerationConfig, all
 from jaxformer.errors import InputError
 from jaxformer.layers import Head, Trace
 from jaxformer.model import Observed, Transformer
+from jaxformer.pretrained.chat import chat_template, render
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Output:
 class Pretrained:
     """What a checkpoint folder holds: the model, its tokenizer (None: no tokenizer.json), settings for generation.
 
-    settings: the folder's config.json. kept: tensors that the model has no use for, and that are saved with it. The
-    model is a pytree of parameters like any other: train it, replace it.
+    settings: the folder's config.json. kept: tensors that the model has no use for, and files: what else belongs to the
+    tokenizer, by name; both are saved with it. The model is a pytree of parameters like any other: train it, replace
+    it.
     """
 
     model: Transformer
@@ -48,6 +50,7 @@ class Pretrained:
     generation: GenerationConfig
     settings: dict[str, Any]
     kept: dict[str, np.ndarray] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -119,6 +122,23 @@ class Pretrained:
         elif allowed_regex is not None:
             settings["allowed"] = [allow_regex(each, self.token_texts, config.eos_ids) for each in allowed_regex]
         return generate(self.model, input_ids, self.generation, inputs_mask=attention_mask, **settings)
+
+    @property
+    def chat_template(self) -> str | None:
+        """How the model wants conversations written, a Jinja template; None: it has no such wish."""
+        found = chat_template(self.files)
+        return found and found[0]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text of messages {"role": "user", "content": "Hello"}, up to where the model's answer begins.
+
+        Encode it without special tokens: they are written in it. Raises InputError without a template, and where this
+        refuses the messages.
+        """
+        found = chat_template(self.files)
+        if found is None:
+            raise InputError("the folder has no chat template: give the text as it is")
+        return render(*found, messages)
 
     def _allowed_phrases(self, phrases: Any, config: GenerationConfig) -> Automaton | list[Automaton]:
         """The phrases that may be said, or for each input some of its own."""

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +47,12 @@ def continue_prompts(run: Run, config: GenerationConfig, prompts: Prompts, *, as
     if len(texts) == config.num_return_sequences == config.num_beams == 1 and not as_json:
         print(texts[0], end="", flush=True)
         produced = (part[0] for part in stream(run.model, rows[0][None], config))
-        for piece in pieces(run.task, produced, config):
+        for piece in pieces(lambda ids: run.task.decode(until_end(ids, config)), produced):
             print(piece, end="", flush=True)
         print()
         return
     for first in range(0, len(rows), BATCH):
-        batch, mask = left_padded(rows[first : first + BATCH], config.padding)
+        batch, mask = padded(rows[first : first + BATCH], config.padding, left=True)
         seeds = [config.seed] * len(batch)  # each prompt draws what it would draw alone
         generated = generate(run.model, batch, config, inputs_mask=mask, seed=seeds)
         new = generated.sequences[:, batch.shape[1] :]
@@ -97,12 +97,14 @@ def fit_context(run: Run, row: np.ndarray, new_tokens: int, *, truncate: bool) -
     return row[len(row) + new_tokens - limit :]
 
 
-def left_padded(rows: list[np.ndarray], padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as one batch [B, P], the shorter ones padded on the left, and which tokens are real."""
-    longest = max(len(row) for row in rows)
-    batch = np.stack([np.pad(row, (longest - len(row), 0), constant_values=padding) for row in rows])
-    lengths = np.array([len(row) for row in rows])
-    return batch, np.arange(longest) >= longest - lengths[:, None]
+def padded(rows: list[np.ndarray], padding: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids as one batch [B, T], the shorter ones padded on one side, and which are real."""
+    longest = max(map(len, rows))
+    batch, mask = np.full((len(rows), longest), padding, np.int32), np.zeros((len(rows), longest), bool)
+    for index, row in enumerate(rows):
+        place = slice(longest - len(row), None) if left else slice(len(row))
+        batch[index, place], mask[index, place] = row, True
+    return batch, mask
 
 
 def until_end(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
@@ -111,12 +113,12 @@ def until_end(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
     return ids[: ends[0]] if ends.size else ids
 
 
-def pieces(tokenizer: Tokenizer, parts: Iterable[np.ndarray], config: GenerationConfig) -> Iterator[str]:
+def pieces(decode: Callable[[np.ndarray], str], parts: Iterable[np.ndarray]) -> Iterator[str]:
     """The text of token ids that come in parts, as soon as its characters are complete."""
     ids, said, text = np.zeros(0, np.int32), 0, ""
     for part in parts:
         ids = np.concatenate([ids, part])
-        text = tokenizer.decode(until_end(ids, config))
+        text = decode(ids)
         whole = len(text.rstrip(HALF))
         yield text[said:whole]
         said = max(said, whole)

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -14,6 +14,7 @@ from jaxformer.programs.answers import answer_inputs
 from jaxformer.programs.continuations import Prompts, continue_prompts
 from jaxformer.programs.kind import Run
 from jaxformer.programs.runs import newest_finished, open_run
+from jaxformer.programs.texts import Texts, answer_texts
 
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
 
@@ -22,8 +23,8 @@ SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
 class Arguments:
     """What the command line says; a setting that is None keeps the model's own."""
 
-    beam: int = 1
-    """beam search with so many beams; 1 decodes greedily"""
+    beam: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """beam search with so many beams; 1, which a trained model does by itself, decodes greedily"""
     greedy: bool = False
     """the most likely token at every step (so it is unless other flags say otherwise)"""
     temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
@@ -38,8 +39,8 @@ class Arguments:
     """above 1, tokens that have occurred become less likely"""
     seed: int = 0
     """seed of the samples"""
-    n_best: int = 1
-    """how many sequences to print for each input"""
+    n_best: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """how many sequences to print for each input (default: one)"""
     length_penalty: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """beam scores are divided by length to this power"""
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -50,6 +51,12 @@ class Arguments:
     """text for a language model to continue; give it several times for several texts"""
     input_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """decode or continue every line of this file; - reads standard input"""
+    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """a checkpoint folder of Hugging Face, or a hub id, to read --prompt or the lines of --input-file"""
+    raw: bool = False
+    """with --model: texts as they are, without the chat template"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """with --model: the type to compute in"""
     truncate: bool = False
     """of a prompt that is too long, read the end"""
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
@@ -72,6 +79,14 @@ def decode_inputs(argv: list[str]) -> None:
         description="Decode with a trained model: greedily, by beam search (--beam 4), or sampling (--temperature 1).",
     )
     settings = generation_settings(arguments)
+    if arguments.model is not None:
+        if arguments.checkpoint or arguments.input:
+            raise InputError("--model reads --prompt or --input-file, and is no --checkpoint: leave the others out")
+        texts = Texts(arguments.prompt, arguments.input_file, arguments.raw, arguments.truncate)
+        answer_texts(arguments.model, settings, texts, dtype=arguments.dtype, as_json=arguments.json)
+        return
+    if arguments.raw or arguments.dtype != "float32":
+        raise InputError("--raw and --dtype belong to --model: leave them out")
     wants_text = arguments.checkpoint is None and bool(arguments.prompt)
     run = open_run(newest_finished(task_name="lm") if wants_text else arguments.checkpoint)
     is_text = run.task_name == "lm"
@@ -96,18 +111,24 @@ def refuse_flags(run: Run, arguments: Arguments, names: tuple[str, ...]) -> None
 def generation_settings(arguments: Arguments) -> dict[str, Any]:
     """The settings that the flags stand for. Raises InputError for flags that contradict each other."""
     sampling = [name for name in SAMPLING_FLAGS if getattr(arguments, name) is not None]
-    if arguments.greedy and (sampling or arguments.beam != 1):
+    beams, copies = arguments.beam or 1, arguments.n_best or 1
+    if arguments.beam == 0:
+        raise InputError("--beam must be at least 1, not 0")
+    if arguments.greedy and (sampling or beams != 1):
         raise InputError("--greedy excludes --beam, --temperature, --top-k, --top-p and --min-p: leave one of them out")
-    if arguments.length_penalty is not None and arguments.beam == 1:
+    if arguments.length_penalty is not None and beams == 1 and arguments.model is None:
         raise InputError("--length-penalty weighs beams: give --beam too")
-    if arguments.n_best > max(arguments.beam, 1) and (not sampling or arguments.beam > 1):
-        raise InputError(f"--n-best {arguments.n_best} needs --beam {arguments.n_best}, or sampling without beams")
+    if copies > beams and (not sampling or beams > 1) and arguments.model is None:
+        raise InputError(f"--n-best {copies} needs --beam {copies}, or sampling without beams")
     if sum([arguments.input is not None, arguments.input_file is not None, bool(arguments.prompt)]) > 1:
         raise InputError("--input, --prompt and --input-file exclude each other: give one")
     names = (*sampling, "length_penalty", "max_new_tokens", "repetition_penalty")
     given = {name: getattr(arguments, name) for name in names}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    settings |= {"num_beams": arguments.beam, "do_sample": bool(sampling)}
-    settings |= {"num_return_sequences": arguments.n_best, "seed": arguments.seed}
-    GenerationConfig().replace(**settings)  # wrong values are told before a model is loaded
+    said = {"num_beams": 1 if arguments.greedy else arguments.beam, "num_return_sequences": arguments.n_best}
+    settings |= {name: value for name, value in said.items() if value is not None} | {"seed": arguments.seed}
+    if sampling or arguments.greedy or arguments.model is None:
+        settings["do_sample"] = bool(sampling)
+    if arguments.model is None:
+        GenerationConfig().replace(**settings)  # wrong values are told before a model is loaded
     return settings

@@ -1,0 +1,133 @@
+"""What a checkpoint folder of Hugging Face makes of texts: continued, answered or translated, in batches."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+from tqdm import tqdm
+
+from jaxformer.decode import GenerationConfig, generate, stream
+from jaxformer.errors import InputError
+from jaxformer.pretrained import Pretrained, from_pretrained
+from jaxformer.programs.continuations import BATCH, padded, pieces, until_end
+from jaxformer.programs.terminal import read_lines, search_name
+
+ENOUGH = 256
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts to read, given or in a file. raw: without the chat template. truncate: of what is too long, the end."""
+
+    given: tuple[str, ...]
+    file: Path | None
+    raw: bool
+    truncate: bool
+
+    def read(self) -> list[str]:
+        """The texts; none of either is nothing, to begin with."""
+        return list(self.given or [""]) if self.file is None else [line for _, line in read_lines(self.file)]
+
+
+def answer_texts(
+    name: str, settings: dict[str, Any], texts: Texts, *, dtype: Literal["float32", "bfloat16"], as_json: bool
+) -> None:
+    """Print what the model makes of the texts. A single one is printed as it is produced."""
+    lm = from_pretrained(name, dtype=dtype)
+    if lm.tokenizer is None:
+        raise InputError(f"{name} has no tokenizer.json: its tokens cannot be read as text")
+    config, given = lm.generation.replace(**settings), texts.read()
+    rows = [encode(lm, config, text, raw=texts.raw) for text in given]
+    if config.max_new_tokens is None and config.max_length is None:
+        config = config.replace(max_new_tokens=room(lm, rows))
+    rows = [fit(lm, config, row, truncate=texts.truncate) for row in rows]
+    if not as_json:
+        print(f"{name}: {search_name(config)}", file=sys.stderr)
+    if len(rows) == config.num_return_sequences == config.num_beams == 1 and not as_json:
+        if lm.model.encoder is None and (texts.raw or lm.chat_template is None):
+            print(given[0], end="", flush=True)
+        parts = (part[0] for part in stream(lm.model, [rows[0]], config))
+        for piece in pieces(lambda ids: decoded(lm, config, ids), parts):
+            print(piece, end="", flush=True)
+        print()
+        return
+    for text, answers in zip(given, answered(lm, config, rows), strict=True):
+        for said, score in answers:
+            line = {"input": text, "output": said, "score": round(score, 4)}
+            print(json.dumps(line, ensure_ascii=False) if as_json else f"{text}\n-> {said}\n", flush=True)
+
+
+def encode(lm: Pretrained, config: GenerationConfig, text: str, *, raw: bool) -> list[int]:
+    """The token ids of a text, inside the chat template where the model has one."""
+    assert lm.tokenizer is not None, "asked before"
+    tokenizer = tokenizers.Tokenizer.from_str(lm.tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    chats = lm.chat_template is not None and not raw
+    written = lm.chat([{"role": "user", "content": text}]) if chats else text
+    ids = tokenizer.encode(written, add_special_tokens=not chats).ids
+    if not ids and config.bos_token_id is not None and lm.model.encoder is None:
+        return [config.bos_token_id]
+    if not ids:
+        raise InputError(f"the tokenizer makes no tokens of {text!r}, and the model has no token to begin with")
+    return ids
+
+
+def room(lm: Pretrained, rows: list[list[int]]) -> int:
+    """How many tokens to generate where nothing says it: enough, but no more than the positions allow."""
+    limit, longest = lm.model.max_length, max(map(len, rows)) if lm.model.encoder is None else 1
+    return ENOUGH if limit is None else max(1, min(ENOUGH, limit - longest))
+
+
+def fit(lm: Pretrained, config: GenerationConfig, row: list[int], *, truncate: bool) -> list[int]:
+    """The token ids, or their end, such that new tokens have room. Raises InputError where they do not fit."""
+    if lm.model.encoder is not None:
+        limit, new = lm.model.max_source_length, 0
+    else:
+        limit = lm.model.max_length
+        new = config.max_new_tokens or max((config.max_length or 0) - len(row), 1)
+    if limit is None or len(row) + new <= limit:
+        return row
+    if not truncate or new >= limit:
+        and_new = f" and {new} new ones" if new else ""
+        raise InputError(
+            f"{len(row)} tokens{and_new} exceed the model's {limit} positions: shorten the text, lower "
+            "--max-new-tokens, or --truncate to read the end of it"
+        )
+    return row[len(row) + new - limit :]
+
+
+def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) -> Iterator[list[tuple[str, float]]]:
+    """What each row leads to, best first, with scores. In the order of the rows; those of like length go together."""
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    done: dict[int, list[tuple[str, float]]] = {}
+    shown, tokens, start = 0, 0, time.perf_counter()
+    bar = tqdm(total=len(rows), unit="text", file=sys.stderr, disable=len(rows) < 2 or not sys.stderr.isatty())
+    with bar:
+        for first in range(0, len(rows), BATCH):
+            chosen = order[first : first + BATCH]
+            batch, mask = padded([np.array(rows[row], np.int32) for row in chosen], 0, left=lm.model.encoder is None)
+            seeds = [config.seed] * len(batch)  # each draws what it would draw alone
+            found = generate(lm.model, batch, config, inputs_mask=mask, seed=seeds)
+            new = found.sequences[:, batch.shape[1] if lm.model.encoder is None else 1 :]  # behind prompt or start
+            said = [decoded(lm, config, row) for row in new]
+            pairs, copies = list(zip(said, map(float, found.sequences_scores), strict=True)), len(new) // len(chosen)
+            done |= {row: pairs[at * copies : (at + 1) * copies] for at, row in enumerate(chosen)}
+            tokens += new.size
+            bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s")
+            bar.update(len(chosen))
+            while shown in done:
+                yield done.pop(shown)
+                shown += 1
+
+
+def decoded(lm: Pretrained, config: GenerationConfig, ids: np.ndarray) -> str:
+    """The text of new tokens up to the end, without special tokens."""
+    assert lm.tokenizer is not None, "asked before"
+    return lm.tokenizer.decode(until_end(ids, config).tolist(), skip_special_tokens=True)
