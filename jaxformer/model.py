@@ -5,14 +5,21 @@ empty cache of exactly T slots, generation extends a longer one token by token.
 """
 
 import dataclasses
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import ClassifierConfig, LearnedPositions, StackConfig, TokensExcept, TransformerConfig
+from jaxformer.cache import Cache, mark_valid
+from jaxformer.config import (
+    ClassifierConfig,
+    LearnedPositions,
+    LongRopeScaling,
+    StackConfig,
+    TokensExcept,
+    TransformerConfig,
+)
 from jaxformer.errors import InputError
 from jaxformer.layers import (
     Classifier,
@@ -26,33 +33,6 @@ from jaxformer.layers import (
     count_positions,
     split_key,
 )
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Cache:
-    """What a decoder remembers of the tokens it has seen: an immutable pytree, in and out.
-
-    layers: keys and values [B, K, slots, H] of each block. cross: those of the encoder's output, [B', K, S, H], where
-    B = B' or a multiple (beams over one source). source_valid: boolean [B', S]. valid: boolean [B, slots], real tokens
-    (None: all). length: slots in use; in a fresh cache the Python integer 0, so that a compiler sees a constant.
-    """
-
-    layers: tuple[KeyValue, ...]
-    cross: tuple[KeyValue, ...] = ()
-    source_valid: jax.Array | None = None
-    valid: jax.Array | None = None
-    length: int | jax.Array = 0
-
-    @property
-    def slots(self) -> int:
-        """How many tokens it can hold."""
-        return self.layers[0].slots
-
-    def select(self, rows: jax.Array) -> "Cache":
-        """The cache of the batch rows `rows` [R], in that order. `cross` stays: rows of one source share it."""
-        layers, valid = jax.tree.map(lambda leaf: leaf[rows], (self.layers, self.valid))
-        return dataclasses.replace(self, layers=layers, valid=valid)
 
 
 class Observed(NamedTuple):
@@ -168,7 +148,8 @@ class Transformer(nnx.Module):
             cross = tuple(block.cross.keys_values(encoded) for block in decoder.blocks if block.cross is not None)
         dtype = self.embedding.table[...].dtype
         layers = tuple(block.attention.empty(batch, slots, dtype) for block in decoder.blocks)
-        return Cache(layers, cross, encoded_valid)
+        history = None if self._switch is None else jnp.zeros((batch, slots), jnp.int32)
+        return Cache(layers, cross, encoded_valid, history=history)
 
     def extend(
         self,
@@ -226,9 +207,36 @@ class Transformer(nnx.Module):
         return self.logits(last), dataclasses.replace(cache, length=length)
 
     def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Logits [B, V] of the token after the next tokens [B, T], and the new cache: what the decoding loops call."""
-        hidden, cache = self.extend(tokens, cache)
-        return self.logits(hidden[:, -1]), cache
+        """Logits [B, V] of the token after the next tokens [B, T], and the new cache: what the decoding loops call.
+
+        LongRoPE changes its frequencies at a length. The token that crosses it has all tokens read again, so that what
+        follows sees them as the model would have from the start (as `generate()` of Hugging Face does for Phi-3).
+        """
+
+        def go_on(cache: Cache) -> tuple[jax.Array, Cache]:
+            hidden, cache = self.extend(tokens, cache)
+            return self.logits(hidden[:, -1]), cache
+
+        if self._switch is None or cache.history is None:
+            return go_on(cache)
+        length = jnp.asarray(cache.length + tokens.shape[1], jnp.int32)
+
+        def read_again(cache: Cache) -> tuple[jax.Array, Cache]:
+            assert cache.history is not None, "asked before"
+            history = jax.lax.dynamic_update_slice_in_dim(cache.history, tokens, cache.length, axis=1)
+            fresh = dataclasses.replace(cache, length=0, valid=None)
+            logits, fresh = self.prefill(history, fresh, length=length, valid=cache.valid)
+            return logits, dataclasses.replace(fresh, valid=cache.valid)
+
+        crosses = (cache.length <= self._switch) & (length > self._switch)
+        return jax.lax.cond(crosses, read_again, go_on, cache)
+
+    @property
+    def _switch(self) -> int | None:
+        """The length at which LongRoPE changes its frequencies; None: there is none."""
+        ropes = (block.attention.rope for block in self._decoder.config.blocks)
+        scalings = (rope.scaling for rope in ropes if rope is not None)
+        return next((each.length for each in scalings if isinstance(each, LongRopeScaling)), None)
 
     @property
     def _decoder(self) -> Stack:
@@ -325,19 +333,10 @@ class Transformer(nnx.Module):
             observe=observe,
             dropout_key=dropout_key,
         )
-        return hidden, dataclasses.replace(cache, layers=layers, valid=remembered, length=end), trace
-
-
-def mark_valid(cache: Cache, valid: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:
-    """Which slots hold real tokens once `valid` [B, T] (None: all real) is written: boolean [B, slots]; None: all.
-
-    Slots not yet written count as real: no query reaches them before they are.
-    """
-    if cache.valid is None and valid is None:
-        return None
-    before = jnp.ones((shape[0], cache.slots), bool) if cache.valid is None else cache.valid
-    now = jnp.ones(shape, bool) if valid is None else valid
-    return jax.lax.dynamic_update_slice_in_dim(before, now, cache.length, axis=1)
+        history = cache.history
+        if history is not None:
+            history = jax.lax.dynamic_update_slice_in_dim(history, tokens, cache.length, axis=1)
+        return hidden, dataclasses.replace(cache, layers=layers, valid=remembered, history=history, length=end), trace
 
 
 def positions_limit(stack: StackConfig | None) -> int | None:

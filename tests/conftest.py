@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads of several workers would wait for each other
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Workers compile the same small programs: what one of them has compiled, the others read.
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")

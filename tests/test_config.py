@@ -148,6 +148,7 @@ OTHER = {
     "output_bias": False,
     "query_key_norm": None,
     "dropout": 0.4,
+    "final_dropout": 0.3,
     "hidden": 11,
     "gated": False,
     "width": 6,

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxformer"
 FLOORS = (
     {"errors", "ops", "config"},
     {"layers"},
-    {"model", "presets"},
+    {"model", "cache", "presets"},
     {"decode", "train", "data", "pretrained", "visualize"},
     {"programs"},
     {"__init__", "__main__"},
@@ -23,6 +23,7 @@ NEIGHBOURS = {
     ("config", "errors"),
     ("config", "ops"),
     ("presets", "model"),
+    ("model", "cache"),
 }
 
 

@@ -37,7 +37,7 @@ class StackConfig:
     embedding_norm: normalise embedding + positions. position_index: what numbers the positions when no `position_ids`
     are given: "valid" counts the real tokens, so that padding on either side changes nothing; "slot" counts every slot,
     as most Hugging Face models do; `TokensExcept` counts tokens. dropout: rate after embedding + positions (section
-    5.4). positions: None adds nothing, for blocks whose attention has rotary positions. rematerialise: compute what is
+    5.4). final_dropout: rate on the output of the stack, as in T5. positions: None adds nothing, for blocks whose attention has rotary positions. rematerialise: compute what is
     inside a block a second time in the backward pass instead of storing it; memory then grows with one vector per token
     and block.
     """
@@ -49,6 +49,7 @@ class StackConfig:
     final_norm: NormConfig | None = None
     position_index: PositionIndex = "valid"
     dropout: float = 0.0
+    final_dropout: float = 0.0
     rematerialise: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +57,7 @@ class StackConfig:
         if not self.blocks:
             raise InputError("a stack needs at least one block: give `blocks` at least one BlockConfig")
         check_rate(self.dropout)
+        check_rate(self.final_dropout)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ def configuration(hf: dict[str, Any], head_scale: float) -> TransformerConfig:
             final_norm=norm,
             position_index="slot",
             dropout=dropout,
+            final_dropout=dropout,
         )
 
     encoder, width = stack(None, hf["num_layers"]), hf["d_model"]

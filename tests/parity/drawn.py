@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", default="1/1", help="which part of the modes, such as 2/4")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # two processes side by side would wait for each other's threads
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -120,11 +120,10 @@ def test_scaling_beyond_the_trained_length(name: str, tmp_path: Path, rng: np.ra
     lm, tokens = from_pretrained(tmp_path), rng.integers(3, 53, (2, 45))
     with torch.no_grad():
         assert_close(lm(tokens).logits, theirs(torch.tensor(tokens)).logits)
-        if name == "llama-dynamic":
-            found = theirs.generate(torch.tensor(tokens[:, :25]), max_new_tokens=15, do_sample=False, eos_token_id=None)
-            assert (
-                lm.generate(tokens[:, :25], max_new_tokens=15, eos_token_id=None).sequences.tolist() == found.tolist()
-            )
+        for beams in (1, 3):
+            call = {"max_new_tokens": 15, "num_beams": beams, "eos_token_id": None}
+            found = theirs.generate(torch.tensor(tokens[:, :25]), do_sample=False, **call)
+            assert lm.generate(tokens[:, :25], **call).sequences.tolist() == found.tolist()
 
 
 def test_saving_over_shards_leaves_none(tmp_path: Path) -> None:
