@@ -37,9 +37,9 @@ class StackConfig:
     embedding_norm: normalise embedding + positions. position_index: what numbers the positions when no `position_ids`
     are given: "valid" counts the real tokens, so that padding on either side changes nothing; "slot" counts every slot,
     as most Hugging Face models do; `TokensExcept` counts tokens. dropout: rate after embedding + positions (section
-    5.4). final_dropout: rate on the output of the stack, as in T5. positions: None adds nothing, for blocks whose attention has rotary positions. rematerialise: compute what is
-    inside a block a second time in the backward pass instead of storing it; memory then grows with one vector per token
-    and block.
+    5.4). final_dropout: rate on the output of the stack, as in T5. positions: None adds nothing, for blocks whose
+    attention has rotary positions. rematerialise: compute what is inside a block a second time in the backward pass
+    instead of storing it; memory then grows with one vector per token and block.
     """
 
     embedding: EmbeddingConfig
