@@ -339,6 +339,22 @@ class Transformer(nnx.Module):
         return hidden, dataclasses.replace(cache, layers=layers, valid=remembered, history=history, length=end), trace
 
 
+class OneKey(nnx.Rngs):
+    """In the place of `nnx.Rngs` where no number is ever drawn: it makes no new keys, which take most of the time."""
+
+    def __init__(self) -> None:
+        self.key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        """Always the same key."""
+        return self.key
+
+
+def abstract_model(config: TransformerConfig) -> Transformer:
+    """The model with shapes and types in place of its parameters."""
+    return nnx.eval_shape(lambda: Transformer(config, rngs=OneKey()))
+
+
 def positions_limit(stack: StackConfig | None) -> int | None:
     """How many positions a stack has; None: no limit."""
     return stack.positions.length if stack and isinstance(stack.positions, LearnedPositions) else None

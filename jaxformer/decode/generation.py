@@ -145,6 +145,8 @@ def make_request(
     for each in [allowed] if isinstance(allowed, Automaton) else allowed or ():
         if len(each.columns) != model.vocab_sizes[1]:
             raise InputError(f"allowed is for {len(each.columns)} tokens, but the model has {model.vocab_sizes[1]}")
+    if token_texts is not None and len(token_texts) != model.vocab_sizes[1]:
+        raise InputError(f"token_texts are {len(token_texts)}, but the model has {model.vocab_sizes[1]} tokens")
     read = None if source is None else np.asarray(inputs)
     plan = make_plan(config, limits, prompt, mask, read=read, allowed=allowed, token_texts=token_texts)
     prompt_slots = round_up(length, BUCKET, model.max_length)

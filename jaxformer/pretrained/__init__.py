@@ -84,7 +84,7 @@ def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None
         read_tokenizer(vocabulary, model) if vocabulary.exists() else None,
         generation_config(read_json(settings) if settings.exists() else hf),
         hf,
-        {name: tensor for name, tensor in tensors.items() if re.fullmatch(table.kept, name)},
+        {name: np.array(tensor) for name, tensor in tensors.items() if re.fullmatch(table.kept, name)},
         {name: (folder / name).read_text() for name in TOKENIZER_FILES if (folder / name).exists()},
     )
 

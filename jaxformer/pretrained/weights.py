@@ -14,7 +14,7 @@ from flax import nnx, traverse_util
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.layers import Linear
-from jaxformer.model import Transformer
+from jaxformer.model import Transformer, abstract_model
 from jaxformer.pretrained.files import Arrays
 
 FUSED = ("query", "key", "value", "gate", "up")  # the order in which checkpoints lay linear maps side by side
@@ -68,8 +68,7 @@ def place(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Tra
     Linear maps, whose parameter is called "weight", are [inputs, outputs] here. Raises InputError listing all missing,
     surplus and misshapen tensors at once.
     """
-    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(abstract_model(config))
     shapes: dict[tuple, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     parts: dict[str, list[tuple]] = {}
     for path in shapes:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxformer.config import BlockConfig, FeedForwardConfig, StackConfig, TransformerConfig
-from jaxformer.model import Transformer
+from jaxformer.model import Transformer, abstract_model
 from jaxformer.ops import cross_entropy
 from jaxformer.train import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
 
@@ -54,11 +54,6 @@ class Costs:
     cache_token: int
     cache: int
     cross: int
-
-
-def abstract_model(config: TransformerConfig) -> Transformer:
-    """The model with shapes and types in place of its weights."""
-    return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
 
 
 def abstract_inputs(config: TransformerConfig, sizes: Sizes) -> tuple[jax.ShapeDtypeStruct, ...]:

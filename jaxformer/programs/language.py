@@ -33,7 +33,7 @@ from jaxformer.data import (
 from jaxformer.data.pipeline import IGNORED
 from jaxformer.decode import GenerationConfig, generate
 from jaxformer.errors import InputError
-from jaxformer.model import Transformer
+from jaxformer.model import Transformer, abstract_model
 from jaxformer.ops import token_cross_entropy
 from jaxformer.programs import terminal
 from jaxformer.programs.kind import Kind, Outcome, Prepared, Run, check_settings, predicting
@@ -209,7 +209,7 @@ def prepare(_: str, settings: LanguageSettings, folder: Path | None) -> Prepared
     description = {"tokenizer": texts.tokenizer.digest, "text": zlib.crc32(texts.training.tokens.tobytes())}
     if folder is not None:
         check_text(folder, description)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    graphdef = nnx.graphdef(abstract_model(config))
 
     def forward(model: Transformer, batch: Any, key: jax.Array | None) -> jax.Array:
         return model(batch["inputs"], dropout_key=key)

@@ -159,6 +159,8 @@ def test_automata_fit_the_call(rng: np.random.Generator) -> None:
         generate(model, [[1], [2]], allowed=[allow_phrases([[1]], V, [EOS])], eos_token_id=EOS)
     with pytest.raises(InputError, match="allowed is for 12 tokens, but the model has 11"):
         generate(model, [[1]], allowed=allow_phrases([[1]], 12, [EOS]), eos_token_id=EOS)
+    with pytest.raises(InputError, match="token_texts are 3, but the model has 11 tokens"):
+        generate(model, [[1]], stop_strings="a", token_texts=TEXTS[:3])
     with pytest.raises(InputError, match="stop_strings need the text of each token"):
         generate(model, [[1]], stop_strings="a")
 
