@@ -84,9 +84,8 @@ def read_shard(path: Path) -> Arrays:
     tensors = {}
     for name, about in header.items():
         first, end = about["data_offsets"]
-        tensors[name] = (
-            np.asarray(file[start + first : start + end]).view(DTYPES[about["dtype"]]).reshape(about["shape"])
-        )
+        data = np.asarray(file[start + first : start + end])
+        tensors[name] = data.view(DTYPES[about["dtype"]]).reshape(about["shape"])
     return tensors
 
 

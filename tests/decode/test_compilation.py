@@ -109,6 +109,55 @@ def test_settings_are_no_part_of_the_program(base: dict, changes: list[dict]) ->
     assert traces  # a mode of its own: the counter counts
 
 
+def draw_everything(rng: np.random.Generator, beams: int) -> dict:
+    """A setting for all that a program takes as an argument; what selects the program stays the same."""
+    ids = rng.permutation(V).tolist()
+    return {
+        "num_beams": beams,
+        "num_return_sequences": int(rng.integers(1, beams + 1)),
+        "length_penalty": float(rng.normal()),
+        "early_stopping": [True, False, "never"][rng.integers(3)],
+        "do_sample": True,
+        "temperature": float(rng.uniform(0.5, 2)),
+        "top_k": int(rng.integers(1, 9)),
+        "top_h": float(rng.uniform(0.1, 1)),
+        "top_p": float(rng.uniform(0.1, 0.99)),
+        "min_p": float(rng.uniform(0, 0.5)),
+        "typical_p": float(rng.uniform(0.1, 0.99)),
+        "epsilon_cutoff": float(rng.uniform(1e-5, 0.1)),
+        "eta_cutoff": float(rng.uniform(1e-5, 0.1)),
+        "sequence_bias": [[ids[: rng.integers(1, 4)], float(rng.normal())] for _ in range(rng.integers(1, 5))],
+        "bad_words_ids": [ids[2 : rng.integers(4, 6)] for _ in range(rng.integers(1, 5))],
+        "repetition_penalty": float(rng.uniform(1.1, 2)),
+        "encoder_repetition_penalty": float(rng.uniform(1.1, 2)),
+        "no_repeat_ngram_size": int(rng.integers(2, 5)),
+        "encoder_no_repeat_ngram_size": int(rng.integers(2, 5)),
+        "forced_bos_token_id": ids[0],
+        "forced_eos_token_id": ids[1],
+        "suppress_tokens": ids[: rng.integers(1, 3)],
+        "begin_suppress_tokens": ids[: rng.integers(1, 3)],
+        "exponential_decay_length_penalty": (int(rng.integers(5)), float(rng.uniform(1, 2))),
+        "min_new_tokens": int(rng.integers(1, 9)),
+        "max_new_tokens": int(rng.integers(1, 30)),
+        "eos_token_id": ids[4:6],
+        "pad_token_id": int(rng.integers(V)),
+        "renormalize_logits": True,
+        "seed": int(rng.integers(100)),
+    }
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_two_hundred_calls_are_one_program(beams: int, rng: np.random.Generator) -> None:
+    """Every setting that can be drawn, prompts of any length in a bucket, padded or not, other weights each time."""
+    for number in range(100):
+        model, length = CountedModel(make_tables(rng, V), encoder=False), int(rng.integers(2, 32))
+        mask = np.arange(length) >= np.array([[1], [rng.integers(length)]])  # one prompt is padded every time
+        settings = draw_everything(rng, beams) | ({"num_return_sequences": 2} if beams == 1 else {})
+        generate(model, rng.integers(V, size=(2, length)), inputs_mask=mask, **settings)
+        assert bool(traces) == (number == 0)
+        traces.clear()
+
+
 @pytest.mark.parametrize("encoder", [False, True])
 def test_lengths_share_a_bucket(encoder: bool, rng: np.random.Generator) -> None:
     """Prompts, sources and limits of many lengths run in one program, and so do other weights."""
