@@ -20,7 +20,7 @@ from jaxformer import (
     encoder_only,
     modern_decoder_only,
 )
-from jaxformer.config import AttentionConfig, BlockConfig, RMSNormConfig
+from jaxformer.config import AttentionConfig, BlockConfig, FeedForwardConfig, MoEConfig, RMSNormConfig
 
 V, S, T, B = 29, 7, 11, 3
 
@@ -37,10 +37,14 @@ def make(config: TransformerConfig) -> Transformer:
     return jax.tree.map_with_path(filled, jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(5))))
 
 
-def narrow_window(config: TransformerConfig) -> TransformerConfig:
-    """The same decoder with a window of 3 keys, two key-value heads, normed queries and keys, soft-capped scores."""
-    attention = AttentionConfig(4, kv_heads=2, window=3, softcap=5.0, query_key_norm=RMSNormConfig())
-    block = dataclasses.replace(config.decoder.blocks[0], attention=attention)
+def unusual(config: TransformerConfig) -> TransformerConfig:
+    """The same decoder with a window of 3 keys, two key-value heads, normed queries and keys, capped scores, sinks.
+
+    And with experts in place of feed-forward networks.
+    """
+    attention = AttentionConfig(4, kv_heads=2, window=3, softcap=5.0, query_key_norm=RMSNormConfig(), sinks=True)
+    experts = MoEConfig(5, 2, FeedForwardConfig(13, "silu", gated=True))
+    block = dataclasses.replace(config.decoder.blocks[0], attention=attention, feed_forward=experts)
     return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, blocks=(block,) * 2))
 
 
@@ -49,7 +53,7 @@ PRE = encoder_decoder(V, source_vocab_size=31, dim=20, layers=2, heads=4, placem
 GPT = decoder_only(V, length=17, dim=20, layers=2, heads=4)
 BERT = encoder_only(V, length=17, dim=20, layers=2, heads=4)
 MODERN = modern_decoder_only(V, dim=24, layers=2, heads=4, kv_heads=2)
-DECODERS = {"post": POST, "pre": PRE, "gpt": GPT, "window": narrow_window(GPT), "modern": MODERN}
+DECODERS = {"post": POST, "pre": PRE, "gpt": GPT, "unusual": unusual(GPT), "modern": MODERN}
 
 
 def tokens(*shape: int, seed: int = 0) -> jax.Array:
@@ -114,7 +118,7 @@ def test_padding_changes_no_real_token(name: str, side: str) -> None:
     np.testing.assert_allclose(real, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt", "window"])
+@pytest.mark.parametrize("name", ["gpt", "unusual"])
 def test_left_padded_prompt_then_steps_equal_the_unpadded_run(name: str) -> None:
     model, target = make(DECODERS[name]), tokens(1, T)
     prompt, pad = 5, 3
