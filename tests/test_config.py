@@ -30,6 +30,7 @@ from jaxformer.config import (
     RelativeBias,
     RMSNormConfig,
     Rope,
+    SigmoidRouter,
     SinusoidalPositions,
     SoftmaxRouter,
     StackConfig,
@@ -124,12 +125,17 @@ MIXTURE = TransformerConfig(
             BlockConfig(
                 AttentionConfig(2, head_dim=10, sinks=True),
                 MoEConfig(
-                    5,
+                    12,
                     2,
                     FeedForwardConfig(13, "silu", gated=True, limit=0.5),
-                    SoftmaxRouter(renormalise=False, bias=True),
+                    SoftmaxRouter(renormalise=False, bias=True, groups=2, kept_groups=1, scale=1.5),
                     shared=FeedForwardConfig(7, dropout=0.3),
                 ),
+                placement="pre",
+            ),
+            BlockConfig(
+                AttentionConfig(2, head_dim=10),
+                MoEConfig(12, 2, FeedForwardConfig(13), SigmoidRouter(False, groups=2, kept_groups=1, scale=1.5)),
                 placement="pre",
             ),
         ),
@@ -183,7 +189,9 @@ OTHER = {
     "head": None,
     "sinks": False,
     "limit": 0.2,
-    "experts": 7,
+    "experts": 16,
+    "groups": 3,
+    "kept_groups": 2,
     "chosen": 3,
     "renormalise": True,
     "shared": None,
@@ -256,7 +264,8 @@ def perturbed(config: object, path: str = "") -> Iterator[tuple[str, object]]:
             for name, changed in perturbed(part, f"{where}{index or ''}"):
                 if name.endswith(".expert.dropout"):
                     continue  # refused
-                if (index == 0 or ".rope." in name) and not (shared and name.startswith(f"{where}.embedding.")):
+                everywhere = ".rope." in name or ".router" in name
+                if (index == 0 or everywhere) and not (shared and name.startswith(f"{where}.embedding.")):
                     whole = (*parts[:index], changed, *parts[index + 1 :]) if isinstance(value, tuple) else changed
                     yield name, dataclasses.replace(config, **{field.name: whole})
     if shared:

@@ -10,6 +10,7 @@ from jaxformer.config.layers import (
     LayerNormConfig,
     MoEConfig,
     RMSNormConfig,
+    SigmoidRouter,
     SoftmaxRouter,
     TransformConfig,
 )
@@ -50,6 +51,7 @@ CONFIGS = (
     AttentionConfig,
     FeedForwardConfig,
     SoftmaxRouter,
+    SigmoidRouter,
     MoEConfig,
     BlockConfig,
     EmbeddingConfig,

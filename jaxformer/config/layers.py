@@ -101,13 +101,33 @@ class FeedForwardConfig:
 
 @dataclass(frozen=True)
 class SoftmaxRouter:
-    """Experts with the largest softmax of a linear map of the token, as in Mixtral.
+    """Experts with the largest softmax of a linear map of the token, as in Mixtral and DeepSeek-V2.
 
-    renormalise: the weights of the chosen experts sum to one. bias: of the linear map.
+    renormalise: the weights of the chosen experts sum to one. bias: of the linear map. groups: of experts, side by
+    side; a token goes to those of the best `kept_groups` alone. scale: factor on the weights.
     """
 
     renormalise: bool = True
     bias: bool = False
+    groups: int = 1
+    kept_groups: int = 1
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class SigmoidRouter:
+    """Experts with the largest sigmoid of a linear map of the token plus a correction per expert, as in DeepSeek-V3.
+
+    The correction is no part of the weights, and no gradient moves it. The other settings are those of `SoftmaxRouter`.
+    """
+
+    renormalise: bool = True
+    groups: int = 1
+    kept_groups: int = 1
+    scale: float = 1.0
+
+
+Router = SoftmaxRouter | SigmoidRouter
 
 
 @dataclass(frozen=True)
@@ -121,13 +141,19 @@ class MoEConfig:
     experts: int
     chosen: int
     expert: FeedForwardConfig = FeedForwardConfig()
-    router: SoftmaxRouter = SoftmaxRouter()
+    router: Router = SoftmaxRouter()
     shared: FeedForwardConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse a choice of more experts than there are, and dropout inside of them."""
         if not 1 <= self.chosen <= self.experts:
             raise InputError(f"a token can go to 1 to {self.experts} of {self.experts} experts, not {self.chosen}")
+        groups, kept = self.router.groups, self.router.kept_groups
+        smallest = 1 if isinstance(self.router, SoftmaxRouter) else 2  # a group is judged by so many experts
+        if groups < 1 or self.experts % groups or (groups > 1 and self.experts // groups < smallest):
+            raise InputError(f"{self.experts} experts cannot be parted into {groups} groups of {smallest} or more")
+        if not 1 <= kept <= groups or self.chosen > kept * (self.experts // groups):
+            raise InputError(f"{self.chosen} experts cannot be chosen from {kept} of {groups} groups")
         if self.expert.dropout:
             raise InputError("experts have no dropout of inner units: give expert.dropout=0")
 

@@ -1,12 +1,13 @@
 """A mixture of experts in place of a feed-forward network (Shazeer et al. 2017, section 2)."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import FeedForwardConfig, MoEConfig
+from jaxformer.config import FeedForwardConfig, MoEConfig, SigmoidRouter, SoftmaxRouter
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.linear import Linear
-from jaxformer.ops import mix_experts, softmax_router
+from jaxformer.ops import Choice, mix_experts, sigmoid_router, softmax_router
 
 
 class Experts(nnx.Module):
@@ -14,7 +15,12 @@ class Experts(nnx.Module):
 
     def __init__(self, config: MoEConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
-        self.router = Linear(dim, config.experts, bias=config.router.bias, rngs=rngs)
+        match config.router:
+            case SoftmaxRouter(bias=bias):
+                self.router, self.correction = Linear(dim, config.experts, bias=bias, rngs=rngs), None
+            case SigmoidRouter():
+                self.router = Linear(dim, config.experts, bias=False, rngs=rngs)
+                self.correction = nnx.Param(jnp.zeros(config.experts))
         keys = jax.random.split(rngs.params(), config.experts)
         # One network whose weights have the number of the expert as their first axis.
         self.experts = jax.vmap(lambda key: FeedForward(config.expert, dim, rngs=nnx.Rngs(key)))(keys)
@@ -23,9 +29,21 @@ class Experts(nnx.Module):
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         rows = x.reshape(-1, x.shape[-1])
-        choice = softmax_router(self.router(rows), self.config.chosen, renormalise=self.config.router.renormalise)
-        mixed = mix_experts(FeedForward.__call__, self.experts, rows, choice).reshape(x.shape)
+        mixed = mix_experts(FeedForward.__call__, self.experts, rows, self.choose(rows)).reshape(x.shape)
         return mixed if self.shared is None else mixed + self.shared(x, dropout_key=dropout_key)
+
+    def choose(self, rows: jax.Array) -> Choice:
+        """The experts of each token, rows [R, D]. Scores are computed in float32, as small differences decide."""
+        router, logits = self.config.router, self.router(rows.astype(jnp.float32))
+        settings = {
+            "renormalise": router.renormalise,
+            "groups": router.groups,
+            "kept_groups": router.kept_groups,
+            "scale": router.scale,
+        }
+        if self.correction is None:
+            return softmax_router(logits, self.config.chosen, **settings)
+        return sigmoid_router(logits, self.correction[...].astype(jnp.float32), self.config.chosen, **settings)
 
 
 def make_feed_forward(config: FeedForwardConfig | MoEConfig, dim: int, *, rngs: nnx.Rngs) -> FeedForward | Experts:

@@ -17,7 +17,7 @@ from jaxformer.ops.rotary_scaling import (
     slow_by_ramp,
     slow_long_waves,
 )
-from jaxformer.ops.routing import Choice, softmax_router
+from jaxformer.ops.routing import Choice, sigmoid_router, softmax_router
 
 __all__ = [
     "ACTIVATIONS",
@@ -42,6 +42,7 @@ __all__ = [
     "rotary_frequencies",
     "rotate",
     "rotation",
+    "sigmoid_router",
     "sinusoidal_positions",
     "slow_by_ramp",
     "slow_long_waves",

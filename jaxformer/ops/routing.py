@@ -1,4 +1,8 @@
-"""Routers: from a score per expert to the few experts that a token is sent to, and how much each of them says."""
+"""Routers: from a score per expert to the few experts that a token is sent to, and how much each of them says.
+
+Groups are runs of neighbouring experts, usually those of one device. A token that may go to experts of a few groups
+only is sent to few devices.
+"""
 
 from typing import NamedTuple
 
@@ -13,14 +17,61 @@ class Choice(NamedTuple):
     weights: jax.Array
 
 
-def softmax_router(logits: jax.Array, chosen: int, *, renormalise: bool = True) -> Choice:
-    """The `chosen` experts k with the largest softmax of logits [R, E]; their weights are these probabilities.
+def softmax_router(
+    logits: jax.Array,
+    chosen: int,
+    *,
+    renormalise: bool = True,
+    groups: int = 1,
+    kept_groups: int = 1,
+    scale: float = 1.0,
+) -> Choice:
+    """The `chosen` experts k with the largest softmax of logits [R, E]; their weights are these probabilities * scale.
 
-    renormalise: made to sum to one, as in Mixtral. That is the softmax of the k chosen logits alone, so the router that
-    chooses first and takes the softmax then, as in gpt-oss, is this one too. (Shazeer et al. 2017, equations 3 to 5.)
+    renormalise: made to sum to one first, as in Mixtral. That is the softmax of the k chosen logits alone, so the
+    router that chooses first and takes the softmax then, as in gpt-oss, is this one too. (Shazeer et al. 2017,
+    equations 3 to 5.) groups: experts of the `kept_groups` alone whose best ones are best (DeepSeek-AI 2024,
+    DeepSeek-V2, section 2.2.2).
     """
     logits = logits.astype(jnp.float32)
-    best, experts = jax.lax.top_k(logits, chosen)
+    best, experts = jax.lax.top_k(of_best_groups(logits, groups, kept_groups, best=1), chosen)
     if renormalise:
-        return Choice(experts, jax.nn.softmax(best, axis=-1))
-    return Choice(experts, jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)))
+        return Choice(experts, scale * jax.nn.softmax(best, axis=-1))
+    return Choice(experts, scale * jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)))
+
+
+def sigmoid_router(
+    logits: jax.Array,
+    correction: jax.Array,
+    chosen: int,
+    *,
+    renormalise: bool = True,
+    groups: int = 1,
+    kept_groups: int = 1,
+    scale: float = 1.0,
+) -> Choice:
+    """The `chosen` experts k with the largest sigmoid of logits [R, E] plus a correction [E].
+
+    DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2. The correction decides who is chosen, and is no part of the weights:
+    the sigmoids, made to sum to one if asked for, times scale. It balances the load without a loss, and has no
+    gradient. groups: experts of the `kept_groups` alone whose two best ones have the largest sum.
+    """
+    scores = jax.nn.sigmoid(logits.astype(jnp.float32))
+    corrected = jax.lax.stop_gradient(scores + correction[None])
+    _, experts = jax.lax.top_k(of_best_groups(corrected, groups, kept_groups, best=2), chosen)
+    weights = jnp.take_along_axis(scores, experts, axis=-1)
+    if renormalise:
+        weights /= jnp.sum(weights, axis=-1, keepdims=True) + 1e-20
+    return Choice(experts, scale * weights)
+
+
+def of_best_groups(scores: jax.Array, groups: int, kept: int, *, best: int) -> jax.Array:
+    """The scores [R, E] of experts in the `kept` groups whose `best` experts have the largest sum; -inf for others."""
+    if groups == 1:
+        return scores
+    R, E = scores.shape
+    grouped = scores.reshape(R, groups, E // groups)
+    strength = jnp.sum(jax.lax.top_k(grouped, best)[0], axis=-1)
+    chosen = jax.lax.top_k(strength, kept)[1]
+    keeps = jnp.zeros((R, groups), bool).at[jnp.arange(R)[:, None], chosen].set(True)
+    return jnp.where(keeps[..., None], grouped, -jnp.inf).reshape(R, E)

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import DeepseekV2Config, DeepseekV3Config
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
-from jaxformer.ops import Choice, mix_experts, softmax_router
+from jaxformer.ops import Choice, mix_experts, sigmoid_router, softmax_router
 from jaxformer.ops.experts import arrange
 
 R, D, F, E, CHOSEN = 23, 5, 7, 11, 3
@@ -92,3 +95,62 @@ def test_the_softmax_router_is_softmax_and_top_k(rng: np.random.Generator, renor
     choice = softmax_router(jnp.asarray(logits), CHOSEN, renormalise=renormalise)
     np.testing.assert_array_equal(choice.experts, experts)
     np.testing.assert_allclose(choice.weights, weights, rtol=1e-6)
+
+
+# Twelve experts in four groups, or in none; all that the two routers of DeepSeek can be set to.
+GROUPED = [{"n_group": 4, "topk_group": 2}, {"n_group": 3, "topk_group": 1}, {"n_group": 1, "topk_group": 1}]
+
+
+def deepseek(router: Any, states: torch.Tensor, weight: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What a router of transformers chooses and weighs, in the order of the experts."""
+    with torch.no_grad():
+        router.weight.copy_(weight)
+        _, weights, experts = router(states)
+    order = experts.argsort(-1)
+    return experts.gather(-1, order).numpy(), weights.gather(-1, order).numpy()
+
+
+def ordered(choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(choice.experts, axis=-1)
+    return np.take_along_axis(np.asarray(choice.experts), order, -1), np.take_along_axis(
+        np.asarray(choice.weights), order, -1
+    )
+
+
+@pytest.mark.parametrize("groups", GROUPED)
+def test_the_routers_of_deepseek(rng: np.random.Generator, groups: dict[str, int]) -> None:
+    """V2: softmax, the groups with the best expert. V3: corrected sigmoids, the groups with the two best."""
+    states, weight = (torch.tensor(rng.normal(size=shape), dtype=torch.float32) for shape in ((R, D), (12, D)))
+    logits, correction = jnp.asarray(states @ weight.T), rng.normal(size=12).astype(np.float32)
+    settings = {
+        "num_experts_per_tok": 3,
+        "hidden_size": D,
+        "num_attention_heads": 1,
+        "routed_scaling_factor": 1.7,
+        **groups,
+    }
+    ours = {"groups": groups["n_group"], "kept_groups": groups["topk_group"], "scale": 1.7}
+    method = "greedy" if groups["n_group"] == 1 else "group_limited_greedy"
+    router = DeepseekV2TopkRouter(DeepseekV2Config(n_routed_experts=12, topk_method=method, **settings))
+    expected, found = deepseek(router, states, weight), ordered(softmax_router(logits, 3, renormalise=False, **ours))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=2e-6)
+    for renormalise in (True, False):
+        config = DeepseekV3Config(n_routed_experts=12, norm_topk_prob=renormalise, **settings)
+        router = DeepseekV3TopkRouter(config)
+        router.e_score_correction_bias.copy_(torch.tensor(correction))
+        expected = deepseek(router, states, weight)
+        found = ordered(sigmoid_router(logits, jnp.asarray(correction), 3, renormalise=renormalise, **ours))
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_allclose(found[1], expected[1], rtol=2e-6)
+
+
+def test_the_correction_has_no_gradient(rng: np.random.Generator) -> None:
+    logits, correction = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((R, E), (E,)))
+
+    def total(logits: jax.Array, correction: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(jnp.arange(CHOSEN)[None] + sigmoid_router(logits, correction, CHOSEN).weights))
+
+    d_logits, d_correction = jax.grad(total, (0, 1))(logits, correction)
+    assert np.abs(d_logits).max() > 1e-3
+    assert not d_correction.any()
