@@ -43,7 +43,7 @@ class Session:
     ):
         self.config = (config or GenerationConfig()).replace(**settings)
         if self.config.output_attentions:
-            raise InputError("attention maps are made at the end of a whole generation: use generate")
+            raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
         request = make_request(model, inputs, self.config, inputs_mask, decoder_input_ids, allowed, token_texts)
         self.plan = request.plan
         self.model, self.state = begin_compiled(model, request)

@@ -61,7 +61,7 @@ class Stack(nnx.Module):
 
         caches and sources hold one entry per block, or none.
         """
-        first_key, last_key, *keys = split_key(dropout_key, 2 + len(self.blocks))
+        first_key, *keys = split_key(dropout_key, 1 + len(self.blocks))
         x = embedded
         if isinstance(self.positions, DistanceTable):
             T, first = x.shape[1], visibility.query_offset
@@ -89,7 +89,9 @@ class Stack(nnx.Module):
             cross_maps.append(cross_map)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        states[-1] = x = dropout(x, self.config.final_dropout, last_key)
+        if dropout_key is not None and self.config.final_dropout:
+            x = dropout(x, self.config.final_dropout, jax.random.fold_in(dropout_key, 1))
+        states[-1] = x
         trace = Trace(tuple(states), tuple(maps), tuple(cross_maps) if sources else ()) if observe else Trace()
         return x, tuple(written) if caches else (), trace
 

@@ -73,8 +73,14 @@ def test_a_step_that_leads_nowhere_is_not_taken() -> None:
 PHRASES = [[1, 2, 3], [1, 4], [7], [1, 2]]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.parametrize(
+    ("mode", "seed"),
+    [
+        pytest.param(mode, seed, marks=[pytest.mark.slow] if seed or mode in ("sampled", "greedy") else [])
+        for mode in MODES
+        for seed in range(3)
+    ],
+)
 def test_no_search_leaves_the_phrases(mode: str, seed: int) -> None:
     """Each row ends in one of its own phrases and EOS; where there are fewer than beams, the others are empty."""
     tables, prompts = make_tables(np.random.default_rng(seed), V), [[3], [6]]
@@ -93,7 +99,7 @@ def test_no_search_leaves_the_phrases(mode: str, seed: int) -> None:
         assert len({tuple(sequence) for sequence in found.sequences[:4].tolist()}) == 4
 
 
-@pytest.mark.parametrize("mode", ["greedy", "drawn beams"])
+@pytest.mark.parametrize("mode", ["greedy", pytest.param("drawn beams", marks=pytest.mark.slow)])
 def test_no_search_leaves_a_regular_expression(mode: str, rng: np.random.Generator) -> None:
     """Whatever other settings ask for; at the limit it may be cut off."""
     model, prompts = ChainModel(make_tables(rng, V), encoder=False), rng.integers(9, size=(3, 2))
@@ -165,7 +171,7 @@ def test_automata_fit_the_call(rng: np.random.Generator) -> None:
         generate(model, [[1]], stop_strings="a")
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_stop_strings_end_sequences(beams: int, rng: np.random.Generator) -> None:
     """The sequence ends with the token within which the first of them ends."""
     model, prompts = ChainModel(make_tables(rng, V), encoder=False), rng.integers(9, size=(5, 2))

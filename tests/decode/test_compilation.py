@@ -146,7 +146,7 @@ def draw_everything(rng: np.random.Generator, beams: int) -> dict:
     }
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_hundred_calls_are_one_program(beams: int, rng: np.random.Generator) -> None:
     """Every setting that can be drawn, prompts of any length in a bucket, padded or not, other weights each time."""
     for number in range(100):

@@ -50,7 +50,7 @@ def test_a_stream_is_what_generate_appends(rng: np.random.Generator, limit: int)
         assert len(parts) > 1 or limit < 3 or whole.shape[1] < 3
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_steps_are_recorded_as_they_were(rng: np.random.Generator, beams: int) -> None:
     """Scores and logits of every step, which change nothing; the beams that they belong to add up to the result."""
     tables = make_tables(rng, V)

@@ -1,5 +1,6 @@
 """Generations in parts: as far as they are, saved, and continued in another process."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from decode.chain import ChainModel, make_tables
 from jaxformer import InputError, Session, generate
 
 V = 11
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 CALLS = {
     "greedy": {},
     "sampled": {"do_sample": True, "num_return_sequences": 2, "seed": 5},
@@ -33,7 +35,7 @@ def finish(session: Session) -> np.ndarray:
     return session.result().sequences
 
 
-@pytest.mark.parametrize("mode", CALLS)
+@pytest.mark.parametrize("mode", [SLOW("greedy"), "sampled", "beams"])
 def test_a_session_ends_where_generate_does(mode: str) -> None:
     session, call = begin(mode)
     expected = generate(**call)
@@ -45,7 +47,7 @@ def test_a_session_ends_where_generate_does(mode: str) -> None:
         np.testing.assert_array_equal(result.scores, expected.scores)
 
 
-@pytest.mark.parametrize("mode", ["sampled", "beams"])
+@pytest.mark.parametrize("mode", [SLOW("sampled"), "beams"])
 def test_what_was_saved_goes_on_in_another_process(mode: str, tmp_path: Path) -> None:
     """To the same tokens as what was not interrupted."""
     session, _ = begin(mode)
@@ -68,5 +70,5 @@ print(int(session.found.length), finish(session).tolist())
 
 
 def test_maps_come_from_whole_generations() -> None:
-    with pytest.raises(InputError, match="attention maps are made at the end"):
+    with pytest.raises(InputError, match="attention maps belong to whole generations"):
         Session(ChainModel(make_tables(np.random.default_rng(0), V), encoder=False), [[1]], output_attentions=True)

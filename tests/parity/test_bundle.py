@@ -37,7 +37,7 @@ def test_token_texts(lm: Pretrained) -> None:
     assert lm.token_texts == [*(word.replace("\u2581", " ") for word in WORDS), *[""] * (53 - len(WORDS))]
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_stop_strings_equal_generate(lm: Pretrained, folder: Path, rng: np.random.Generator, beams: int) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
@@ -57,7 +57,7 @@ def test_stop_strings_equal_generate(lm: Pretrained, folder: Path, rng: np.rando
     assert stopped > 0
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_is_allowed_is_said(lm: Pretrained, beams: int) -> None:
     """As strings, as token ids, as a pattern; for all or for each."""
     call = {"max_new_tokens": 12, "num_beams": beams, "eos_token_id": EOS}

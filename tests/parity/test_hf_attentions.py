@@ -136,7 +136,7 @@ def test_what_shows_no_attention_says_so(pair: tuple[Any, Any], rng: np.random.G
     _, lm = pair
     model, base = lm.model, lm.generation
     source, _ = inputs(rng)
-    with pytest.raises(InputError, match="a stream is tokens alone"):
+    with pytest.raises(InputError, match="attention maps belong to whole generations"):
         next(stream(model, source, base, output_attentions=True, max_new_tokens=2))
     with pytest.raises(InputError, match="a step shows no attention"):
         decode(model, (), source, output_attentions=True)

@@ -1,5 +1,6 @@
 """`python generate.py --model FOLDER`: texts through checkpoints of Hugging Face, and every bad input."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -21,6 +22,8 @@ TEMPLATE = """{{ bos_token }}{% for message in messages -%}
 {% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('no ' + message['role']) }}{% endif %}
 {{ message['role'][0] + ':' + message['content'] + '\n' }}
 {%- endfor %}{% if add_generation_prompt %}a:{% endif %}"""
+TWO_OF_FOUR = {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5}
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 SAID = {"max_new_tokens": 7, "eos_token_id": EOS, "do_sample": False}
 
 
@@ -87,21 +90,23 @@ def test_one_prompt_is_streamed_behind_itself(decoder: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == f"abc{expected}\n"
 
 
-def test_translations(translator: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        ([], {}),
+        SLOW(["--beam", "4", "--n-best", "2", "--length-penalty", "0.5"], TWO_OF_FOUR),
+        SLOW(["--greedy", "--max-new-tokens", "3"], {"num_beams": 1, "max_new_tokens": 3}),
+    ],
+)
+def test_translations(translator: Path, capsys: pytest.CaptureFixture, flags: list[str], settings: dict) -> None:
     """With the folder's own beams, or as the flags say."""
     texts = ["abc", "deaf cab"]
     prompts = [flag for text in texts for flag in ("--prompt", text)]
-    two = {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5}
-    for flags, settings in (
-        ([], {}),
-        (["--beam", "4", "--n-best", "2", "--length-penalty", "0.5"], two),
-        (["--greedy", "--max-new-tokens", "3"], {"num_beams": 1, "max_new_tokens": 3}),
-    ):
-        decode_inputs(["--model", str(translator), *prompts, *flags])
-        expected = theirs(translator, AutoModelForSeq2SeqLM, texts, **settings)
-        asked = [text for text in texts for _ in range(settings.get("num_return_sequences", 1))]
-        blocks = [f"{text}\n-> {said}\n\n" for text, said in zip(asked, expected, strict=True)]
-        assert capsys.readouterr().out == "".join(blocks)
+    decode_inputs(["--model", str(translator), *prompts, *flags])
+    expected = theirs(translator, AutoModelForSeq2SeqLM, texts, **settings)
+    asked = [text for text in texts for _ in range(settings.get("num_return_sequences", 1))]
+    blocks = [f"{text}\n-> {said}\n\n" for text, said in zip(asked, expected, strict=True)]
+    assert capsys.readouterr().out == "".join(blocks)
 
 
 def test_a_single_translation_is_streamed(translator: Path, capsys: pytest.CaptureFixture) -> None:
@@ -110,6 +115,7 @@ def test_a_single_translation_is_streamed(translator: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == f"{expected}\n"
 
 
+@pytest.mark.slow
 def test_sampling_repeats_itself(decoder: Path, capsys: pytest.CaptureFixture) -> None:
     """With a seed, and a text draws what it draws alone."""
     said = []
@@ -148,6 +154,7 @@ def test_a_chat_model_is_asked_as_it_wants(decoder: Path, tmp_path: Path, where:
         lm.chat([{"role": "poet", "content": "a"}])
 
 
+@pytest.mark.slow
 def test_other_types(decoder: Path, capsys: pytest.CaptureFixture) -> None:
     decode_inputs(["--model", str(decoder), "--prompt", "abc", "--dtype", "bfloat16", "--max-new-tokens", "2"])
     assert capsys.readouterr().out.startswith("abc")

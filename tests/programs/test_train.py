@@ -89,7 +89,7 @@ def test_n_best_and_sampling(say: Callable[..., list[dict[str, Any]]]) -> None:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--beam", "0"], "num_beams must be a whole number of at least 1, not 0"),
+        (["--beam", "0"], "--beam must be at least 1, not 0"),
         (["--top-p", "2"], "top_p must be"),
         (["--temperature", "-1"], "temperature must be"),
         (["--n-best", "3"], "--n-best 3 needs --beam 3"),
