@@ -22,12 +22,8 @@ def continued(step: object, cache: object, prompt: list[int], length: int) -> li
     return tokens
 
 
-SHOWN = "a model in Flax Linen"
-
-
-@pytest.mark.parametrize(
-    "name", [name if name == SHOWN else pytest.param(name, marks=pytest.mark.slow) for name in ANY_MODEL["models"](1)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ANY_MODEL["models"](1))
 def test_any_model_decodes(name: str) -> None:
     """As without the engine; rows do not know each other; four beams find nothing less likely than one."""
     prompts = [[3, 1, 4], [1, 5, 9]]
@@ -40,7 +36,6 @@ def test_any_model_decodes(name: str) -> None:
     assert (beams.sequences_scores >= greedy.sequences_scores - 1e-4).all()
 
 
-@pytest.mark.slow
 def test_the_example_prints_what_it_found(capsys: pytest.CaptureFixture) -> None:
     ANY_MODEL["main"]()
     assert capsys.readouterr().out.count("score") == 18
