@@ -4,12 +4,11 @@ from jaxformer.decode.automata import phrase_automaton as allow_phrases
 from jaxformer.decode.automata import regex_automaton as allow_regex
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.engine import Generated, decode, select_rows
-from jaxformer.decode.generation import BESIDE, generate
+from jaxformer.decode.generation import generate
 from jaxformer.decode.plan import Automaton
 from jaxformer.decode.session import Session, stream
 
 __all__ = [
-    "BESIDE",
     "Automaton",
     "Generated",
     "GenerationConfig",

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from jaxformer.decode import BESIDE, Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
+from jaxformer.decode import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
+from jaxformer.decode.generation import BESIDE
 from jaxformer.errors import InputError
 from jaxformer.layers import Head, Trace
 from jaxformer.model import Observed, Transformer

@@ -52,7 +52,7 @@ def continue_prompts(run: Run, config: GenerationConfig, prompts: Prompts, *, as
         print()
         return
     for first in range(0, len(rows), BATCH):
-        batch, mask = padded(rows[first : first + BATCH], config.padding, left=True)
+        batch, mask = padded(rows[first : first + BATCH], max(config.padding, 0), left=True)
         seeds = [config.seed] * len(batch)  # each prompt draws what it would draw alone
         generated = generate(run.model, batch, config, inputs_mask=mask, seed=seeds)
         new = generated.sequences[:, batch.shape[1] :]

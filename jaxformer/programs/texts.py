@@ -52,7 +52,7 @@ def answer_texts(
     if len(rows) == config.num_return_sequences == config.num_beams == 1 and not as_json:
         if lm.model.encoder is None and (texts.raw or lm.chat_template is None):
             print(given[0], end="", flush=True)
-        parts = (part[0] for part in stream(lm.model, [rows[0]], config))
+        parts = (part[0] for part in stream(lm.model, [rows[0]], config, token_texts=token_texts(lm, config)))
         for piece in pieces(lambda ids: decoded(lm, config, ids), parts):
             print(piece, end="", flush=True)
         print()
@@ -107,6 +107,7 @@ def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) ->
     """What each row leads to, best first, with scores. In the order of the rows; those of like length go together."""
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     done: dict[int, list[tuple[str, float]]] = {}
+    texts = token_texts(lm, config)
     shown, tokens, start = 0, 0, time.perf_counter()
     bar = tqdm(total=len(rows), unit="text", file=sys.stderr, disable=len(rows) < 2 or not sys.stderr.isatty())
     with bar:
@@ -114,7 +115,7 @@ def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) ->
             chosen = order[first : first + BATCH]
             batch, mask = padded([np.array(rows[row], np.int32) for row in chosen], 0, left=lm.model.encoder is None)
             seeds = [config.seed] * len(batch)  # each draws what it would draw alone
-            found = generate(lm.model, batch, config, inputs_mask=mask, seed=seeds)
+            found = generate(lm.model, batch, config, inputs_mask=mask, token_texts=texts, seed=seeds)
             new = found.sequences[:, batch.shape[1] if lm.model.encoder is None else 1 :]  # behind prompt or start
             said = [decoded(lm, config, row) for row in new]
             pairs, copies = list(zip(said, map(float, found.sequences_scores), strict=True)), len(new) // len(chosen)
@@ -125,6 +126,11 @@ def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) ->
             while shown in done:
                 yield done.pop(shown)
                 shown += 1
+
+
+def token_texts(lm: Pretrained, config: GenerationConfig) -> list[str] | None:
+    """What each token says, where the folder's settings have stop strings."""
+    return None if config.stop_strings is None else lm.token_texts
 
 
 def decoded(lm: Pretrained, config: GenerationConfig, ids: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,15 @@ def test_translations(translator: Path, capsys: pytest.CaptureFixture, flags: li
     asked = [text for text in texts for _ in range(settings.get("num_return_sequences", 1))]
     blocks = [f"{text}\n-> {said}\n\n" for text, said in zip(asked, expected, strict=True)]
     assert capsys.readouterr().out == "".join(blocks)
+
+
+def test_stop_strings_of_the_folder_count(decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (said,) = theirs(decoder, AutoModelForCausalLM, ["abc"])
+    shutil.copytree(decoder, tmp_path / "stops")
+    settings = tmp_path / "stops/generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"stop_strings": [said[1:3]]}))
+    decode_inputs(["--model", str(tmp_path / "stops"), "--prompt", "abc"])
+    assert capsys.readouterr().out == f"abc{said[: said.index(said[1:3]) + 2]}\n"
 
 
 def test_a_single_translation_is_streamed(translator: Path, capsys: pytest.CaptureFixture) -> None:
