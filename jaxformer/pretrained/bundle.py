@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -161,7 +161,7 @@ class Pretrained:
         assert self.tokenizer is not None, "asked before"
         return self.tokenizer.encode(phrase, add_special_tokens=False).ids
 
-    @property
+    @cached_property
     def token_texts(self) -> list[str]:
         """What each token of the vocabulary says in the middle of a text; nothing, where the tokenizer has none.
 
@@ -172,7 +172,7 @@ class Pretrained:
         decode, size = self.tokenizer.decode, self.tokenizer.get_vocab_size()
         vocabulary = self.model.vocab_sizes[1] or 0
         # Some tokenizers write the first token of a text otherwise than the others: let another one stand before it.
-        before = next(token for token in range(size) if decode([token]).strip("\ufffd "))
+        before = next((token for token in range(size) if decode([token]).strip("\ufffd ")), 0)
         start = len(decode([before], skip_special_tokens=False))
         texts = [decode([before, token], skip_special_tokens=False)[start:] for token in range(min(size, vocabulary))]
         return texts + [""] * (vocabulary - len(texts))

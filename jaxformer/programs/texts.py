@@ -43,7 +43,7 @@ def answer_texts(
     if lm.tokenizer is None:
         raise InputError(f"{name} has no tokenizer.json: its tokens cannot be read as text")
     config, given = lm.generation.replace(**settings), texts.read()
-    rows = [encode(lm, config, text, raw=texts.raw) for text in given]
+    rows = encode(lm, config, given, raw=texts.raw)
     if config.max_new_tokens is None and config.max_length is None:
         config = config.replace(max_new_tokens=room(lm, rows))
     rows = [fit(lm, config, row, truncate=texts.truncate) for row in rows]
@@ -63,20 +63,21 @@ def answer_texts(
             print(json.dumps(line, ensure_ascii=False) if as_json else f"{text}\n-> {said}\n", flush=True)
 
 
-def encode(lm: Pretrained, config: GenerationConfig, text: str, *, raw: bool) -> list[int]:
-    """The token ids of a text, inside the chat template where the model has one."""
+def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: bool) -> list[list[int]]:
+    """The token ids of each text, inside the chat template where the model has one."""
     assert lm.tokenizer is not None, "asked before"
     tokenizer = tokenizers.Tokenizer.from_str(lm.tokenizer.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
     chats = lm.chat_template is not None and not raw
-    written = lm.chat([{"role": "user", "content": text}]) if chats else text
-    ids = tokenizer.encode(written, add_special_tokens=not chats).ids
-    if not ids and config.bos_token_id is not None and lm.model.encoder is None:
-        return [config.bos_token_id]
-    if not ids:
-        raise InputError(f"the tokenizer makes no tokens of {text!r}, and the model has no token to begin with")
-    return ids
+    written = [lm.chat([{"role": "user", "content": text}]) for text in texts] if chats else texts
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(written, add_special_tokens=not chats)]
+    for text, row in zip(texts, rows, strict=True):
+        if not row and config.bos_token_id is not None and lm.model.encoder is None:
+            row.append(config.bos_token_id)
+        if not row:
+            raise InputError(f"the tokenizer makes no tokens of {text!r}, and the model has no token to begin with")
+    return rows
 
 
 def room(lm: Pretrained, rows: list[list[int]]) -> int:

@@ -158,8 +158,8 @@ def test_a_chat_model_is_asked_as_it_wants(decoder: Path, tmp_path: Path, where:
         assert lm.chat(messages) == fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     asked = [{"role": "user", "content": "deaf"}]
     expected = fast.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-    assert encode(lm, lm.generation, "deaf", raw=False) == expected
-    assert encode(lm, lm.generation, "deaf", raw=True) == fast("deaf")["input_ids"]
+    assert encode(lm, lm.generation, ["deaf"], raw=False) == [expected]
+    assert encode(lm, lm.generation, ["deaf"], raw=True) == [fast("deaf")["input_ids"]]
     with pytest.raises(InputError, match="does not take these messages: no poet"):
         lm.chat([{"role": "poet", "content": "a"}])
 
