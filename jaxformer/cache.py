@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxformer.layers import KeyValue
+from jaxformer.layers import Memory
 
 
 @jax.tree_util.register_dataclass
@@ -14,14 +14,14 @@ from jaxformer.layers import KeyValue
 class Cache:
     """What a decoder remembers of the tokens it has seen: an immutable pytree, in and out.
 
-    layers: keys and values [B, K, slots, H] of each block. cross: those of the encoder's output, [B', K, S, H], where
-    B = B' or a multiple (beams over one source). source_valid: boolean [B', S]. valid: boolean [B, slots], real tokens
-    (None: all). history: token ids [B, slots], kept where they may have to be read again (None: not). length: slots in
-    use; in a fresh cache the Python integer 0, so that a compiler sees a constant.
+    layers: what each block keeps, keys and values [B, K, slots, H] or latents. cross: the same of the encoder's output,
+    of B' rows, where B = B' or a multiple (beams over one source). source_valid: boolean [B', S]. valid: boolean
+    [B, slots], real tokens (None: all). history: token ids [B, slots], kept where they may have to be read again
+    (None: not). length: slots in use; in a fresh cache the Python integer 0, so that a compiler sees a constant.
     """
 
-    layers: tuple[KeyValue, ...]
-    cross: tuple[KeyValue, ...] = ()
+    layers: tuple[Memory, ...]
+    cross: tuple[Memory, ...] = ()
     source_valid: jax.Array | None = None
     valid: jax.Array | None = None
     history: jax.Array | None = None

@@ -25,7 +25,7 @@ from jaxformer.layers import (
     Classifier,
     Embedding,
     Head,
-    KeyValue,
+    Memory,
     Source,
     Stack,
     Trace,
@@ -143,7 +143,7 @@ class Transformer(nnx.Module):
     ) -> Cache:
         """A cache for `slots` tokens of `batch` rows. Cross-attention's keys and values are computed here, once."""
         decoder = self._decoder
-        cross: tuple[KeyValue, ...] = ()
+        cross: tuple[Memory, ...] = ()
         if encoded is not None:
             cross = tuple(block.cross.keys_values(encoded) for block in decoder.blocks if block.cross is not None)
         dtype = self.embedding.table[...].dtype

@@ -10,6 +10,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BartConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -128,6 +130,19 @@ LLAMA_SHAPE = {
 }
 THETA = {"rope_theta": 77.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+# Keys of MLA as usual: those for all heads alike, and of experts few for each token.
+DEEPSEEK_SHAPE = LLAMA_SHAPE | {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 10,
+    "q_lora_rank": 13,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 7,
+    "moe_intermediate_size": 11,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+}
 NEOX_SHAPE = {
     "hidden_size": 24,
     "intermediate_size": 19,
@@ -291,6 +306,24 @@ DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
         | {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "attention_bias": False}
         | {"rms_norm_eps": 1e-3, "rope_parameters": {"rope_type": "default"} | THETA},
     ),
+    "deepseek-v2": (DeepseekV2Config, DEEPSEEK_SHAPE),
+    "deepseek-v2-unusual": (
+        DeepseekV2Config,
+        DEEPSEEK_SHAPE
+        | {"q_lora_rank": None, "topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2}
+        | {"routed_scaling_factor": 1.7, "n_shared_experts": 1, "attention_bias": True, "mlp_bias": True}
+        | {"rms_norm_eps": 1e-3, "first_k_dense_replace": 0, "tie_word_embeddings": True, "hidden_act": "gelu"}
+        | {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.4} | THETA},
+    ),
+    "deepseek-v3": (DeepseekV3Config, DEEPSEEK_SHAPE | {"n_group": 2, "topk_group": 1}),
+    "deepseek-v3-unusual": (
+        DeepseekV3Config,
+        DEEPSEEK_SHAPE
+        | {"q_lora_rank": None, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 3, "n_shared_experts": 2}
+        | {"norm_topk_prob": False, "routed_scaling_factor": 0.6, "rope_interleave": False, "attention_bias": True}
+        | {"rms_norm_eps": 1e-3, "first_k_dense_replace": 2}
+        | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0} | THETA},
+    ),
     "opt": (OPTConfig, OPT_SHAPE),
     "opt-unusual": (
         OPTConfig,
@@ -309,5 +342,8 @@ def save_decoder(name: str, folder: Path, std: float = 0.3) -> torch.nn.Module:
     for key, parameter in model.named_parameters():
         mean = 1.0 if ("norm" in key or "ln_" in key) and key.endswith("weight") and "gemma" not in name else 0.0
         torch.nn.init.normal_(parameter, mean=mean, std=std)
+    for key, buffer in model.named_buffers():
+        if key.endswith("correction_bias"):
+            torch.nn.init.normal_(buffer, std=std)
     model.save_pretrained(folder)
     return model

@@ -4,21 +4,25 @@ The Python type selects the code and a parameter that makes sense for one choice
 hashable (static under `jax.jit`) and round-trip through JSON with `to_dict` and `from_dict`.
 """
 
+from jaxformer.config.attention import (
+    AnyAttentionConfig,
+    AttentionConfig,
+    LatentAttentionConfig,
+    LayerNormConfig,
+    NormConfig,
+    RMSNormConfig,
+    head_width,
+)
 from jaxformer.config.json import CONFIGS, from_dict, to_dict
 from jaxformer.config.layers import (
-    AttentionConfig,
     BlockConfig,
     FeedForwardConfig,
-    LayerNormConfig,
     MoEConfig,
-    NormConfig,
     Placement,
-    RMSNormConfig,
     Router,
     SigmoidRouter,
     SoftmaxRouter,
     TransformConfig,
-    head_width,
 )
 from jaxformer.config.model import (
     ClassifierConfig,
@@ -45,6 +49,7 @@ from jaxformer.config.positions import (
 
 __all__ = [
     "CONFIGS",
+    "AnyAttentionConfig",
     "AttentionConfig",
     "BlockConfig",
     "ClassifierConfig",
@@ -52,6 +57,7 @@ __all__ = [
     "EmbeddingConfig",
     "FeedForwardConfig",
     "HeadConfig",
+    "LatentAttentionConfig",
     "LayerNormConfig",
     "LearnedPositions",
     "LinearScaling",

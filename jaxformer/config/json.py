@@ -3,13 +3,16 @@
 import dataclasses
 from typing import Any
 
-from jaxformer.config.layers import (
+from jaxformer.config.attention import (
     AttentionConfig,
+    LatentAttentionConfig,
+    LayerNormConfig,
+    RMSNormConfig,
+)
+from jaxformer.config.layers import (
     BlockConfig,
     FeedForwardConfig,
-    LayerNormConfig,
     MoEConfig,
-    RMSNormConfig,
     SigmoidRouter,
     SoftmaxRouter,
     TransformConfig,
@@ -49,6 +52,7 @@ CONFIGS = (
     LongRopeScaling,
     Rope,
     AttentionConfig,
+    LatentAttentionConfig,
     FeedForwardConfig,
     SoftmaxRouter,
     SigmoidRouter,

@@ -1,76 +1,13 @@
-"""The layers of a stack: norms, attention, feed-forward network, block."""
+"""The layers of a stack: feed-forward network, mixture of experts, block."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxformer.config.positions import LongRopeScaling, Rope
+from jaxformer.config.attention import AnyAttentionConfig, AttentionConfig, LayerNormConfig, NormConfig, check_rate
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
 
 Placement = Literal["pre", "post", "sandwich", "output"]
-
-
-def check_rate(rate: float) -> None:
-    """Raise InputError unless `rate` is a probability of dropping below one."""
-    if not 0 <= rate < 1:
-        raise InputError(f"dropout must be at least 0 and below 1, not {rate}")
-
-
-@dataclass(frozen=True)
-class LayerNormConfig:
-    """Layer normalisation over the model width, with a learned scale and shift."""
-
-    epsilon: float = 1e-5
-
-
-@dataclass(frozen=True)
-class RMSNormConfig:
-    """Root-mean-square normalisation over the model width (Zhang and Sennrich 2019): a learned scale, no mean.
-
-    offset: the learned numbers are how far the scale is from one, as in Gemma: weight decay then pulls it there.
-    """
-
-    epsilon: float = 1e-6
-    offset: bool = False
-
-
-NormConfig = LayerNormConfig | RMSNormConfig
-
-
-@dataclass(frozen=True)
-class AttentionConfig:
-    """Multi-head attention, section 3.2.2.
-
-    heads: query heads N. kv_heads: key-value heads K, each serving N/K query heads (None: N). head_dim: width H of a
-    head (None: model width / N). scale: factor on the scores (None: 1/sqrt(H)). window: how many keys a query sees,
-    itself included (None: all). softcap: scores are squashed into (-softcap, softcap) by tanh (None: not). bias: of the
-    projections to queries, keys and values. output_bias: of the output projection (None: as bias). query_key_norm:
-    queries and keys are normalised before they are turned (Henry et al. 2020). normed: each head by itself or all heads
-    of a token as one vector. rope: rotary positions (None: the stack's positions are all there is). sinks: each head
-    has a learned score for looking at nothing. dropout: rate on the attention weights.
-    """
-
-    heads: int = 8
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    scale: float | None = None
-    window: int | None = None
-    softcap: float | None = None
-    bias: bool = True
-    output_bias: bool | None = None
-    query_key_norm: NormConfig | None = None
-    normed: Literal["each head", "all heads"] = "each head"
-    rope: Rope | None = None
-    sinks: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse heads that cannot be formed."""
-        if self.heads < 1 or (self.kv_heads is not None and self.kv_heads < 1):
-            raise InputError(f"attention needs at least one head, not heads={self.heads}, kv_heads={self.kv_heads}")
-        if self.heads % (self.kv_heads or self.heads):
-            raise InputError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
-        check_rate(self.dropout)
 
 
 @dataclass(frozen=True)
@@ -171,9 +108,9 @@ class BlockConfig:
     output of each sub-layer, before it is added to its input (section 5.4).
     """
 
-    attention: AttentionConfig = AttentionConfig()
+    attention: AnyAttentionConfig = AttentionConfig()
     feed_forward: FeedForwardConfig | MoEConfig = FeedForwardConfig()
-    cross: AttentionConfig | None = None
+    cross: AnyAttentionConfig | None = None
     norm: NormConfig = LayerNormConfig()
     placement: Placement = "post"
     parallel: bool = False
@@ -192,27 +129,3 @@ class TransformConfig:
 
     activation: Activation = "gelu"
     norm: NormConfig = LayerNormConfig()
-
-
-def head_width(attention: AttentionConfig, dim: int) -> int:
-    """Width H of an attention head: the one given, else the model width `dim` divided by the number of heads.
-
-    Raises InputError when the heads do not divide the width.
-    """
-    if attention.head_dim is not None:
-        return attention.head_dim
-    if dim % attention.heads:
-        raise InputError(f"{attention.heads} heads do not divide the model width {dim}: change one, or give head_dim")
-    return dim // attention.heads
-
-
-def check_rope(attention: AttentionConfig, width: int) -> None:
-    """Raise InputError unless a head of this width has as many pairs of dimensions as are to be turned."""
-    if attention.rope is not None:
-        turned = width if attention.rope.width is None else attention.rope.width
-        if turned < 2 or turned % 2 or turned > width:
-            raise InputError(f"rotary positions turn pairs of a head's {width} dimensions, not {turned}: change one")
-        scaling = attention.rope.scaling
-        if isinstance(scaling, LongRopeScaling) and not len(scaling.short) == len(scaling.long) == turned // 2:
-            counts = f"{len(scaling.short)} short and {len(scaling.long)} long"
-            raise InputError(f"LongRoPE needs a factor for each of {turned // 2} pairs, not {counts}")

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from jaxformer.config.layers import BlockConfig, NormConfig, TransformConfig, check_rate, check_rope, head_width
+from jaxformer.config.attention import NormConfig, check_attention, check_rate
+from jaxformer.config.layers import BlockConfig, TransformConfig
 from jaxformer.config.positions import PositionIndex, Positions, RelativeBias, TokensExcept
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
@@ -124,7 +125,7 @@ class TransformerConfig:
         for stack in filter(None, (self.encoder, self.decoder)):
             for block in stack.blocks:
                 for attention in filter(None, (block.attention, block.cross)):
-                    check_rope(attention, head_width(attention, self.dim))
+                    check_attention(attention, self.dim)
                 if (
                     isinstance(stack.positions, RelativeBias)
                     and block.attention.heads != stack.blocks[0].attention.heads

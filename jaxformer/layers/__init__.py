@@ -5,6 +5,7 @@ from jaxformer.layers.block import Block, Source, split_key
 from jaxformer.layers.embedding import Embedding, PositionTable, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.head import Classifier, Head
+from jaxformer.layers.latent_attention import Latent, LatentAttention, Memory
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
 from jaxformer.layers.stack import Stack, Trace, count_positions
@@ -17,8 +18,11 @@ __all__ = [
     "FeedForward",
     "Head",
     "KeyValue",
+    "Latent",
+    "LatentAttention",
     "LayerNorm",
     "Linear",
+    "Memory",
     "PositionTable",
     "RMSNorm",
     "Sinusoids",

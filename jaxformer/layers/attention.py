@@ -30,6 +30,11 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
     @property
+    def rows(self) -> int:
+        """How many sequences there are, B."""
+        return self.key.shape[0]
+
+    @property
     def slots(self) -> int:
         """How many keys and values there are, S."""
         return self.key.shape[2]
@@ -66,6 +71,15 @@ class Visibility:
     def reach(self, queries: int, slots: int) -> int:
         """How many of a cache's slots can matter to so many queries: all, unless the offset is static."""
         return min(self.query_offset + queries, slots) if isinstance(self.query_offset, int) else slots
+
+    def structure(self) -> dict[str, Any]:
+        """It as arguments of the operations."""
+        return {
+            "mask": None if self.valid is None else self.valid[:, None, None, :],
+            "bias": self.bias,
+            "causal": self.causal,
+            "query_offset": self.query_offset,
+        }
 
 
 class Attention(nnx.Module):
@@ -117,12 +131,7 @@ class Attention(nnx.Module):
         R = B, or a multiple of it: adjacent rows, such as beams over one source, then share keys and values.
         """
         query, (key, value) = self._queries(x, seen, position_ids), seen.as_activations()
-        visible = self._visible(visibility)
-        if dropout_key is None or not self.config.dropout:
-            mixed = dot_product_attention(query, key, value, **visible)
-        else:
-            weights = dropout(attention_weights(query, key, **visible), self.config.dropout, dropout_key)
-            mixed = weighted_values(weights, value)
+        mixed = attend(query, key, value, self._visible(visibility), self.config.dropout, dropout_key)
         return self.output(mixed.reshape(*x.shape[:2], *mixed.shape[2:]))
 
     def weights(
@@ -130,10 +139,7 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """The attention map [R, N, T, S] behind a call. Under `jax.jit` the compiler merges what both compute."""
         key, _ = seen.as_activations()
-        weights = attention_weights(self._queries(x, seen, position_ids), key, **self._visible(visibility))
-        B, N, _, S = weights.shape
-        R, T, _ = x.shape
-        return jnp.swapaxes(weights.reshape(B, N, R // B, T, S), 1, 2).reshape(R, N, T, S)
+        return attention_maps(self._queries(x, seen, position_ids), key, self._visible(visibility), x.shape[0])
 
     def _normed(self, heads: jax.Array, norm: Norm | None) -> jax.Array:
         """Queries or keys [B, T, N, H], normalised where the configuration says so."""
@@ -152,19 +158,40 @@ class Attention(nnx.Module):
 
     def _queries(self, x: jax.Array, seen: KeyValue, position_ids: jax.Array | None) -> jax.Array:
         """Queries [B, R/B * T, N, H]: rows that share keys stand in line, so that the keys are read once."""
-        query = self._turned(self._normed(self.query(x), self.query_norm), position_ids)
-        return query.reshape(seen.key.shape[0], -1, *query.shape[2:])
+        return in_line(self._turned(self._normed(self.query(x), self.query_norm), position_ids), seen.rows)
 
     def _visible(self, visibility: Visibility) -> dict[str, Any]:
-        valid, window = visibility.valid, self.config.window
-        both_sides = None if window is None else (window - 1, 0 if visibility.causal else window - 1)
-        return {
-            "mask": None if valid is None else valid[:, None, None, :],
-            "bias": visibility.bias,
-            "causal": visibility.causal,
-            "query_offset": visibility.query_offset,
-            "window": both_sides,
+        window, left_only = self.config.window, visibility.causal
+        return visibility.structure() | {
+            "window": None if window is None else (window - 1, 0 if left_only else window - 1),
             "scale": self.config.scale,
             "softcap": self.config.softcap,
             "sinks": None if self.sinks is None else self.sinks[...],
         }
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visible: dict[str, Any],
+    rate: float,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """Dot-product attention [B, T, N, Hv], with dropout of its weights where there is a key and a rate."""
+    if dropout_key is None or not rate:
+        return dot_product_attention(query, key, value, **visible)
+    return weighted_values(dropout(attention_weights(query, key, **visible), rate, dropout_key), value)
+
+
+def in_line(query: jax.Array, rows: int) -> jax.Array:
+    """Queries [R, T, N, H] as [B, R/B * T, N, H]: rows that share keys stand in line, and the keys are read once."""
+    return query.reshape(rows, -1, *query.shape[2:])
+
+
+def attention_maps(query: jax.Array, key: jax.Array, visible: dict[str, Any], rows: int) -> jax.Array:
+    """The attention maps [R, N, T, S] of so many rows, whose queries stand `in_line`."""
+    weights = attention_weights(query, key, **visible)
+    B, N, _, S = weights.shape
+    share = rows // B
+    return jnp.swapaxes(weights.reshape(B, N, share, -1, S), 1, 2).reshape(rows, N, -1, S)

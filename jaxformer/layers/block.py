@@ -7,17 +7,18 @@ import jax
 from flax import nnx
 
 from jaxformer.config import BlockConfig
-from jaxformer.layers.attention import Attention, KeyValue, Visibility
+from jaxformer.layers.attention import Visibility
 from jaxformer.layers.experts import make_feed_forward
+from jaxformer.layers.latent_attention import Memory, make_attention
 from jaxformer.layers.norm import Norm, make_norm
 from jaxformer.ops import dropout
 
 
 @dataclass(frozen=True)
 class Source:
-    """What cross-attention looks at: keys and values of the encoder's output, and which of them are real."""
+    """What cross-attention looks at: keys and values of the encoder's output, or its latents, and which are real."""
 
-    seen: KeyValue
+    seen: Memory
     visibility: Visibility
 
 
@@ -25,7 +26,7 @@ class BlockOutput(NamedTuple):
     """New states [B, T, D], the cache written to, and the attention maps [B, N, T, S] if they were asked for."""
 
     x: jax.Array
-    cache: KeyValue | None
+    cache: Memory | None
     attention: jax.Array | None
     cross_attention: jax.Array | None
 
@@ -35,9 +36,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: BlockConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
-        self.attention = Attention(config.attention, dim, rngs=rngs)
+        self.attention = make_attention(config.attention, dim, rngs=rngs)
         self.attention_norm, self.attention_output_norm = self._norms(dim)
-        self.cross = Attention(config.cross, dim, rngs=rngs) if config.cross else None
+        self.cross = make_attention(config.cross, dim, rngs=rngs) if config.cross else None
         self.cross_norm, self.cross_output_norm = self._norms(dim) if config.cross else (None, None)
         self.feed_forward = make_feed_forward(config.feed_forward, dim, rngs=rngs)
         self.feed_forward_norm, self.feed_forward_output_norm = self._norms(dim)
@@ -48,7 +49,7 @@ class Block(nnx.Module):
         visibility: Visibility,
         position_ids: jax.Array,
         *,
-        cache: KeyValue | None = None,
+        cache: Memory | None = None,
         source: Source | None = None,
         observe: bool = False,
         dropout_key: jax.Array | None = None,

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import LearnedPositions, RelativeBias, SinusoidalPositions, StackConfig
-from jaxformer.layers.attention import KeyValue, Visibility
+from jaxformer.layers.attention import Visibility
 from jaxformer.layers.block import Block, Source, split_key
 from jaxformer.layers.embedding import DistanceTable, PositionTable, Sinusoids
+from jaxformer.layers.latent_attention import Memory
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import dropout
 
@@ -52,11 +53,11 @@ class Stack(nnx.Module):
         position_ids: jax.Array,
         visibility: Visibility,
         *,
-        caches: tuple[KeyValue, ...] = (),
+        caches: tuple[Memory, ...] = (),
         sources: tuple[Source, ...] = (),
         observe: bool = False,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[KeyValue, ...], Trace]:
+    ) -> tuple[jax.Array, tuple[Memory, ...], Trace]:
         """Embedded tokens [B, T, D] at positions [1|B, T] -> (states [B, T, D], caches written to, trace).
 
         caches and sources hold one entry per block, or none.

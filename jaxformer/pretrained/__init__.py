@@ -13,7 +13,7 @@ from jaxformer.config import HeadConfig, TransformerConfig
 from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
-from jaxformer.pretrained import bart, bert, gemma, gpt2, llama, mixture, neox, opt, t5
+from jaxformer.pretrained import bart, bert, deepseek, gemma, gpt2, llama, mixture, neox, opt, t5
 from jaxformer.pretrained.bundle import Output, Pretrained
 from jaxformer.pretrained.files import FLAX, Arrays, read_json, read_tensors, replacing, write_json, write_tensors
 from jaxformer.pretrained.weights import WeightTable, build, named, tensors_of
@@ -35,6 +35,8 @@ class Family(NamedTuple):
 FAMILIES = {
     "bart": Family(bart.bart_config, bart.bart_table),
     "bert": Family(bert.bert_config, bert.bert_table),
+    "deepseek_v2": Family(deepseek.deepseek_v2_config, deepseek.deepseek_table),
+    "deepseek_v3": Family(deepseek.deepseek_v3_config, deepseek.deepseek_table),
     "distilbert": Family(bert.distilbert_config, bert.distilbert_table),
     "gemma": Family(gemma.gemma_config, llama.llama_table),
     "gemma2": Family(gemma.gemma2_config, gemma.gemma2_table),

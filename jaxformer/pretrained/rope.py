@@ -13,18 +13,31 @@ from jaxformer.config import (
     YarnScaling,
 )
 from jaxformer.errors import InputError
+from jaxformer.ops.rotary import RotaryLayout
 
 
-def rope(hf: dict[str, Any], width: int, *, theta: float = 10000.0, said: dict[str, Any] | None = None) -> Rope:
+def rope(
+    hf: dict[str, Any],
+    width: int,
+    *,
+    theta: float = 10000.0,
+    said: dict[str, Any] | None = None,
+    layout: RotaryLayout = "halves",
+) -> Rope:
     """Rotary positions of heads of this width. theta: where the file says none. said: in place of what the file says.
 
     Raises InputError for a scaling that we do not have and for one that lacks a number.
     """
-    said = hf.get("rope_parameters") or hf.get("rope_scaling") or {} if said is None else said
+    said = said_of_rope(hf) if said is None else said
     base = said.get("rope_theta", hf.get("rope_theta", theta))
     part = said.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
     turned = int(width * part)
-    return Rope(float(base), None if turned == width else turned, scaling=scaling(hf, said))
+    return Rope(float(base), None if turned == width else turned, layout, scaling(hf, said))
+
+
+def said_of_rope(hf: dict[str, Any]) -> dict[str, Any]:
+    """What the file says of rotary positions in one place."""
+    return hf.get("rope_parameters") or hf.get("rope_scaling") or {}
 
 
 def scaling(hf: dict[str, Any], said: dict[str, Any]) -> RopeScaling | None:
@@ -60,13 +73,9 @@ def scaling(hf: dict[str, Any], said: dict[str, Any]) -> RopeScaling | None:
 def yarn(said: dict[str, Any], longest: int, trained: int) -> YarnScaling:
     """YaRN, whose factor on cosines and sines is given, or follows from how far it reaches."""
     factor = said.get("factor") or longest / trained
-
-    def grown(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
-
     magnitude, some, everywhere = said.get("attention_factor"), said.get("mscale"), said.get("mscale_all_dim")
     if magnitude is None:
-        magnitude = grown(some) / grown(everywhere) if some and everywhere else grown(1)
+        magnitude = grown(factor, some) / grown(factor, everywhere) if some and everywhere else grown(factor)
     return YarnScaling(
         float(factor),
         trained,
@@ -75,3 +84,8 @@ def yarn(said: dict[str, Any], longest: int, trained: int) -> YarnScaling:
         bool(said.get("truncate", True)),
         float(magnitude),
     )
+
+
+def grown(factor: float, weight: float = 1.0) -> float:
+    """How much larger scores should be for a text that is so many times as long (Peng et al. 2023, equation 22)."""
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0

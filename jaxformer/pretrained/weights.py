@@ -108,8 +108,8 @@ def tensors_of(model: Transformer, table: WeightTable) -> Arrays:
     for name, paths in parts.items():
         arrays = [np.asarray(leaves[path]) for path in paths]
         if re.fullmatch(table.by_head, name):
-            tensor = np.stack(arrays, axis=-2)
-            tensor = tensor.reshape(*tensor.shape[:-3], -1)
+            tensor = np.concatenate(arrays, axis=-1)
+            tensor = tensor.reshape(*tensor.shape[:-2], -1)
         elif re.fullmatch(table.alternating, name):
             tensor = np.stack(arrays, axis=-1)
             tensor = tensor.reshape(*tensor.shape[:-2], -1)
@@ -181,14 +181,19 @@ def split(
     if len(shapes) == 1:
         ((path, shape),) = shapes.items()
         return {path: tensor.reshape(shape)} if same_matrix(tensor.shape, shape) else None
-    by_head, alternating = (bool(re.fullmatch(pattern, name)) for pattern in (table.by_head, table.alternating))
-    if by_head or alternating:
+    if re.fullmatch(table.by_head, name):
+        widths, others = [shape[-1] for shape in shapes.values()], {shape[:-1] for shape in shapes.values()}
+        *inputs, heads = next(iter(others))
+        if len(others) > 1 or tensor.shape != (*inputs, heads * sum(widths)):
+            return None
+        pieces = np.split(tensor.reshape(*inputs, heads, -1), np.cumsum(widths)[:-1], axis=-1)
+        return dict(zip(shapes, pieces, strict=True))
+    if re.fullmatch(table.alternating, name):
         shape = next(iter(shapes.values()))
         inputs, outputs = shape[: tensor.ndim - 1], shape[tensor.ndim - 1 :]
         if tensor.shape != (*inputs, len(shapes) * prod(outputs)) or len(set(shapes.values())) > 1:
             return None
-        parts = (*outputs[:-1], len(shapes), outputs[-1]) if by_head else (*outputs, len(shapes))
-        pieces = np.moveaxis(tensor.reshape(*inputs, *parts), -2 if by_head else -1, 0)
+        pieces = np.moveaxis(tensor.reshape(*inputs, *outputs, len(shapes)), -1, 0)
         return dict(zip(shapes, pieces, strict=True))
     inputs, outputs = tensor.shape[:-1], [prod(shape[tensor.ndim - 1 :]) for shape in shapes.values()]
     if tensor.shape[-1] != sum(outputs) or any(shape[: len(inputs)] != inputs for shape in shapes.values()):

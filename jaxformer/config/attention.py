@@ -1,0 +1,132 @@
+"""Attention, of each head by itself or through a latent, and the norms inside of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxformer.config.positions import LongRopeScaling, Rope
+from jaxformer.errors import InputError
+
+
+def check_rate(rate: float) -> None:
+    """Raise InputError unless `rate` is a probability of dropping below one."""
+    if not 0 <= rate < 1:
+        raise InputError(f"dropout must be at least 0 and below 1, not {rate}")
+
+
+@dataclass(frozen=True)
+class LayerNormConfig:
+    """Layer normalisation over the model width, with a learned scale and shift."""
+
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
+class RMSNormConfig:
+    """Root-mean-square normalisation over the model width (Zhang and Sennrich 2019): a learned scale, no mean.
+
+    offset: the learned numbers are how far the scale is from one, as in Gemma: weight decay then pulls it there.
+    """
+
+    epsilon: float = 1e-6
+    offset: bool = False
+
+
+NormConfig = LayerNormConfig | RMSNormConfig
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Multi-head attention, section 3.2.2.
+
+    heads: query heads N. kv_heads: key-value heads K, each serving N/K query heads (None: N). head_dim: width H of a
+    head (None: model width / N). scale: factor on the scores (None: 1/sqrt(H)). window: how many keys a query sees,
+    itself included (None: all). softcap: scores are squashed into (-softcap, softcap) by tanh (None: not). bias: of the
+    projections to queries, keys and values. output_bias: of the output projection (None: as bias). query_key_norm:
+    queries and keys are normalised before they are turned (Henry et al. 2020). normed: each head by itself or all heads
+    of a token as one vector. rope: rotary positions (None: the stack's positions are all there is). sinks: each head
+    has a learned score for looking at nothing. dropout: rate on the attention weights.
+    """
+
+    heads: int = 8
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    bias: bool = True
+    output_bias: bool | None = None
+    query_key_norm: NormConfig | None = None
+    normed: Literal["each head", "all heads"] = "each head"
+    rope: Rope | None = None
+    sinks: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse heads that cannot be formed."""
+        if self.heads < 1 or (self.kv_heads is not None and self.kv_heads < 1):
+            raise InputError(f"attention needs at least one head, not heads={self.heads}, kv_heads={self.kv_heads}")
+        if self.heads % (self.kv_heads or self.heads):
+            raise InputError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        check_rate(self.dropout)
+
+
+@dataclass(frozen=True)
+class LatentAttentionConfig:
+    """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1): one short vector per token is kept.
+
+    Keys and values of all heads are linear maps of it. heads: N. latent: width R of that vector. query_latent: width of
+    the one that queries are made from (None: from the states at once). head_dim: width H of the part of queries and
+    keys that each head has for itself, which knows no positions. shared_dim: width P of the rest, whose keys are the
+    same for all heads; rope turns this part alone (0: there is none). value_dim: width of values (None: H). scale:
+    factor on the scores (None: 1/sqrt(H + P)). norm: of both latents (None: there is none). bias: of the maps to the
+    latents and of the output projection. dropout: rate on the attention weights.
+    """
+
+    heads: int = 8
+    latent: int = 256
+    query_latent: int | None = None
+    head_dim: int = 64
+    shared_dim: int = 32
+    value_dim: int | None = None
+    scale: float | None = None
+    norm: NormConfig | None = RMSNormConfig()
+    bias: bool = False
+    rope: Rope | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no width, and positions that nothing would be turned by."""
+        widths = {name: getattr(self, name) for name in ("heads", "latent", "query_latent", "head_dim", "value_dim")}
+        if small := [f"{name}={width}" for name, width in widths.items() if width is not None and width < 1]:
+            raise InputError(f"latent attention needs widths of at least one, not {', '.join(small)}")
+        if self.shared_dim < 0:
+            raise InputError(f"the part of a key that heads share cannot have a width of {self.shared_dim}")
+        check_rate(self.dropout)
+
+
+AnyAttentionConfig = AttentionConfig | LatentAttentionConfig
+
+
+def head_width(attention: AttentionConfig, dim: int) -> int:
+    """Width H of an attention head: the one given, else the model width `dim` divided by the number of heads.
+
+    Raises InputError when the heads do not divide the width.
+    """
+    if attention.head_dim is not None:
+        return attention.head_dim
+    if dim % attention.heads:
+        raise InputError(f"{attention.heads} heads do not divide the model width {dim}: change one, or give head_dim")
+    return dim // attention.heads
+
+
+def check_attention(attention: AnyAttentionConfig, dim: int) -> None:
+    """Raise InputError unless heads can be formed in a model this wide, and have the pairs that are to be turned."""
+    width = head_width(attention, dim) if isinstance(attention, AttentionConfig) else attention.shared_dim
+    if attention.rope is not None:
+        turned = width if attention.rope.width is None else attention.rope.width
+        if turned < 2 or turned % 2 or turned > width:
+            raise InputError(f"rotary positions turn pairs of a head's {width} dimensions, not {turned}: change one")
+        scaling = attention.rope.scaling
+        if isinstance(scaling, LongRopeScaling) and not len(scaling.short) == len(scaling.long) == turned // 2:
+            counts = f"{len(scaling.short)} short and {len(scaling.long)} long"
+            raise InputError(f"LongRoPE needs a factor for each of {turned // 2} pairs, not {counts}")
