@@ -14,6 +14,7 @@ from flax import nnx
 from jaxformer import PRESETS, InputError, Transformer, TransformerConfig, encoder_decoder, from_dict, to_dict
 from jaxformer.config import (
     CONFIGS,
+    AnyAttentionConfig,
     AttentionConfig,
     BlockConfig,
     ClassifierConfig,
@@ -21,6 +22,7 @@ from jaxformer.config import (
     EmbeddingConfig,
     FeedForwardConfig,
     HeadConfig,
+    LatentAttentionConfig,
     LayerNormConfig,
     LearnedPositions,
     LinearScaling,
@@ -142,7 +144,22 @@ MIXTURE = TransformerConfig(
         None,
     ),
 )
-BASES = {"mixture": MIXTURE, "both": BOTH, "decoder": DECODER, "encoder": ENCODER, "counted": COUNTED}
+LATENT = TransformerConfig(
+    20,
+    decoder=StackConfig(
+        EmbeddingConfig(29),
+        (
+            BlockConfig(
+                LatentAttentionConfig(
+                    3, 9, 7, 5, 6, 4, scale=0.7, norm=RMSNormConfig(1e-2), bias=True, rope=Rope(9.0, 4), dropout=0.1
+                ),
+                placement="pre",
+            ),
+        ),
+        None,
+    ),
+)
+BASES = {"mixture": MIXTURE, "latent": LATENT, "both": BOTH, "decoder": DECODER, "encoder": ENCODER, "counted": COUNTED}
 OTHER = {
     "heads": 6,
     "kv_heads": 1,
@@ -195,6 +212,10 @@ OTHER = {
     "chosen": 3,
     "renormalise": True,
     "shared": None,
+    "latent": 8,
+    "query_latent": 8,
+    "shared_dim": 8,
+    "value_dim": 3,
 }
 # Of these, one that is not there already.
 CHOICES = {
@@ -351,9 +372,10 @@ def test_sharing_needs_equal_vocabularies() -> None:
     [
         (AttentionConfig(4, rope=Rope(width=7)), "pairs of a head's 5 dimensions, not 7"),
         (AttentionConfig(4, rope=Rope()), "pairs of a head's 5 dimensions, not 5"),
+        (LatentAttentionConfig(4, shared_dim=0, rope=Rope()), "pairs of a head's 0 dimensions, not 0"),
     ],
 )
-def test_rotary_positions_need_pairs(attention: AttentionConfig, message: str) -> None:
+def test_rotary_positions_need_pairs(attention: AnyAttentionConfig, message: str) -> None:
     decoder = StackConfig(EmbeddingConfig(29), (BlockConfig(attention),), None)
     with pytest.raises(InputError, match=message):
         TransformerConfig(20, decoder=decoder)

@@ -20,7 +20,15 @@ from jaxformer import (
     encoder_only,
     modern_decoder_only,
 )
-from jaxformer.config import AttentionConfig, BlockConfig, FeedForwardConfig, MoEConfig, RMSNormConfig
+from jaxformer.config import (
+    AttentionConfig,
+    BlockConfig,
+    FeedForwardConfig,
+    LatentAttentionConfig,
+    MoEConfig,
+    RMSNormConfig,
+    Rope,
+)
 
 V, S, T, B = 29, 7, 11, 3
 
@@ -48,12 +56,23 @@ def unusual(config: TransformerConfig) -> TransformerConfig:
     return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, blocks=(block,) * 2))
 
 
+def latent(config: TransformerConfig) -> TransformerConfig:
+    """The same with latent attention, over the source too."""
+    own = LatentAttentionConfig(4, 9, 7, 6, 4, 5, rope=Rope())
+    across = LatentAttentionConfig(4, 8, None, 6, 0) if config.encoder else None
+    block = dataclasses.replace(config.decoder.blocks[0], attention=own, cross=across)
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, blocks=(block,) * 2))
+
+
 POST = encoder_decoder(V, dim=20, layers=2, heads=4, dropout=0.0)
 PRE = encoder_decoder(V, source_vocab_size=31, dim=20, layers=2, heads=4, placement="pre", dropout=0.0)
 GPT = decoder_only(V, length=17, dim=20, layers=2, heads=4)
 BERT = encoder_only(V, length=17, dim=20, layers=2, heads=4)
 MODERN = modern_decoder_only(V, dim=24, layers=2, heads=4, kv_heads=2)
 DECODERS = {"post": POST, "pre": PRE, "gpt": GPT, "unusual": unusual(GPT), "modern": MODERN}
+DECODERS |= {"latent": latent(GPT), "latent over latents": latent(PRE)}
+# Layers of latent attention are looked at closely by themselves.
+OFTEN = [pytest.param(name, marks=pytest.mark.slow) if "latent" in name else name for name in DECODERS]
 
 
 def tokens(*shape: int, seed: int = 0) -> jax.Array:
@@ -79,7 +98,7 @@ def cache_for(model: Transformer, rows: int, slots: int) -> object:
     return model.empty_cache(rows, slots, encoded=encoded)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", OFTEN)
 @pytest.mark.parametrize(
     ("slots", "chunks"),
     [
@@ -103,7 +122,7 @@ def test_any_chunking_equals_the_full_forward(name: str, slots: int, chunks: tup
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", OFTEN)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_no_real_token(name: str, side: str) -> None:
     model, target = make(DECODERS[name]), tokens(B, T)
@@ -118,7 +137,7 @@ def test_padding_changes_no_real_token(name: str, side: str) -> None:
     np.testing.assert_allclose(real, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt", "unusual"])
+@pytest.mark.parametrize("name", ["gpt", "unusual", pytest.param("latent", marks=pytest.mark.slow)])
 def test_left_padded_prompt_then_steps_equal_the_unpadded_run(name: str) -> None:
     model, target = make(DECODERS[name]), tokens(1, T)
     prompt, pad = 5, 3
@@ -158,7 +177,7 @@ def test_padded_source_tokens_change_nothing(config: TransformerConfig, side: st
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", OFTEN)
 def test_a_future_token_changes_no_earlier_logit(name: str) -> None:
     model, target = make(DECODERS[name]), tokens(B, T)
     position = 6
@@ -174,7 +193,7 @@ def test_an_encoder_sees_both_sides() -> None:
     assert np.abs(forward(model, inputs)[:, 0] - forward(model, changed)[:, 0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", [*DECODERS, "bert"])
+@pytest.mark.parametrize("name", [*OFTEN, "bert"])
 def test_rows_do_not_know_each_other(name: str) -> None:
     model, target = make({**DECODERS, "bert": BERT}[name]), tokens(B, T)
     source = tokens(B, S, seed=1)
