@@ -7,9 +7,9 @@ import jax
 from flax import nnx
 
 from jaxformer.config import BlockConfig
+from jaxformer.layers.any_attention import Memory, make_attention
 from jaxformer.layers.attention import Visibility
 from jaxformer.layers.experts import make_feed_forward
-from jaxformer.layers.latent_attention import Memory, make_attention
 from jaxformer.layers.norm import Norm, make_norm
 from jaxformer.ops import dropout
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import AnyAttentionConfig, AttentionConfig, LatentAttentionConfig
-from jaxformer.layers.attention import Attention, KeyValue, Visibility, attend, attention_maps, in_line
+from jaxformer.config import LatentAttentionConfig
+from jaxformer.layers.attention import Visibility, attend, attention_maps, in_line
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.layers.rotary import turn
@@ -38,9 +38,6 @@ class Latent(NamedTuple):
     def first(self, slots: int) -> "Latent":
         """Its first `slots` slots."""
         return Latent(self.states[:, :slots])
-
-
-Memory = KeyValue | Latent  # what an attention layer keeps of the tokens that it has seen
 
 
 class LatentAttention(nnx.Module):
@@ -157,12 +154,3 @@ class LatentAttention(nnx.Module):
 
     def _visible(self, visibility: Visibility) -> dict[str, Any]:
         return visibility.structure() | {"scale": self.scale}
-
-
-def make_attention(config: AnyAttentionConfig, dim: int, *, rngs: nnx.Rngs) -> Attention | LatentAttention:
-    """The attention that `config` describes."""
-    match config:
-        case AttentionConfig():
-            return Attention(config, dim, rngs=rngs)
-        case LatentAttentionConfig():
-            return LatentAttention(config, dim, rngs=rngs)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import LearnedPositions, RelativeBias, SinusoidalPositions, StackConfig
+from jaxformer.layers.any_attention import Memory
 from jaxformer.layers.attention import Visibility
 from jaxformer.layers.block import Block, Source, split_key
 from jaxformer.layers.embedding import DistanceTable, PositionTable, Sinusoids
-from jaxformer.layers.latent_attention import Memory
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import dropout
 

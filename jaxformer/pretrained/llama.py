@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxformer.config import (
+    AnyAttentionConfig,
     AttentionConfig,
     BlockConfig,
     EmbeddingConfig,
@@ -210,7 +211,7 @@ def attention_config(
 
 def decoder_config(
     hf: dict[str, Any],
-    attention: Callable[[int], AttentionConfig],
+    attention: Callable[[int], AnyAttentionConfig],
     *,
     placement: Placement = "pre",
     norm: RMSNormConfig | None = None,

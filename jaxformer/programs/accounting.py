@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxformer.config import BlockConfig, FeedForwardConfig, StackConfig, TransformerConfig
+from jaxformer.config import BlockConfig, FeedForwardConfig, LatentAttentionConfig, StackConfig, TransformerConfig
 from jaxformer.model import Transformer, abstract_model
 from jaxformer.ops import cross_entropy
 from jaxformer.train import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
 
 SHORT = (16, 32, 64)  # lengths at which no attention runs in a loop
+GROUP = 4  # query heads that share keys and values in many models with grouped-query attention
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Costs:
     """FLOPs of a forward and a training step; bytes of the weights and of the cache.
 
     cache_token: for one more token of one sequence. cache, cross: keys and values of all tokens and of the source, for
-    the whole batch.
+    the whole batch. otherwise: what `cache_token` would be if latent attention kept other things.
     """
 
     parameters: int
@@ -54,6 +55,7 @@ class Costs:
     cache_token: int
     cache: int
     cross: int
+    otherwise: dict[str, int]
 
 
 def abstract_inputs(config: TransformerConfig, sizes: Sizes) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -144,6 +146,7 @@ def costs(config: TransformerConfig, sizes: Sizes) -> Costs:
         cache_token=cache // (sizes.B * sizes.T),
         cache=cache,
         cross=cross,
+        otherwise=without_latents(config),
     )
 
 
@@ -179,6 +182,27 @@ def cache_bytes(config: TransformerConfig, sizes: Sizes) -> tuple[int, int]:
     )
     own, cross = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part)) for part in (cache.layers, cache.cross))
     return own, cross
+
+
+def without_latents(config: TransformerConfig) -> dict[str, int]:
+    """Bytes a token that caches would take with other attention of as many heads in place of latent attention.
+
+    Empty where no decoder layer has it. As in table 1 of DeepSeek-V2: keys and values of plain heads are as wide as the
+    part of a key that is a head's own.
+    """
+    blocks = () if config.decoder is None else config.decoder.blocks
+    layers = [block.attention for block in blocks if isinstance(block.attention, LatentAttentionConfig)]
+    if not layers:
+        return {}
+
+    def bytes_of(numbers: Callable[[LatentAttentionConfig], int]) -> int:
+        return sum(map(numbers, layers)) * jnp.dtype(jnp.float32).itemsize
+
+    return {
+        "expanded": bytes_of(lambda c: c.heads * (c.head_dim + c.shared_dim + (c.value_dim or c.head_dim))),
+        "multi-head": bytes_of(lambda c: 2 * c.heads * c.head_dim),
+        f"grouped-query, {GROUP} to a group": bytes_of(lambda c: 2 * -(-c.heads // GROUP) * c.head_dim),
+    }
 
 
 def flops(sizes: Sizes, lower: Callable[[Sizes], jax.stages.Lowered]) -> float:

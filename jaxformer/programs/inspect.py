@@ -135,6 +135,9 @@ def summary(costs: Costs) -> str:
     ]
     if costs.cache:
         lines.append(("cache", f"{costs.cache_token:,} bytes a token; {quantity(costs.cache, 'B')} for B x T tokens"))
+    if costs.otherwise:
+        others = ", ".join(f"{name} {number:,}" for name, number in costs.otherwise.items())
+        lines.append(("", f"of latents, absorbed; bytes a token otherwise: {others}"))
     if costs.cross:
         lines.append(("cross-attention", f"{quantity(costs.cross, 'B')} more, keys and values of B x S source tokens"))
     return "\n".join(f"{name:17}{value}" for name, value in lines)

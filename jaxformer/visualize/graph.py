@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from jaxformer.config import (
-    AttentionConfig,
+    AnyAttentionConfig,
     BlockConfig,
     ClassifierConfig,
     FeedForwardConfig,
     HeadConfig,
+    LatentAttentionConfig,
     LearnedPositions,
     MoEConfig,
     NormConfig,
@@ -259,8 +260,13 @@ def sub_layers(block: BlockConfig, config: TransformerConfig, length: str) -> li
     return [*found, SubLayer(box, norm, placement)]
 
 
-def attention_box(config: AttentionConfig, label: str, dim: int, queries: str, keys: str) -> Box:
+def attention_box(config: AnyAttentionConfig, label: str, dim: int, queries: str, keys: str) -> Box:
     """Heads, their width, the shape of the maps, and what is unlike the paper."""
+    if isinstance(config, LatentAttentionConfig):
+        N, H, P = config.heads, config.head_dim, config.shared_dim
+        heads = f"{N} heads of width {H} + {P} shared, latent {config.latent}"
+        details = (heads, "rotary positions" if config.rope else "", f"maps [B, {N}, {queries}, {keys}]")
+        return Box(label, tuple(filter(None, details)), ATTENTION)
     N, K, H = config.heads, config.kv_heads or config.heads, head_width(config, dim)
     heads = f"{N} heads of width {H}" if N == K else f"{N} query and {K} key-value heads of width {H}"
     unlike = [
