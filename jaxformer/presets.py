@@ -8,11 +8,15 @@ from jaxformer.config import (
     BlockConfig,
     EmbeddingConfig,
     FeedForwardConfig,
+    HeadConfig,
+    LatentAttentionConfig,
     LayerNormConfig,
     LearnedPositions,
+    MoEConfig,
     Placement,
     RMSNormConfig,
     Rope,
+    SigmoidRouter,
     SinusoidalPositions,
     StackConfig,
     TransformerConfig,
@@ -125,6 +129,26 @@ def small_modern(vocab_size: int = 256, dropout: float = 0.0) -> TransformerConf
     return modern_decoder_only(vocab_size, dim=384, layers=6, heads=6, kv_heads=2, dropout=dropout)
 
 
+def deepseek_tiny(vocab_size: int = 256, dropout: float = 0.0) -> TransformerConfig:
+    """DeepSeek-V3 made small: 4 layers of width 160, latent attention, 2 of 16 experts and a shared one.
+
+    5.4 million parameters, of which a token goes through 1.6 million. The first layer has no experts, as in V3: what
+    tokens have in common is learned there.
+    """
+    widths = {"latent": 48, "query_latent": 80, "head_dim": 32, "shared_dim": 16}
+    attention = LatentAttentionConfig(5, **widths, rope=Rope(layout="interleaved"), dropout=dropout)
+    expert = FeedForwardConfig(192, "silu", gated=True, bias=False)
+    mixture = MoEConfig(16, 2, expert, SigmoidRouter(), shared=expert)
+    dense = replace(expert, hidden=640)
+    blocks = tuple(
+        BlockConfig(attention, network, norm=RMSNormConfig(), placement="pre", dropout=dropout)
+        for network in (dense, mixture, mixture, mixture)
+    )
+    embedding = EmbeddingConfig(vocab_size, scale=False)
+    stack = StackConfig(embedding, blocks, None, final_norm=RMSNormConfig(), position_index="slot", dropout=dropout)
+    return TransformerConfig(160, decoder=stack, head=HeadConfig(tied=False))
+
+
 def symbols(vocab_size: int = 35) -> TransformerConfig:
     """Two and two layers of width 128: the copy, reverse and sort tasks."""
     return encoder_decoder(vocab_size, dim=128, layers=2, heads=4, placement="pre", dropout=0.0)
@@ -144,4 +168,5 @@ PRESETS: dict[str, Callable[..., TransformerConfig]] = {
     "small": small,
     "small-modern": small_modern,
     "gpt2": gpt2,
+    "deepseek-tiny": deepseek_tiny,
 }

@@ -257,6 +257,21 @@ def test_observing_changes_nothing_and_maps_are_distributions(config: Transforme
             assert (np.asarray(weights)[masked] == 0).all()
 
 
+@pytest.mark.slow
+def test_what_is_observed_and_not_used_costs_nothing() -> None:
+    """The gradient of a loss that takes only logits and routing from it: the same work, and no map is kept."""
+    model, ids = make(DECODERS["unusual"]), tokens(B, T)
+
+    def work(logits: object) -> tuple[float, int]:
+        program = jax.jit(jax.value_and_grad(lambda model: cross_entropy(logits(model), ids))).lower(model).compile()
+        return program.cost_analysis()["flops"], program.memory_analysis().temp_size_in_bytes
+
+    assert work(lambda model: model.observe(ids).logits) == work(lambda model: model(ids))
+    routing = model.observe(ids).decoder.routing
+    assert [(each.logits.shape, each.experts.shape) for each in routing] == [((B, T, 5), (B, T, 2))] * 2
+    np.testing.assert_allclose(routing[0].probabilities.sum(-1), 1, rtol=1e-6)
+
+
 def test_dropout_needs_a_key_and_follows_it() -> None:
     config = encoder_decoder(V, dim=20, layers=2, heads=4, dropout=0.3)
     model, source, target = make(config), tokens(B, S), tokens(B, T)

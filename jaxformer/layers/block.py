@@ -9,9 +9,9 @@ from flax import nnx
 from jaxformer.config import BlockConfig
 from jaxformer.layers.any_attention import Memory, make_attention
 from jaxformer.layers.attention import Visibility
-from jaxformer.layers.experts import make_feed_forward
+from jaxformer.layers.experts import Experts, make_feed_forward
 from jaxformer.layers.norm import Norm, make_norm
-from jaxformer.ops import dropout
+from jaxformer.ops import Routing, dropout
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,13 @@ class Source:
 
 
 class BlockOutput(NamedTuple):
-    """New states [B, T, D], the cache written to, and the attention maps [B, N, T, S] if they were asked for."""
+    """New states [B, T, D], the cache written to; attention maps [B, N, T, S] and routing if they were asked for."""
 
     x: jax.Array
     cache: Memory | None
     attention: jax.Array | None
     cross_attention: jax.Array | None
+    routing: Routing | None
 
 
 class Block(nnx.Module):
@@ -59,7 +60,7 @@ class Block(nnx.Module):
         A cache is written from slot `visibility.query_offset` on, then attended to.
         """
         keys = split_key(dropout_key, 6)
-        attention_map = cross_map = None
+        attention_map = cross_map = routing = None
         entered = x
 
         states = self._enter(x, self.attention_norm)
@@ -81,9 +82,11 @@ class Block(nnx.Module):
             x = self._leave(x, mixed, self.cross_norm, self.cross_output_norm, keys[3])
 
         states = self._enter(entered if self.config.parallel else x, self.feed_forward_norm)
+        if observe and isinstance(self.feed_forward, Experts):
+            routing = self.feed_forward.routing(states)
         mixed = self.feed_forward(states, dropout_key=keys[5])
         x = self._leave(x, mixed, self.feed_forward_norm, self.feed_forward_output_norm, keys[4])
-        return BlockOutput(x, cache, attention_map, cross_map)
+        return BlockOutput(x, cache, attention_map, cross_map, routing)
 
     def _norms(self, dim: int) -> tuple[Norm, Norm | None]:
         """The norm of a sub-layer, and that of its output where it has two."""

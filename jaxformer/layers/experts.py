@@ -7,7 +7,7 @@ from flax import nnx
 from jaxformer.config import FeedForwardConfig, MoEConfig, SigmoidRouter, SoftmaxRouter
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.linear import Linear
-from jaxformer.ops import Choice, mix_experts, sigmoid_router, softmax_router
+from jaxformer.ops import Choice, Routing, mix_experts, sigmoid_router, softmax_router
 
 
 class Experts(nnx.Module):
@@ -29,12 +29,27 @@ class Experts(nnx.Module):
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         rows = x.reshape(-1, x.shape[-1])
-        mixed = mix_experts(FeedForward.__call__, self.experts, rows, self.choose(rows)).reshape(x.shape)
+        mixed = mix_experts(FeedForward.__call__, self.experts, rows, self.choose(self.logits(rows))).reshape(x.shape)
         return mixed if self.shared is None else mixed + self.shared(x, dropout_key=dropout_key)
 
-    def choose(self, rows: jax.Array) -> Choice:
-        """The experts of each token, rows [R, D]. Scores are computed in float32, as small differences decide."""
-        router, logits = self.config.router, self.router(rows.astype(jnp.float32))
+    def routing(self, x: jax.Array) -> Routing:
+        """Where a call sends the tokens x [B, T, D]. Under `jax.jit` the compiler merges what both compute."""
+        logits = self.logits(x.reshape(-1, x.shape[-1]))
+        if self.correction is None:
+            probabilities = jax.nn.softmax(logits, axis=-1)
+        else:
+            scores = jax.nn.sigmoid(logits)
+            probabilities = scores / jnp.sum(scores, axis=-1, keepdims=True)
+        found = Routing(logits, probabilities, self.choose(logits).experts)
+        return jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:-1], -1), found)
+
+    def logits(self, rows: jax.Array) -> jax.Array:
+        """The router's score of each expert for the tokens, rows [R, D]: [R, E], in float32 as little decides."""
+        return self.router(rows.astype(jnp.float32))
+
+    def choose(self, logits: jax.Array) -> Choice:
+        """The experts of each token, by their scores [R, E]."""
+        router = self.config.router
         settings = {
             "renormalise": router.renormalise,
             "groups": router.groups,

@@ -14,19 +14,21 @@ from jaxformer.layers.attention import Visibility
 from jaxformer.layers.block import Block, Source, split_key
 from jaxformer.layers.embedding import DistanceTable, PositionTable, Sinusoids
 from jaxformer.layers.norm import make_norm
-from jaxformer.ops import dropout
+from jaxformer.ops import Routing, dropout
 
 
 class Trace(NamedTuple):
     """What a stack computed on the way; all empty unless asked for.
 
     hidden_states: L+1 arrays [B, T, D], the input of each block and the stack's output. attentions: L self-attention
-    maps [B, N, T, S]. cross_attentions: L cross-attention maps, where the stack has them.
+    maps [B, N, T, S]. cross_attentions: L cross-attention maps, where the stack has them. routing: where each of L
+    layers sent its tokens; None for layers without experts.
     """
 
     hidden_states: tuple[jax.Array, ...] = ()
     attentions: tuple[jax.Array, ...] = ()
     cross_attentions: tuple[jax.Array, ...] = ()
+    routing: tuple[Routing | None, ...] = ()
 
 
 class Stack(nnx.Module):
@@ -74,7 +76,7 @@ class Stack(nnx.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = dropout(x, self.config.dropout, first_key)
-        states, written, maps, cross_maps = [x], [], [], []
+        states, written, maps, cross_maps, routing = [x], [], [], [], []
         for index, block in enumerate(self.blocks):
             cache = caches[index] if caches else None
             source = sources[index] if sources else None
@@ -83,18 +85,21 @@ class Stack(nnx.Module):
             )
             if self.config.rematerialise:
                 forward = jax.checkpoint(forward)
-            x, cache, attention_map, cross_map = forward(x, position_ids=position_ids)
+            x, cache, attention_map, cross_map, routes = forward(x, position_ids=position_ids)
             states.append(x)
             written.append(cache)
             maps.append(attention_map)
             cross_maps.append(cross_map)
+            routing.append(routes)
         if self.final_norm is not None:
             x = self.final_norm(x)
         if dropout_key is not None and self.config.final_dropout:
             x = dropout(x, self.config.final_dropout, jax.random.fold_in(dropout_key, 1))
         states[-1] = x
-        trace = Trace(tuple(states), tuple(maps), tuple(cross_maps) if sources else ()) if observe else Trace()
-        return x, tuple(written) if caches else (), trace
+        caches = tuple(written) if caches else ()
+        if not observe:
+            return x, caches, Trace()
+        return x, caches, Trace(tuple(states), tuple(maps), tuple(cross_maps) if sources else (), tuple(routing))
 
 
 def count_positions(valid: jax.Array) -> jax.Array:

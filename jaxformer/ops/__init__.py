@@ -2,6 +2,14 @@
 
 from jaxformer.ops.activations import ACTIVATIONS, Activation
 from jaxformer.ops.attention import attention_scores, attention_weights, dot_product_attention, weighted_values
+from jaxformer.ops.balance import (
+    balance_loss,
+    communication_loss,
+    corrected,
+    device_balance_loss,
+    expert_load,
+    router_z_loss,
+)
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.experts import mix_experts
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
@@ -17,21 +25,27 @@ from jaxformer.ops.rotary_scaling import (
     slow_by_ramp,
     slow_long_waves,
 )
-from jaxformer.ops.routing import Choice, sigmoid_router, softmax_router
+from jaxformer.ops.routing import Choice, Routing, sigmoid_router, softmax_router
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
     "Choice",
     "Rotation",
+    "Routing",
     "attention_scores",
     "attention_weights",
+    "balance_loss",
     "causal_mask",
+    "communication_loss",
+    "corrected",
     "cross_entropy",
+    "device_balance_loss",
     "distance_buckets",
     "divide_frequencies",
     "dot_product_attention",
     "dropout",
+    "expert_load",
     "frequencies_of_longer_base",
     "frequencies_of_longer_waves",
     "layer_norm",
@@ -42,6 +56,7 @@ __all__ = [
     "rotary_frequencies",
     "rotate",
     "rotation",
+    "router_z_loss",
     "sigmoid_router",
     "sinusoidal_positions",
     "slow_by_ramp",

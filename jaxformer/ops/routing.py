@@ -17,6 +17,17 @@ class Choice(NamedTuple):
     weights: jax.Array
 
 
+class Routing(NamedTuple):
+    """How tokens [...] were sent to experts: the router's logits [..., E], what the `Choice` was made of.
+
+    probabilities: [..., E], they sum to one. experts: those chosen, [..., k].
+    """
+
+    logits: jax.Array
+    probabilities: jax.Array
+    experts: jax.Array
+
+
 def softmax_router(
     logits: jax.Array,
     chosen: int,

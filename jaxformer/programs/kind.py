@@ -1,6 +1,6 @@
 """What the programs must know of a kind of task, sequences of symbols or text, to train and evaluate on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,8 +14,8 @@ from jaxformer.data.pipeline import IGNORED
 from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
-from jaxformer.ops import cross_entropy
-from jaxformer.train import Loss, LossFunction, OptimizerConfig, cast
+from jaxformer.ops import Routing, cross_entropy, expert_load
+from jaxformer.train import BalanceConfig, Loss, LossFunction, OptimizerConfig, cast, penalty
 from jaxformer.train.loop import Batches
 
 Number = int | float
@@ -80,7 +80,8 @@ class Prepared:
     """All that a run needs before its first step.
 
     tokens: how many real target tokens a batch holds. evaluate: what the parameters reach on held-out data, every
-    `evaluate_every` steps. write: puts into a run's folder what its model cannot be used without.
+    `evaluate_every` steps. adjust: what a step changes beside what the optimiser does. write: puts into a run's folder
+    what its model cannot be used without.
     """
 
     config: TransformerConfig
@@ -89,6 +90,7 @@ class Prepared:
     tokens: Callable[[Any], int]
     evaluate: Callable[[Any], dict[str, Any]] | None = None
     evaluate_every: int = 1
+    adjust: Callable[[Any, Any], Any] | None = None
     write: Callable[[Path], None] = lambda folder: None
 
 
@@ -129,22 +131,29 @@ def check_settings(settings: Settings) -> None:
 
 
 def predicting(
-    forward: Callable[[Transformer, Any, jax.Array | None], jax.Array],
+    forward: Callable[[Transformer, Any, jax.Array | None], tuple[jax.Array, Mapping[int, Routing]]],
     settings: Settings,
     label_smoothing: float = 0.0,
+    balance: BalanceConfig | None = None,
 ) -> Callable[[Any], LossFunction]:
     """The function to minimise, given the structure of the model: every position predicts its label.
 
-    forward: (model, batch, dropout key) -> logits for batch["labels"].
+    forward: (model, batch, dropout key) -> logits for batch["labels"], and where layers with experts sent the tokens.
+    balance: what keeps these experts equally busy.
     """
 
     def make(graphdef: Any) -> LossFunction:
         def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Loss]:
             model = nnx.merge(graphdef, cast(params, jnp.dtype(settings.dtype)))
-            logits, labels = forward(model, batch, key), batch["labels"]
+            (logits, routing), labels = forward(model, batch, key), batch["labels"]
             plain = cross_entropy(logits, labels)
             smoothed = cross_entropy(logits, labels, label_smoothing=label_smoothing) if label_smoothing else plain
-            return smoothed, Loss(plain, jnp.sum(labels != IGNORED))
+            loads = {}
+            for layer, routes in routing.items():
+                tokens = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), routes)
+                loads[layer] = expert_load(tokens.experts, tokens.logits.shape[-1])
+                smoothed += 0.0 if balance is None else penalty(balance, tokens)
+            return smoothed, Loss(plain, jnp.sum(labels != IGNORED), loads)
 
         return loss
 

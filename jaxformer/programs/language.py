@@ -18,7 +18,7 @@ import tyro
 from flax import nnx
 
 from jaxformer import presets
-from jaxformer.config import TransformerConfig
+from jaxformer.config import MoEConfig, TransformerConfig
 from jaxformer.data import (
     Corpus,
     Tokenizer,
@@ -34,10 +34,10 @@ from jaxformer.data.pipeline import IGNORED
 from jaxformer.decode import GenerationConfig, generate
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer, abstract_model
-from jaxformer.ops import token_cross_entropy
+from jaxformer.ops import Routing, token_cross_entropy
 from jaxformer.programs import terminal
 from jaxformer.programs.kind import Kind, Outcome, Prepared, Run, check_settings, predicting
-from jaxformer.train import OptimizerConfig, cast, replace_text
+from jaxformer.train import BalanceConfig, OptimizerConfig, cast, correct, replace_text
 
 TOKENIZER, TEXT = "tokenizer.json", "text.json"
 TRAINED = ("char", "word", "bpe")
@@ -48,6 +48,7 @@ MODELS: dict[str, tuple[int, Callable[[int, int, float], TransformerConfig]]] = 
     "small": (256, presets.small),
     "small-modern": (256, lambda vocab_size, _, dropout: presets.small_modern(vocab_size, dropout)),
     "gpt2": (1024, presets.gpt2),
+    "deepseek-tiny": (128, lambda vocab_size, _, dropout: presets.deepseek_tiny(vocab_size, dropout)),
 }
 
 
@@ -71,10 +72,11 @@ class TextSettings:
 class LanguageModelSettings:
     """The model."""
 
-    preset: Literal["tiny", "small", "small-modern", "gpt2"] = "tiny"
-    """2 layers of width 128; 6 of 384; the same with rotary positions, RMSNorm, SwiGLU; 12 of 768"""
+    preset: Literal["tiny", "small", "small-modern", "gpt2", "deepseek-tiny"] = "tiny"
+    """2 layers of width 128; 6 of 384; the same with rotary positions, RMSNorm, SwiGLU; 12 of 768; 4 of 160 with latent
+    attention and experts"""
     context: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """how many tokens the model looks back on (default: 64, 256, 256, 1024)"""
+    """how many tokens the model looks back on (default: 64, 256, 256, 1024, 128)"""
     dropout: float = 0.0
     """dropout rate on embeddings, sub-layers and attention weights"""
     rematerialise: bool = False
@@ -100,6 +102,7 @@ class LanguageSettings:
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
     )
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     steps: int = 1000
     """training steps"""
     batch_size: int = 32
@@ -211,8 +214,13 @@ def prepare(_: str, settings: LanguageSettings, folder: Path | None) -> Prepared
         check_text(folder, description)
     graphdef = nnx.graphdef(abstract_model(config))
 
-    def forward(model: Transformer, batch: Any, key: jax.Array | None) -> jax.Array:
-        return model(batch["inputs"], dropout_key=key)
+    has_experts = any(isinstance(block.feed_forward, MoEConfig) for block in config.main.blocks)
+
+    def forward(model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, dict[int, Routing]]:
+        if not has_experts:
+            return model(batch["inputs"], dropout_key=key), {}
+        seen = model.observe(batch["inputs"], dropout_key=key)  # what is not used of it, such as maps, costs nothing
+        return seen.logits, {layer: routes for layer, routes in enumerate(seen.decoder.routing) if routes is not None}
 
     def evaluate_params(params: Any) -> dict[str, Any]:
         model = nnx.merge(graphdef, cast(params, jnp.dtype(settings.dtype)))
@@ -228,7 +236,8 @@ def prepare(_: str, settings: LanguageSettings, folder: Path | None) -> Prepared
     return Prepared(
         config=config,
         batches=text_batches(texts.training, model.length, settings.batch_size, settings.seed),
-        loss=predicting(forward, settings),
+        loss=predicting(forward, settings, balance=settings.balance),
+        adjust=partial(correct, speed=settings.balance.correction_speed) if has_experts else None,
         tokens=lambda batch: batch["labels"].size,
         evaluate=evaluate_params,
         evaluate_every=settings.evaluate_every,
@@ -291,5 +300,5 @@ def evaluate(run: Run) -> Outcome:
     )
 
 
-CLASSES = (LanguageSettings, TextSettings, LanguageModelSettings, OptimizerConfig)
+CLASSES = (LanguageSettings, TextSettings, LanguageModelSettings, OptimizerConfig, BalanceConfig)
 LANGUAGE = Kind(CLASSES, default, about, prepare, open_task, evaluate)

@@ -102,9 +102,9 @@ def about(task_name: str) -> str:
 def prepare(task_name: str, settings: SequenceSettings, _: Path | None) -> Prepared:
     """Batches drawn without end; every position of the answer predicts the next token."""
 
-    def forward(model: Transformer, batch: Any, key: jax.Array | None) -> jax.Array:
+    def forward(model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, dict]:
         source = batch["source"]
-        return model(source, batch["target"], inputs_valid=source != PAD, dropout_key=key)
+        return model(source, batch["target"], inputs_valid=source != PAD, dropout_key=key), {}
 
     return Prepared(
         config=settings.transformer,

@@ -172,6 +172,7 @@ def train_run(folder: Path, prepared: Prepared, arguments: Arguments) -> float:
         make_optimizer(settings.optimizer, settings.steps),
         learning_rates(settings.optimizer, settings.steps),
         accumulate=settings.accumulate,
+        adjust=prepared.adjust,
     )
     plan = Plan(settings.steps, settings.save_every, prepared.tokens, prepared.evaluate, prepared.evaluate_every)
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:

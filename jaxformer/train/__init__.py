@@ -1,5 +1,6 @@
 """Training: the optimiser, the compiled step, the loop, checkpoints and records; none of it knows the model."""
 
+from jaxformer.train.balance import BalanceConfig, correct, penalty
 from jaxformer.train.checkpoint import Checkpoints
 from jaxformer.train.diagnosis import Finding, diagnose
 from jaxformer.train.loop import Course, DivergedError, InterruptedRunError, Plan, fit
@@ -11,6 +12,7 @@ from jaxformer.train.step import Loss, LossFunction, Metrics, TrainState, cast, 
 __all__ = [
     "EVALUATIONS",
     "METRICS",
+    "BalanceConfig",
     "Checkpoints",
     "Course",
     "DivergedError",
@@ -24,6 +26,7 @@ __all__ = [
     "Recorder",
     "TrainState",
     "cast",
+    "correct",
     "diagnose",
     "draw_loss",
     "fit",
@@ -31,6 +34,7 @@ __all__ = [
     "learning_rates",
     "make_optimizer",
     "make_train_step",
+    "penalty",
     "read_lines",
     "replace_text",
     "write_report",

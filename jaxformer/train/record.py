@@ -21,6 +21,8 @@ Line = dict[str, Any]
 class Recorder:
     """The record of one run: each step is one line of `metrics.jsonl`, and moves the progress bar.
 
+    In models with experts a line says under "expert_load", by layer, which share of the choices fell on each of them.
+
     Each look at held-out data is one line of `evaluations.jsonl`.
     """
 
@@ -45,10 +47,11 @@ class Recorder:
 
     def write(self, step: int, metrics: Metrics, tokens: int, *, spike: bool = False) -> Line:
         """Record a step that trained on so many real target tokens; waits until it is computed."""
-        values = {name: value.item() for name, value in metrics._asdict().items()}
+        values = {name: value.item() for name, value in metrics._asdict().items() if name != "loads"}
+        loads = {layer: [round(share, 4) for share in load.tolist()] for layer, load in (metrics.loads or {}).items()}
         elapsed, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         line = {"step": step} | values | {"spike": int(spike), "tokens_per_second": round(tokens / elapsed, 1)}
-        self.file.write(as_json(line))
+        self.file.write(as_json(line | ({"expert_load": loads} if loads else {})))
         self.bar.set_postfix_str(
             f"loss {line['loss']:.4f}, rate {line['learning_rate']:.1e}, gradient {line['grad_norm']:.2f}, "
             f"{line['tokens_per_second']:,.0f} tokens/s",

@@ -47,6 +47,9 @@ def write_report(folder: Path, title: str, facts: Mapping[str, str]) -> Path:
         f"<h2>The run</h2><table>{''.join(map(row_html, facts.items()))}</table>",
         f"<h2>Its curves</h2>{as_svg(curves(lines, evaluations))}",
     ]
+    if any("expert_load" in line for line in lines):
+        said = "Share of the choices that fell on each expert; 1 is as much as all have when loads are even."
+        parts.append(f"<h2>Its experts</h2><p>{said}</p>{as_svg(expert_loads(lines))}")
     if samples:
         parts += ["<h2>What the model wrote along the way</h2>", *map(sample_html, spread(samples, SHOWN))]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
@@ -128,6 +131,26 @@ def curves(lines: Sequence[Line], evaluations: Sequence[Line]) -> Any:
     for axes in (above, *below):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def expert_loads(lines: Sequence[Line]) -> Any:
+    """Which experts were busy when, a strip for each layer, times the number of experts: 1 where loads are even."""
+    import matplotlib.figure
+
+    lines = [line for line in lines if "expert_load" in line]
+    first = lines[0]["expert_load"]
+    figure = matplotlib.figure.Figure(figsize=(9, 0.6 + 1.5 * len(first)), layout="constrained")
+    strips = figure.subplots(len(first), 1, sharex=True, squeeze=False)[:, 0]
+    step = max(1, len(lines) // 300)  # strips are not wider than so many columns: each the mean of its steps
+    columns = [lines[start : start + step] for start in range(0, len(lines), step)]
+    for axes, (layer, shares) in zip(strips, first.items(), strict=True):
+        loads = [np.mean([line["expert_load"][layer] for line in column], axis=0) * len(shares) for column in columns]
+        extent = (lines[0]["step"], lines[-1]["step"], len(shares) - 0.5, -0.5)
+        picture = axes.imshow(np.transpose(loads), aspect="auto", extent=extent, vmin=0, vmax=3, cmap="viridis")
+        axes.set_ylabel(f"layer {int(layer) + 1}\nexpert")
+    strips[-1].set_xlabel("step")
+    figure.colorbar(picture, ax=list(strips), label="load", extend="max", aspect=40)
     return figure
 
 

@@ -13,10 +13,14 @@ LossFunction = Callable[[Params, Batch, jax.Array], tuple[jax.Array, "Loss"]]
 
 
 class Loss(NamedTuple):
-    """What a batch, or a part of one, reports: its mean loss, and over how many labels the mean was taken."""
+    """What a batch, or a part of one, reports: its mean loss, and over how many labels the mean was taken.
+
+    loads: what was seen of the experts of a mixture, if anything, as means over the batch.
+    """
 
     mean: jax.Array
     labels: jax.Array
+    loads: Any = None
 
 
 class TrainState(NamedTuple):
@@ -36,6 +40,7 @@ class Metrics(NamedTuple):
     """What a step reports: float32 scalars, and the number of steps skipped so far.
 
     update_ratio: length of the change of all parameters / their length; 1e-3 is usual, far more is a step too far.
+    loads: those of `Loss`.
     """
 
     loss: jax.Array
@@ -43,6 +48,7 @@ class Metrics(NamedTuple):
     update_ratio: jax.Array
     learning_rate: jax.Array
     skipped: jax.Array
+    loads: Any = None
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -60,22 +66,25 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     accumulate: int = 1,
+    adjust: Callable[[Params, Any], Params] | None = None,
 ) -> TrainStep:
     """The compiled step. Its state is donated: the memory of the old one becomes the new one.
 
     loss_function: (params, batch, dropout key) -> (the mean to minimise, the loss to report). accumulate: the batch is
     cut into so many parts, whose gradients are computed one after the other and averaged by their numbers of labels:
-    the gradient of the whole batch, in the memory of a part. A step whose loss or gradient is not finite leaves
+    the gradient of the whole batch, in the memory of a part. adjust: (params, loads) -> params, what a step changes in
+    the new parameters beside what the optimiser did. A step whose loss or gradient is not finite leaves
     parameters and optimiser as they were, and is counted.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        objective, loss, gradient = gradient_of(loss_function, state.params, batch, key, accumulate)
+        objective, loss, loads, gradient = gradient_of(loss_function, state.params, batch, key, accumulate)
         norm = optax.tree.norm(gradient)
         healthy = jnp.isfinite(objective) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        taken = (optax.apply_updates(state.params, updates), optimizer_state)
+        moved = optax.apply_updates(state.params, updates)
+        taken = (adjust(moved, loads) if adjust else moved, optimizer_state)
         params, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(healthy, new, old), taken, (state.params, state.optimizer)
         )
@@ -83,31 +92,36 @@ def make_train_step(
         skipped = state.skipped + ~healthy
         rate = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
         new = TrainState(params, optimizer_state, state.step + 1, skipped, state.key)
-        return new, Metrics(loss, norm, ratio, rate, skipped)
+        return new, Metrics(loss, norm, ratio, rate, skipped, loads)
 
     return jax.jit(train_step, donate_argnums=0)
 
 
 def gradient_of(
     loss_function: LossFunction, params: Params, batch: Batch, key: jax.Array, parts: int
-) -> tuple[jax.Array, jax.Array, Params]:
-    """Objective, reported loss and gradient of a batch, computed in so many parts one after the other.
+) -> tuple[jax.Array, jax.Array, Any, Params]:
+    """Objective, reported loss, loads and gradient of a batch, computed in so many parts one after the other.
 
     A part weighs as much as it has labels, so that the mean is over the labels of the whole batch.
     """
     differentiate = jax.value_and_grad(loss_function, has_aux=True)
-    if parts == 1:
+
+    def found(batch: Batch, key: jax.Array) -> tuple[Any, jax.Array]:
         (objective, loss), gradient = differentiate(params, batch, key)
-        return objective, loss.mean, gradient
+        return (objective, loss.mean, loss.loads, gradient), loss.labels
+
+    if parts == 1:
+        return found(batch, key)[0]
 
     def add(sums: tuple[Any, jax.Array], part: tuple[Batch, jax.Array]) -> tuple[tuple[Any, jax.Array], None]:
-        (objective, loss), gradient = differentiate(params, *part)
-        values = jax.tree.map(lambda x: x * loss.labels, (objective, loss.mean, gradient))
-        return (jax.tree.map(jnp.add, sums[0], values), sums[1] + loss.labels), None
+        means, labels = found(*part)
+        return (jax.tree.map(lambda total, mean: total + mean * labels, sums[0], means), sums[1] + labels), None
 
     cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-    zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    (sums, labels), _ = jax.lax.scan(add, (zeros, jnp.float32(0)), (cut, jax.random.split(key, parts)))
+    keys = jax.random.split(key, parts)
+    shapes, _ = jax.eval_shape(found, jax.tree.map(lambda x: x[0], cut), keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (sums, labels), _ = jax.lax.scan(add, (zeros, jnp.float32(0)), (cut, keys))
     return jax.tree.map(lambda x: x / jnp.maximum(labels, 1), sums)
 
 

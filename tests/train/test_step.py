@@ -118,3 +118,25 @@ def test_the_update_ratio_compares_the_change_with_the_weights() -> None:
     after, metrics = step(before, batch(1.0))
     np.testing.assert_allclose(metrics.update_ratio, abs(after.params["weight"] - 2.0) / 2.0, rtol=1e-6)
     assert step(after, batch(jnp.nan))[1].update_ratio == 0
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_loads_are_reported_and_parameters_adjusted_by_them(parts: int) -> None:
+    """Unless the step is not taken: then everything stays."""
+
+    def loss(params: dict[str, jax.Array], batch: jax.Array, _: jax.Array) -> tuple[jax.Array, Loss]:
+        mean = jnp.mean(params["weight"] * batch)
+        return mean, Loss(mean, jnp.int32(batch.size), {1: jnp.array([jnp.mean(batch > 1), jnp.mean(batch <= 1)])})
+
+    def adjust(params: dict[str, jax.Array], loads: dict[int, jax.Array]) -> dict[str, jax.Array]:
+        return params | {"correction": params["correction"] - loads[1]}
+
+    optimizer = optax.sgd(0.5)
+    step = make_train_step(loss, optimizer, lambda _: 0.5, accumulate=parts, adjust=adjust)
+    start = {"weight": jnp.float32(1), "correction": jnp.zeros(2)}
+    state, metrics = step(init_state(start, optimizer, 0), jnp.array([[0.0, 2.0], [3.0, 5.0]]))
+    np.testing.assert_allclose(metrics.loads[1], [0.75, 0.25])
+    np.testing.assert_allclose(state.params["correction"], [-0.75, -0.25])
+    np.testing.assert_allclose(state.params["weight"], 1 - 0.5 * 2.5)
+    state, _ = step(state, jnp.array([[0.0, 2.0], [jnp.nan, 5.0]]))
+    np.testing.assert_allclose(state.params["correction"], [-0.75, -0.25])
