@@ -29,7 +29,7 @@ from jaxformer.presets import (
     paper_base,
     paper_big,
 )
-from jaxformer.pretrained import from_pretrained, save_pretrained
+from jaxformer.pretrained import as_pretrained, from_pretrained, save_pretrained
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ __all__ = [
     "TransformerConfig",
     "allow_phrases",
     "allow_regex",
+    "as_pretrained",
     "attention_scores",
     "attention_weights",
     "causal_mask",

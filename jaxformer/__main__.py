@@ -4,10 +4,11 @@ import sys
 from collections.abc import Callable
 
 from jaxformer.errors import InputError
-from jaxformer.programs import embed, inspect, perplexity, terminal, verify, visualize
+from jaxformer.programs import embed, export, inspect, perplexity, terminal, verify, visualize
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "embed": (embed.main, "a vector for each sentence, from an encoder of Hugging Face"),
+    "export": (export.main, "a language model trained here, as a folder that transformers opens"),
     "inspect": (inspect.main, "every module of a model with its shapes and parameters, FLOPs, bytes of the cache"),
     "perplexity": (perplexity.main, "how well a language model predicts a text: loss, perplexity, bits per byte"),
     "verify": (verify.main, "a checkpoint of Hugging Face here and in transformers, compared layer by layer"),

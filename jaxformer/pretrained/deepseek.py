@@ -1,6 +1,5 @@
 """DeepSeek-V2 and V3: multi-head latent attention, and a mixture of experts in all but the first layers."""
 
-import math
 from typing import Any
 
 from jaxformer.config import (
@@ -103,7 +102,7 @@ def config(hf: dict[str, Any], router: Router, *, bias: bool) -> TransformerConf
         own,
         shared,
         hf["v_head_dim"],
-        scale=sharper / math.sqrt(own + shared),
+        scale=sharper * (own + shared) ** -0.5,
         norm=RMSNormConfig(1e-6),  # whatever rms_norm_eps says
         bias=hf["attention_bias"],
         rope=rope(hf, shared, layout="interleaved" if hf.get("rope_interleave", True) else "halves"),

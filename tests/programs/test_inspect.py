@@ -218,7 +218,7 @@ def test_commands_are_listed():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["dissect"], "error: unknown command 'dissect': choose one of embed, inspect, perplexity, verify, visualize"),
+        (["dissect"], "error: unknown command 'dissect': choose one of embed, export, inspect, perplexity"),
         (
             ["inspect", "large"],
             "error: unknown preset 'large': choose one of paper-base, paper-big, symbols, tiny, small",

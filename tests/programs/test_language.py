@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import call, message, parameters, refusal
+from hf_models import EAGER
+from transformers import AutoModelForCausalLM
 
+from jaxformer import InputError, from_pretrained
 from jaxformer.__main__ import main
 from jaxformer.programs.generate import decode_inputs
+from jaxformer.programs.runs import open_run
 from jaxformer.programs.train import train
 
 TEXT = (
@@ -164,6 +169,39 @@ def test_the_modern_model_trains_and_continues(folder: Path, capsys: pytest.Capt
     capsys.readouterr()
     (line,) = continued(capsys, "--checkpoint", "modern", "--prompt", "The \u263a", "--max-new-tokens", "40")
     assert line["prompt"] == "The \u263a"  # a character that the text lacks: bytes know no unknown ones
+
+
+@pytest.mark.slow
+def test_the_model_with_experts_trains_resumes_and_is_exported(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its loads are recorded and drawn, corrections move against them; transformers opens what comes of it."""
+    flags = [*FLAGS, "--preset", "deepseek-tiny", "--save-every", "6", "--correction-speed", "0.01"]
+    flags += ["--balance-loss", "0.01", "--router-z-loss", "0.001", "--accumulate", "2"]
+    train([*flags, "--steps", "12", "--output", "whole"])
+    shutil.copytree("whole", "cut")
+    shutil.rmtree("cut/checkpoints/12")
+    train(["--task", "lm", "--resume", "--output", "cut"])
+    pairs = zip(parameters(Path("whole")), parameters(Path("cut")), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+    lines = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
+    loads = np.array([list(line["expert_load"].values()) for line in lines])
+    assert loads.shape == (12, 3, 16)
+    np.testing.assert_allclose(loads.sum(-1), 1, atol=1e-3)
+    assert "Its experts" in Path("whole/report.html").read_text()
+    corrections = open_run(Path("whole")).model.decoder.blocks[2].feed_forward.correction[...]
+    assert 0.01 < float(np.abs(corrections).max()) <= 0.12 + 1e-6
+    capsys.readouterr()
+    main(["export", "hf", "--checkpoint", "whole"])
+    assert "hf: DeepseekV3ForCausalLM" in capsys.readouterr().out
+    lm, theirs = from_pretrained("hf"), AutoModelForCausalLM.from_pretrained("hf", **EAGER).eval()
+    ids = np.arange(16).reshape(1, 16)
+    with torch.no_grad():
+        np.testing.assert_allclose(lm(ids).logits, theirs(torch.tensor(ids)).logits, rtol=0, atol=1e-4)
+    (line,) = continued(capsys, "--checkpoint", "whole", "--prompt", "The cat", "--greedy", "--max-new-tokens", "9")
+    assert len(line["continuation"]) == 9
+    with pytest.raises(InputError, match="is there already"):
+        main(["export", "hf", "--checkpoint", "whole"])
 
 
 @pytest.mark.parametrize(
