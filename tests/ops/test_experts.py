@@ -82,6 +82,29 @@ def test_no_more_blocks_than_rows_and_experts_need() -> None:
     assert len(arrange(jnp.array([[3, 1]]), 64, 1).owners) == 2
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_compiled_work_does_not_grow_with_the_experts(backward: bool) -> None:
+    """XLA counts the body of the loop once, which is one block of one expert: so much for 8 as for 64 of them."""
+    rows, dim, inner, size = 512, 32, 48, 16
+
+    def flops(count: int) -> float:
+        shapes = {"up": (count, dim, inner), "bias": (count, inner), "down": (count, inner, dim)}
+        weights = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+        x, logits = (jax.ShapeDtypeStruct((rows, width), jnp.float32) for width in (dim, count))
+
+        def mixed(weights: Any, x: jax.Array, logits: jax.Array) -> jax.Array:
+            return mix_experts(expert, weights, x, softmax_router(logits, 2), size=size).sum()
+
+        program = jax.jit(jax.grad(mixed, (0, 1)) if backward else mixed)
+        return program.lower(weights, x, logits).compile().cost_analysis()["flops"]
+
+    block = 2 * 2 * size * dim * inner * (4 if backward else 1)
+    whole = rows * 2 // size * block  # what all blocks of 8 or 64 experts take together, but for padding
+    few, many = flops(8), flops(64)
+    assert block < few
+    assert many - few < whole / 20  # a router's softmax over more experts, and zeros where their gradients will be
+
+
 @pytest.mark.parametrize("renormalise", [True, False])
 def test_the_softmax_router_is_softmax_and_top_k(rng: np.random.Generator, renormalise: bool) -> None:
     """As Mixtral and Qwen3-MoE have it: a softmax over all experts, of which the largest are taken."""
