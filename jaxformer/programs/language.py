@@ -214,14 +214,6 @@ def prepare(_: str, settings: LanguageSettings, folder: Path | None) -> Prepared
         check_text(folder, description)
     graphdef = nnx.graphdef(abstract_model(config))
 
-    has_experts = any(isinstance(block.feed_forward, MoEConfig) for block in config.main.blocks)
-
-    def forward(model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, dict[int, Routing]]:
-        if not has_experts:
-            return model(batch["inputs"], dropout_key=key), {}
-        seen = model.observe(batch["inputs"], dropout_key=key)  # what is not used of it, such as maps, costs nothing
-        return seen.logits, {layer: routes for layer, routes in enumerate(seen.decoder.routing) if routes is not None}
-
     def evaluate_params(params: Any) -> dict[str, Any]:
         model = nnx.merge(graphdef, cast(params, jnp.dtype(settings.dtype)))
         found = measure(model, texts.validation, settings, limit=settings.evaluate_batches)
@@ -237,12 +229,25 @@ def prepare(_: str, settings: LanguageSettings, folder: Path | None) -> Prepared
         config=config,
         batches=text_batches(texts.training, model.length, settings.batch_size, settings.seed),
         loss=predicting(forward, settings, balance=settings.balance),
-        adjust=partial(correct, speed=settings.balance.correction_speed) if has_experts else None,
+        adjust=partial(correct, speed=settings.balance.correction_speed) if has_experts(config) else None,
         tokens=lambda batch: batch["labels"].size,
         evaluate=evaluate_params,
         evaluate_every=settings.evaluate_every,
         write=write,
     )
+
+
+def has_experts(config: TransformerConfig) -> bool:
+    """Whether any layer is a mixture of experts."""
+    return any(isinstance(block.feed_forward, MoEConfig) for block in config.main.blocks)
+
+
+def forward(model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, dict[int, Routing]]:
+    """Logits for a batch of windows, and where layers with experts sent its tokens."""
+    if not has_experts(model.config):
+        return model(batch["inputs"], dropout_key=key), {}
+    seen = model.observe(batch["inputs"], dropout_key=key)  # what is not used of it, such as maps, costs nothing
+    return seen.logits, {layer: routes for layer, routes in enumerate(seen.decoder.routing) if routes is not None}
 
 
 def check_text(folder: Path, now: dict[str, Any]) -> None:
