@@ -79,17 +79,14 @@ def main(arguments: Arguments) -> None:
             f"optimiser. The dense model has {LAYERS} layers of width {DIM} with plain attention. One seed; the models "
             "were trained one after the other, so that times drift with the machine."
         )
-        table = "\n".join(lines)
-        Path("docs/benchmarks/mixture.md").write_text(
-            f"# A small DeepSeek beside a GPT\n\n{table}\n\n{method}\n\n{conditions()}\n"
-        )
+        parts = ["# A small DeepSeek beside a GPT", "\n".join(lines), method, conditions()]
+        Path("docs/benchmarks/mixture.md").write_text("\n\n".join(parts) + "\n")
 
 
 def sizes(config: TransformerConfig) -> tuple[int, int]:
     """How many parameters there are, and how many a token goes through."""
-    whole, part = (
-        sum(leaf.size for leaf in jax.tree.leaves(abstract_model(each))) for each in (config, active(config))
-    )
+    models = map(abstract_model, (config, active(config)))
+    whole, part = (sum(leaf.size for leaf in jax.tree.leaves(model)) for model in models)
     return whole, part
 
 

@@ -31,7 +31,8 @@
 # 12. Greedy decoding and beam search
 # 13. The cache
 # 14. A decoder-only model, shape by shape
-# 15. Seven common bugs, and the tests that catch them
+# 15. Smaller caches, more parameters: latent attention and experts
+# 16. Seven common bugs, and the tests that catch them
 #
 # Letters for dimensions, here and in all of the code: B batch, T query positions, S key positions, D model width,
 # N heads, H width of a head, F inner width of the feed-forward network, V vocabulary, L layers.
@@ -55,13 +56,33 @@ from matplotlib.figure import Figure
 
 import jaxformer
 from jaxformer import Transformer, attention_scores, attention_weights, dot_product_attention
-from jaxformer.config import AttentionConfig, FeedForwardConfig, LearnedPositions
-from jaxformer.data import BOS, EOS, PAD, TASKS, Batch, Symbols, example, held_out, train_tokenizer, training_batches
+from jaxformer.config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LatentAttentionConfig,
+    LearnedPositions,
+    MoEConfig,
+    Rope,
+    SigmoidRouter,
+)
+from jaxformer.data import (
+    BOS,
+    EOS,
+    PAD,
+    TASKS,
+    Batch,
+    Symbols,
+    documents,
+    example,
+    held_out,
+    train_tokenizer,
+    training_batches,
+)
 from jaxformer.data.pipeline import IGNORED
-from jaxformer.layers import Attention, Block, FeedForward, Visibility
-from jaxformer.ops import ACTIVATIONS, weighted_values
+from jaxformer.layers import Attention, Block, FeedForward, LatentAttention, Visibility
+from jaxformer.ops import ACTIVATIONS, expert_load, weighted_values
 from jaxformer.programs.evaluate import exact
-from jaxformer.train import OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
+from jaxformer.train import OptimizerConfig, correct, init_state, learning_rates, make_optimizer, make_train_step
 from jaxformer.train.step import Loss, Metrics, TrainStep
 from jaxformer.visualize import attention_figure, entropies, graph_figure, mask_figure, positions_figure
 
@@ -938,7 +959,118 @@ axes[3].set(title="block 2: who looks where", xticks=range(T), xticklabels=shown
 show(figure, "The residual stream of one line after each block, and a causal attention map.")
 
 # %% [markdown]
-# ## 15. Seven common bugs, and the tests that catch them
+# ## 15. Smaller caches, more parameters: latent attention and experts
+#
+# Two ideas of today's large models, here as DeepSeek has them. The first is about the cache: it holds the keys and
+# values of all heads for every token, and in a long text that is more than the weights. **Latent attention**
+# (DeepSeek-V2, section 2.1) keeps one short vector per token, its *latent*, from which the keys and values of all
+# heads are made by linear maps. Rotary positions cannot be undone behind such a map, so one key that all heads share,
+# and that alone knows positions, is kept beside it.
+
+# %%
+narrow = LatentAttentionConfig(heads=8, latent=24, head_dim=16, shared_dim=8, rope=Rope())
+latents = LatentAttention(narrow, 64, rngs=nnx.Rngs(4))
+sentence = jax.random.normal(jax.random.key(12), (1, 20, 64))
+at = jnp.arange(20)[None]
+kept = latents.keys_values(sentence, at)
+latent, shared = kept.states[..., :24], kept.states[..., 24:]
+print("kept of 20 tokens:", kept.states.shape, "where keys and values of all heads are", (1, 20, 8 * (16 + 8 + 16)))
+
+# Either make keys and values of every head, and attend as in section 4 ...
+expanded = latents(sentence, kept, Visibility(causal=True), at, absorbed=False)
+# ... or move the maps to the other side, q . (W c) = (W^T q) . c, so that all heads attend to the latents themselves.
+absorbed = latents(sentence, kept, Visibility(causal=True), at, absorbed=True)
+assert equal(expanded, absorbed)
+print("all tokens at once are cheaper expanded:", not latents.absorbs(queries=20, slots=20))
+print("the next token is cheaper absorbed:     ", latents.absorbs(queries=1, slots=20))
+
+figure, (left, right) = panels(2, height=3)
+every = jnp.concatenate(
+    [latents.key(latent), jnp.broadcast_to(shared[:, :, None], (1, 20, 8, 8)), latents.value(latent)], -1
+)
+picture = np.full((20, 8 * 40 + 12 + 32), np.nan)  # both with a gap between them
+picture[:, : 8 * 40], picture[:, 8 * 40 + 12 :] = every[0].reshape(20, -1), kept.states[0]
+left.imshow(picture, cmap="RdBu_r", vmin=-3, vmax=3, aspect="auto")
+left.set(title="keys and values of 8 heads   |   what is kept", xlabel="numbers", ylabel="token", yticks=[0, 19])
+bytes_of = {
+    "plain heads": 2 * 8 * 16,
+    "4 heads to a key": 2 * 2 * 16,
+    "latent, expanded": 8 * (16 + 8 + 16),
+    "latent": 24 + 8,
+}
+right.barh(list(bytes_of), [4 * count for count in bytes_of.values()], color=[GREY, GREY, ORANGE, BLUE])
+right.bar_label(right.containers[0], padding=3)
+right.invert_yaxis()
+right.margins(x=0.12)
+right.set(title="bytes of the cache per token and layer")
+show(
+    figure,
+    "Left: a wide picture of all heads' keys and values beside the narrow one of latents. Right: bytes per token.",
+)
+
+# %% [markdown]
+# The second idea is about parameters. A feed-forward network is most of a layer, and all of it works on every token.
+# In a **mixture of experts** (Shazeer et al. 2017) a layer has many smaller networks and a *router*, one linear map
+# that scores them for each token; only the best few are computed. Left alone, routers love a few experts and forget
+# the rest. DeepSeek-V3 balances them without a loss: a correction per expert, which only the choice sees, goes down
+# where the load was too high and up where it was too low (section 2.1.2). Two small models, trained alike on the
+# same text but for that:
+
+# %%
+prose = "\n".join(documents(None))[:60_000]
+letters = train_tokenizer("char", [prose], vocab_size=128)
+symbols = letters.encode(prose)
+kinds = {"vowels": "aeiou", "other letters": "bcdfghjklmnpqrstvwxyz", "capitals": "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+kinds |= {"digits": "0123456789", "spaces": " ", "line ends": "\n", "the rest": ""}
+one = FeedForwardConfig(32, "silu", gated=True, bias=False)
+plain = jaxformer.modern_decoder_only(letters.vocab_size, dim=32, layers=2, heads=4, kv_heads=4)
+sparse = dataclasses.replace(plain.decoder.blocks[0], feed_forward=MoEConfig(8, 2, one, SigmoidRouter(), shared=one))
+layers = dataclasses.replace(plain.decoder, blocks=(plain.decoder.blocks[0], sparse))
+student = Transformer(dataclasses.replace(plain, decoder=layers), rngs=nnx.Rngs(3))
+graphdef, untaught = nnx.split(student)
+
+
+def reading_loss(params: dict, batch: jax.Array, _: jax.Array) -> tuple[jax.Array, Loss]:
+    """The loss of predicting the next character, and the share of tokens that each expert heard."""
+    seen = nnx.merge(graphdef, params).observe(batch[:, :-1])
+    loss = jaxformer.cross_entropy(seen.logits, batch[:, 1:])
+    return loss, Loss(loss, jnp.int32(batch[:, 1:].size), {1: expert_load(seen.decoder.routing[1].experts, 8)})
+
+
+draws = np.random.default_rng(0).integers(0, len(symbols) - 33, (300, 16))
+loads, readers = {}, {}
+for speed in (0.0, 0.01):
+    pace = OptimizerConfig(learning_rate=5e-3, warmup_steps=20)
+    adam = make_optimizer(pace, 300)
+    learn = make_train_step(reading_loss, adam, learning_rates(pace, 300), adjust=partial(correct, speed=speed))
+    learner, busy = init_state(jax.tree.map(jnp.copy, nnx.to_pure_dict(untaught)), adam, 0), []
+    for places in draws:
+        learner, metrics = learn(learner, jnp.asarray(np.stack([symbols[place : place + 33] for place in places])))
+        busy.append(metrics.loads[1])
+    loads[speed], readers[speed] = np.stack(busy) * 8, nnx.merge(graphdef, learner.params)
+    print(f"correction by {speed}: loss {metrics.loss:.2f}, busiest expert {loads[speed][-50:].mean(0).max():.2f} "
+          f"times the mean load, idlest {loads[speed][-50:].mean(0).min():.2f}")  # fmt: skip
+
+# %%
+window = jnp.asarray(symbols[: 64 * 32].reshape(64, 32))
+chosen = np.asarray(readers[0.01].observe(window).decoder.routing[1].experts)
+characters = np.array(list(prose[: 64 * 32])).reshape(64, 32)
+heard = np.zeros((len(kinds), 8))
+for row, members in enumerate(kinds.values()):
+    of_kind = np.isin(characters, list(members)) if members else ~np.isin(characters, list("".join(kinds.values())))
+    heard[row] = np.bincount(chosen[of_kind].ravel(), minlength=8) / max(1, chosen[of_kind].size)
+
+figure, (left, middle, right) = panels(3, width=11, height=3.2)
+for panel, (speed, load) in zip((left, middle), loads.items(), strict=True):
+    panel.imshow(load.T, aspect="auto", vmin=0, vmax=3, cmap="viridis")
+    panel.set(title=f"load, {'corrected' if speed else 'left alone'}", xlabel="step", ylabel="expert")
+image = right.imshow(heard, cmap="Blues", vmin=0, vmax=0.6, aspect="auto")
+right.set(title="where tokens go", xlabel="expert", yticks=range(len(kinds)), yticklabels=list(kinds))
+figure.colorbar(image, ax=right, label="share of a kind")
+show(figure, "Left: a few experts take all tokens. Middle: all are as busy. Right: kinds of characters prefer experts.")
+
+# %% [markdown]
+# ## 16. Seven common bugs, and the tests that catch them
 #
 # None of these crashes, all have the right shapes, and most of them learn something, which is what makes them
 # expensive. For each: the wrong code, what one would notice (the symptom), and the *law* that right code obeys and the
@@ -1112,4 +1244,5 @@ print("with a table, is a number:", np.isfinite(adrift(longest, longest)).all())
 # `python train.py --task copy` trains the larger sibling of this model, and `python train.py --task lm --data
 # book.txt` the decoder-only model of section 14 on any text; `python -m jaxformer visualize` shows what either looks
 # at. The code behind each section is a file of its own: `jaxformer/ops` for sections 1 to 6 and 9, `layers` for 4 to
-# 7, `model.py` for 8 and 14, `train` for 10, `visualize` for 11, and `decode` for 12 and 13.
+# 7 and 15, `model.py` for 8 and 14, `train` for 10, `visualize` for 11, and `decode` for 12 and 13. `python train.py
+# --task lm --preset deepseek-tiny` trains a model with both ideas of section 15.

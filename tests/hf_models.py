@@ -311,7 +311,13 @@ DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
         DeepseekV2Config,
         DEEPSEEK_SHAPE
         | {"q_lora_rank": None, "topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2}
-        | {"routed_scaling_factor": 1.7, "n_shared_experts": 1, "attention_bias": True, "mlp_bias": True}
+        | {
+            "routed_scaling_factor": 1.7,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 13,
+            "attention_bias": True,
+            "mlp_bias": True,
+        }
         | {"rms_norm_eps": 1e-3, "first_k_dense_replace": 0, "tie_word_embeddings": True, "hidden_act": "gelu"}
         | {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.4} | THETA},
     ),

@@ -1,6 +1,8 @@
 """Decoder-only families of transformers: logits, hidden states, attention maps, gradients, generated tokens."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +271,14 @@ def test_what_does_not_fit_is_named(tmp_path: Path, name: str, settings: dict[st
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(InputError, match=message):
         from_pretrained(tmp_path)
+
+
+def test_a_folder_opens_where_there_is_no_torch(tmp_path: Path) -> None:
+    save_decoder("gpt2", tmp_path)
+    blocked = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; import jaxformer; "
+    program = blocked + f"print(jaxformer.from_pretrained({str(tmp_path)!r})([[3, 4, 5]]).logits.shape)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "(1, 3, 53)\n"), done.stderr
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named_together(folder: Path) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "whisper"}, "known are bart, bert, distilbert, gemma"),
+        ({"model_type": "whisper"}, "known are bart, bert, deepseek_v2, deepseek_v3, distilbert"),
         ({"activation_function": "mish"}, "activation_function='mish' is not supported"),
         ({"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported"),
         ({"decoder_attention_heads": 3}, "3 heads do not divide"),
