@@ -18,7 +18,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import jax
 import torch
-from transformers import MarianConfig, MarianMTModel
+from transformers import GPT2Config, GPT2LMHeadModel, MarianConfig, MarianMTModel
 from transformers.utils import logging
 
 from jaxformer import Transformer
@@ -46,7 +46,7 @@ def prepare() -> None:
 
 
 def random_marian(
-    vocab_size: int, *, dim: int, layers: int, heads: int, dropout: float = 0.0
+    vocab_size: int, *, dim: int, layers: int, heads: int, dropout: float = 0.0, pad: int = PAD
 ) -> tuple[Any, Transformer]:
     """A Marian model of transformers with random weights, and ours read from the folder that it was saved to."""
     torch.manual_seed(0)
@@ -65,12 +65,21 @@ def random_marian(
             dropout=dropout,
             attention_dropout=dropout,
             init_std=dim**-0.5,
-            pad_token_id=PAD,
+            pad_token_id=pad,
             eos_token_id=EOS,
-            decoder_start_token_id=PAD,
+            decoder_start_token_id=pad,
             forced_eos_token_id=None,
         )
     )
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return theirs.to(TORCH_DEVICE), from_pretrained(folder).model
+
+
+def random_gpt2() -> tuple[Any, Transformer]:
+    """GPT-2 small of transformers with random weights, and ours read from the folder that it was saved to."""
+    torch.manual_seed(0)
+    theirs: Any = GPT2LMHeadModel(GPT2Config(initializer_range=0.05)).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         return theirs.to(TORCH_DEVICE), from_pretrained(folder).model

@@ -1,116 +1,179 @@
-"""How fast jaxformer generates: against itself without a cache, and against `generate()` of transformers."""
+"""How fast jaxformer generates: against itself without a cache, against others, and against what memory allows."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
-from common import EOS, PAD, TORCH_DEVICE, Row, compare, prepare, race, random_marian, report
+from common import TORCH_DEVICE, Row, compare, prepare, race, random_gpt2, random_marian, report
+from in_ctranslate2 import in_ctranslate2
 from jax import lax
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from jaxformer import PRESETS, Transformer, generate
+from jaxformer import PRESETS, Transformer, from_pretrained, generate
 
-SOURCE = 30  # tokens of each source
+OURS, ONCE, HF, CT2 = (
+    "jaxformer",
+    "no cache: every token reads all again",
+    "transformers `generate()`, eager PyTorch",
+    "CTranslate2",
+)
+SEARCHES = (("greedy, batch 1", 1, 1), ("greedy, batch 8", 8, 1), ("beam 4, batch 1", 1, 4))
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Race jaxformer's generation against its naive form and Hugging Face, with equal weights and equal tokens."""
+    """Race jaxformer's generation against others, with equal weights and equal tokens."""
 
-    shape: Literal["paper-base", "paper-big", "symbols"] = "paper-base"
-    """the preset whose widths and depths are taken"""
+    shape: Literal["paper-base", "gpt2", "symbols"] = "paper-base"
+    """the preset whose widths and depths are taken, with random weights"""
+    model: Path | None = None
+    """folder of a checkpoint of Hugging Face, instead of a preset"""
     vocab_size: int = 32000
-    """tokens of the vocabulary"""
+    """tokens of the vocabulary of an encoder-decoder; GPT-2 has its own"""
+    prompt: int = 30
+    """tokens of each source or prompt"""
     new_tokens: int = 100
     """tokens generated in each run; no sequence ends earlier"""
     runs: int = 5
     """rounds, in each of which every rival runs once"""
-    output: Path = Path("docs/benchmarks/decode.md")
-    """where the table is written"""
+    output: Path | None = None
+    """where the table is written (default: docs/benchmarks/decode-SHAPE.md)"""
     quick: bool = False
     """a tiny shape, few tokens, one round: shows that all works, measures and writes nothing"""
+
+
+class Subject(NamedTuple):
+    """One model in two libraries, the token that ends sequences, and what a decoder behind an encoder begins with."""
+
+    name: str
+    theirs: Any
+    ours: Transformer
+    end: int
+    start: int | None
+
+    def prompts(self, batch: int, length: int) -> np.ndarray:
+        """Random token ids [B, length]."""
+        return np.random.default_rng(batch).integers(3, self.ours.config.main.embedding.vocab_size - 3, (batch, length))
 
 
 def main(arguments: Arguments) -> None:
     """Race, print, and write the table."""
     if arguments.quick:
-        arguments = Arguments("symbols", vocab_size=101, new_tokens=7, runs=1, quick=True)
+        arguments = replace(arguments, shape="symbols", vocab_size=101, new_tokens=7, runs=1)
     prepare()
+    subject = open_subject(arguments)
+    rows = [] if subject.start is None else race_naive(subject, arguments)
+    races = {"the first token, batch 1": race_others(subject, 1, 1, replace(arguments, new_tokens=1))}
+    races |= {what: race_others(subject, batch, beams, arguments) for what, batch, beams in SEARCHES}
+    rows += [row for what, seconds in races.items() for row in compare(what, seconds)]
+    rows += race_sampling(subject, arguments)
+    one, all_of_them = (min(races[what][OURS]) for what in ("the first token, batch 1", "greedy, batch 1"))
+    share = share_of_memory(subject, (all_of_them - one) / (arguments.new_tokens - 1), arguments.quick)
+    method = (
+        f"{arguments.new_tokens} new tokens from {arguments.prompt}; {subject.name}, float32; all tokens were equal. "
+        "Time of the rival / time of jaxformer, compilation not counted: the median of "
+        f"{arguments.runs} interleaved rounds, and the ratio of the best times of all rounds."
+    )
+    print(share)
+    name = arguments.shape if arguments.model is None else arguments.model.name
+    file = arguments.output or Path(f"docs/benchmarks/decode-{name}.md")
+    report("Generation", None if arguments.quick else file, rows, f"{method}\n\n{share}")
+
+
+def open_subject(arguments: Arguments) -> Subject:
+    """The model that the arguments name, in both libraries."""
+    if arguments.model is not None:
+        lm = from_pretrained(arguments.model, dtype="float32")
+        both = lm.model.encoder is not None
+        loader = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
+        theirs = loader.from_pretrained(arguments.model, dtype=torch.float32).eval().to(TORCH_DEVICE)
+        ends = lm.generation.eos_token_id
+        end = 0 if ends is None else int(np.ravel(ends)[0])
+        start = (lm.generation.decoder_start_token_id or 0) if both else None
+        return Subject(arguments.model.name, theirs, lm.model, end, start)
+    if arguments.shape == "gpt2":
+        return Subject("the shape of GPT-2, random weights", *random_gpt2(), end=50256, start=None)
     shape = PRESETS[arguments.shape](arguments.vocab_size)
     blocks = shape.main.blocks
-    theirs, ours = random_marian(
-        arguments.vocab_size, dim=shape.dim, layers=len(blocks), heads=blocks[0].attention.heads
-    )
-    theirs.eval()
-    rows = race_naive(ours, arguments)
-    for what, batch, beams in (("greedy, batch 1", 1, 1), ("greedy, batch 8", 8, 1), ("beam 4, batch 1", 1, 4)):
-        rows += race_transformers(what, ours, theirs, batch, beams, arguments)
-    method = (
-        f"{arguments.new_tokens} new tokens from sources of {SOURCE}; the shape `{arguments.shape}` with a vocabulary "
-        f"of {arguments.vocab_size}, random weights, float32; all tokens were equal. Time of the rival / time of "
-        f"jaxformer, encoding included and compilation not: the median of {arguments.runs} interleaved rounds, "
-        "and the ratio of the best times of all rounds."
-    )
-    report("Generation", None if arguments.quick else arguments.output, rows, method)
+    # The decoder begins with padding, whose vector is zero and which has to be the last token for CTranslate2.
+    start, heads = arguments.vocab_size - 1, blocks[0].attention.heads
+    pair = random_marian(arguments.vocab_size, dim=shape.dim, layers=len(blocks), heads=heads, pad=start)
+    name = f"the shape `{arguments.shape}` with a vocabulary of {arguments.vocab_size}, random weights"
+    return Subject(name, pair[0].eval(), pair[1], end=0, start=start)
 
 
-def race_naive(model: Transformer, arguments: Arguments) -> list[Row]:
+def race_naive(subject: Subject, arguments: Arguments) -> list[Row]:
     """Greedy decoding with a cache against reading the whole prefix again for every token."""
-    source = sources(1, arguments.vocab_size)
-    cached = partial(ours_generated, model, source, 1, arguments.new_tokens)
-    naive = partial(naively_generated, model, source, arguments.new_tokens)
+    source = subject.prompts(1, arguments.prompt)
+    cached = partial(generated, subject, source, 1, arguments.new_tokens)
+    naive = partial(naively_generated, subject, source, arguments.new_tokens)
     np.testing.assert_array_equal(cached(), naive())
-    return compare(
-        "greedy, batch 1", race({"cached": cached, "no cache: every token reads all again": naive}, arguments.runs)
-    )
+    return compare("greedy, batch 1", race({"cached": cached, ONCE: naive}, arguments.runs))
 
 
-def race_transformers(
-    what: str, ours: Transformer, theirs: Any, batch: int, beams: int, arguments: Arguments
-) -> list[Row]:
-    """Generation by both libraries with the same settings."""
-    source = sources(batch, arguments.vocab_size)
-    mine = partial(ours_generated, ours, source, beams, arguments.new_tokens)
-    other = partial(theirs_generated, theirs, source, beams, arguments.new_tokens)
-    np.testing.assert_array_equal(mine(), other())
-    return compare(what, race({"jaxformer": mine, "transformers `generate()`, eager PyTorch": other}, arguments.runs))
+def race_others(subject: Subject, batch: int, beams: int, arguments: Arguments) -> dict[str, list[float]]:
+    """Seconds of generation by all libraries that are here, with the same settings."""
+    prompts = subject.prompts(batch, arguments.prompt)
+    rivals: dict[str, Callable[[], np.ndarray]] = {
+        OURS: partial(generated, subject, prompts, beams, arguments.new_tokens),
+        HF: partial(generated_by_transformers, subject, prompts, beams, arguments.new_tokens),
+    }
+    if translator := in_ctranslate2(subject.theirs):
+        rivals[CT2] = partial(translator, prompts, beams, arguments.new_tokens)
+    expected = rivals[OURS]()
+    for rival in rivals.values():
+        np.testing.assert_array_equal(rival(), expected)
+    return race(rivals, arguments.runs)
 
 
-def sources(batch: int, vocab_size: int) -> np.ndarray:
-    """Random token ids [B, SOURCE]."""
-    return np.random.default_rng(batch).integers(2, vocab_size, (batch, SOURCE))
+def race_sampling(subject: Subject, arguments: Arguments) -> list[Row]:
+    """Greedy decoding against sampling with three thresholds, which none of them sorts the vocabulary for."""
+    prompts = subject.prompts(1, arguments.prompt)
+    drawn = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.9, "seed": 1}
+    rivals = {
+        "greedy": partial(generated, subject, prompts, 1, arguments.new_tokens),
+        "sampling, temperature, top-k, top-p": partial(generated, subject, prompts, 1, arguments.new_tokens, **drawn),
+    }
+    return compare("greedy, batch 1", race(rivals, arguments.runs))
 
 
-def ours_generated(model: Transformer, source: np.ndarray, beams: int, new_tokens: int) -> np.ndarray:
-    """The sequences [B, 1 + new_tokens] by jaxformer."""
-    settings = settings_of(beams, new_tokens)
-    return generate(model, source, eos_token_id=EOS, decoder_start_token_id=PAD, **settings).sequences
+def generated(subject: Subject, prompts: np.ndarray, beams: int, new_tokens: int, **more: Any) -> np.ndarray:
+    """The sequences by jaxformer, [B, 1 + new_tokens] behind an encoder, else [B, prompt + new_tokens]."""
+    settings = settings_of(beams, new_tokens) | more
+    if subject.start is not None:
+        settings["decoder_start_token_id"] = subject.start
+    return generate(subject.ours, prompts, eos_token_id=subject.end, **settings).sequences
 
 
-def theirs_generated(model: Any, source: np.ndarray, beams: int, new_tokens: int) -> np.ndarray:
-    """The sequences [B, 1 + new_tokens] by transformers."""
-    inputs = torch.tensor(source, device=TORCH_DEVICE)
+def generated_by_transformers(subject: Subject, prompts: np.ndarray, beams: int, new_tokens: int) -> np.ndarray:
+    """The same by transformers."""
+    inputs = torch.tensor(prompts, device=TORCH_DEVICE)
+    ends = {"eos_token_id": subject.end, "pad_token_id": subject.end if subject.start is None else subject.start}
+    settings = settings_of(beams, new_tokens) | ends | {"do_sample": False, "attention_mask": torch.ones_like(inputs)}
     with torch.no_grad():
-        return model.generate(inputs, do_sample=False, **settings_of(beams, new_tokens)).cpu().numpy()
+        return subject.theirs.generate(inputs, **settings).cpu().numpy()
 
 
 def settings_of(beams: int, new_tokens: int) -> dict[str, Any]:
-    """What both are asked for: as many tokens as allowed, and no end before."""
+    """What all are asked for: as many tokens as allowed, and no end before."""
     return {"num_beams": beams, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
 
 
-def naively_generated(model: Transformer, source: np.ndarray, new_tokens: int) -> np.ndarray:
+def naively_generated(subject: Subject, source: np.ndarray, new_tokens: int) -> np.ndarray:
     """The sequences [B, 1 + new_tokens] by greedy decoding without a cache."""
-    return np.asarray(naive_compiled(model, jnp.asarray(source), new_tokens))
+    return np.asarray(naive_compiled(subject.ours, jnp.asarray(source), new_tokens, subject.end, subject.start))
 
 
-@partial(jax.jit, static_argnames="new_tokens")
-def naive_compiled(model: Transformer, source: jax.Array, new_tokens: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("new_tokens", "end", "start"))
+def naive_compiled(model: Transformer, source: jax.Array, new_tokens: int, end: int, start: int) -> jax.Array:
     """The decoder reads the whole sequence, padded to its final length, once for each new token.
 
     All else is as quick as with a cache: one compiled loop, the source encoded once, logits of one position alone.
@@ -121,10 +184,56 @@ def naive_compiled(model: Transformer, source: jax.Array, new_tokens: int) -> ja
         cache = model.empty_cache(*tokens.shape, encoded=encoded)
         hidden, _ = model.extend(tokens, cache)
         logits = model.logits(lax.dynamic_index_in_dim(hidden, position, axis=1, keepdims=False))
-        best = jnp.argmax(logits.at[:, EOS].set(-jnp.inf), axis=1).astype(tokens.dtype)
+        best = jnp.argmax(logits.at[:, end].set(-jnp.inf), axis=1).astype(tokens.dtype)
         return lax.dynamic_update_slice_in_dim(tokens, best[:, None], position + 1, axis=1)
 
-    return lax.fori_loop(0, new_tokens, lengthen, jnp.full((source.shape[0], 1 + new_tokens), PAD))
+    return lax.fori_loop(0, new_tokens, lengthen, jnp.full((source.shape[0], 1 + new_tokens), start))
+
+
+def share_of_memory(subject: Subject, seconds: float, quick: bool) -> str:
+    """How near a token of greedy decoding, which takes so many seconds, comes to what reading its weights takes."""
+    read, speed = weights_read(subject.ours), memory_bandwidth(1 if quick else 512)
+    floor = read / speed
+    return (
+        f"A token of greedy decoding at batch 1 reads {read / 1e6:.0f} MB of weights. The fastest of four ways to read "
+        f"memory reached {speed / 1e9:.1f} GB/s in the same run, with which that takes {floor * 1e3:.1f} ms. jaxformer "
+        f"takes {seconds * 1e3:.1f} ms: {floor / seconds:.0%} of what memory allows."
+    )
+
+
+def weights_read(model: Transformer) -> int:
+    """Bytes of the weights that one more token needs: of the head, and of the decoder.
+
+    But for its positions, and what makes keys and values of a source.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(model.decoder)
+    skipped = ("positions", "cross.key.", "cross.value.")
+    own = getattr(model.head, "output", None)
+    head = model.embedding.table[...] if own is None else own.weight[...]
+    used = [leaf.nbytes for path, leaf in leaves if not any(part in jax.tree_util.keystr(path) for part in skipped)]
+    return head.nbytes + sum(used)
+
+
+def memory_bandwidth(megabytes: int) -> float:
+    """Bytes per second that are read from an array that no cache holds: the best of several ways, ten times each."""
+    numbers = np.ones((1024, megabytes * 256), np.float32)
+    tensor, array = torch.from_numpy(numbers), jnp.asarray(numbers)
+    row, total = jnp.ones((1, 1024)), jax.jit(jnp.sum)
+    product = jax.jit(jnp.matmul)
+    ways = (
+        lambda: torch.sum(tensor),
+        lambda: torch.ones(1, 1024) @ tensor,
+        lambda: jax.block_until_ready(total(array)),
+        lambda: jax.block_until_ready(product(row, array)),
+    )
+    best = float("inf")
+    for way in ways:
+        way()
+        for _ in range(10):
+            start = perf_counter()
+            way()
+            best = min(best, perf_counter() - start)
+    return numbers.nbytes / best
 
 
 if __name__ == "__main__":
