@@ -25,7 +25,9 @@ from jaxformer.layers import (
     Classifier,
     Embedding,
     Head,
+    Linear,
     Memory,
+    QuantisedLinear,
     Source,
     Stack,
     Trace,
@@ -188,6 +190,21 @@ class Transformer(nnx.Module):
             model.head = self.head.untied(self.embedding.table[...])
         if model.decoder is not None and self.encoder is None:
             model.decoder.config = dataclasses.replace(model.decoder.config, position_index="valid")
+        return model
+
+    def quantised(self) -> "Transformer":
+        """An equal model, but for rounding, whose linear maps have weights of 8 bits: for inference alone.
+
+        Embeddings, norms, biases and routers, whose choices hang on little, stay as they are; a tied output gets one
+        of its own.
+        """
+        model = nnx.clone(self)
+        if isinstance(model.head, Head):
+            model.head = model.head.untied(self.embedding.table[...])
+        for _, module in list(nnx.iter_modules(model)):
+            for name, part in list(vars(module).items()):
+                if isinstance(part, Linear) and name != "router":
+                    setattr(module, name, QuantisedLinear(part))
         return model
 
     def prefill(

@@ -7,7 +7,7 @@ from jaxformer.layers.embedding import Embedding, PositionTable, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.head import Classifier, Head
 from jaxformer.layers.latent_attention import Latent, LatentAttention
-from jaxformer.layers.linear import Linear
+from jaxformer.layers.linear import Linear, QuantisedLinear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
 from jaxformer.layers.stack import Stack, Trace, count_positions
 
@@ -25,6 +25,7 @@ __all__ = [
     "Linear",
     "Memory",
     "PositionTable",
+    "QuantisedLinear",
     "RMSNorm",
     "Sinusoids",
     "Source",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import ClassifierConfig, EmbeddingConfig, HeadConfig, TransformConfig
-from jaxformer.layers.linear import Linear
+from jaxformer.layers.linear import Linear, QuantisedLinear
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import ACTIVATIONS, dropout
 
@@ -42,9 +42,12 @@ class Head(nnx.Module):
         x = hidden if self.config.scale == 1 else hidden * self.config.scale
         x = x if self.transform is None else self.transform(x)
         x = x if self.projection is None else self.projection(x)
-        weight = table.T if self.output is None else self.output.weight[...]  # [E, V]
-        axes = (((x.ndim - 1,), (0,)), ((), ()))
-        logits = jax.lax.dot_general(x, weight.astype(x.dtype), axes, preferred_element_type=jnp.float32)
+        if isinstance(self.output, QuantisedLinear):
+            logits = self.output(x.astype(jnp.float32))
+        else:
+            weight = table.T if self.output is None else self.output.weight[...]  # [E, V]
+            axes = (((x.ndim - 1,), (0,)), ((), ()))
+            logits = jax.lax.dot_general(x, weight.astype(x.dtype), axes, preferred_element_type=jnp.float32)
         if self.bias is not None:
             logits += self.bias[...].astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
         if (softcap := self.config.softcap) is not None:

@@ -112,7 +112,7 @@ class LatentAttention(nnx.Module):
         mixed = attend(query, key, value, self._visible(visibility), self.config.dropout, dropout_key)
         mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])
         if absorbed:
-            weight = self.value.weight[...].astype(x.dtype)
+            weight = self.value.matrix().astype(x.dtype)
             mixed = jnp.einsum("BTNR,RNH->BTNH", mixed[..., : self.config.latent], weight)
         return self.output(mixed)
 
@@ -142,7 +142,7 @@ class LatentAttention(nnx.Module):
             x = self.query_norm(x)
         own, shared = jnp.split(self.query(x), [self.config.head_dim], axis=-1)
         if absorbed:
-            own = jnp.einsum("BTNH,RNH->BTNR", own, self.key.weight[...].astype(x.dtype))
+            own = jnp.einsum("BTNH,RNH->BTNR", own, self.key.matrix().astype(x.dtype))
         return in_line(jnp.concatenate([own, self._turned(shared, position_ids)], axis=-1), seen.rows)
 
     def _keys(self, seen: Latent, absorbed: bool) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The linear map, the only place where weights meet activations."""
+"""The linear map, the only place where weights meet activations; in full, and in 8 bits."""
 
 import math
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.ops import matmul
+from jaxformer.ops import Quantised, int8_matmul, matmul, quantise
 
 Axes = int | tuple[int, ...]
 
@@ -35,7 +35,41 @@ class Linear(nnx.Module):
         rows = x.shape[: x.ndim - len(self.inputs)]
         weight = self.weight[...].astype(x.dtype).reshape(inputs, outputs)
         y = matmul(x.reshape(*rows, inputs), weight).reshape(*rows, *self.outputs)
-        if self.bias is None:
-            return y
-        bias = self.bias[...].astype(x.dtype)
-        return y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
+        return y if self.bias is None else plus(y, self.bias[...])
+
+    def matrix(self) -> jax.Array:
+        """The weight [inputs, outputs]."""
+        return self.weight[...]
+
+
+class QuantisedLinear(nnx.Module):
+    """A linear map whose weight has 8 bits, with a step for each output: half as much to read as in 16 bits.
+
+    Made of another one, and for inference alone. Its weight is stored [outputs, inputs], as products of integers read
+    it fastest on CPUs (measured for 2 to 32 rows: up to 6 times faster than the transpose).
+    """
+
+    def __init__(self, linear: Linear):
+        self.inputs, self.outputs, self.bias = linear.inputs, linear.outputs, linear.bias
+        weight = linear.weight[...]
+        several = weight.shape[: weight.ndim - len(self.inputs) - len(self.outputs)]  # experts have an axis more
+        matrix = weight.reshape(*several, math.prod(self.inputs), math.prod(self.outputs))
+        values, steps = quantise(jnp.swapaxes(matrix, -1, -2))
+        self.values, self.steps = nnx.Param(values), nnx.Param(steps)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., inputs] -> [..., outputs], in the type of x."""
+        rows = x.shape[: x.ndim - len(self.inputs)]
+        weight = Quantised(self.values[...], self.steps[...])
+        y = int8_matmul(x.reshape(*rows, -1), weight).astype(x.dtype).reshape(*rows, *self.outputs)
+        return y if self.bias is None else plus(y, self.bias[...])
+
+    def matrix(self) -> jax.Array:
+        """The weight [inputs, outputs] in float32, but for its rounding that which it was made of."""
+        weight = self.values[...].astype(jnp.float32) * self.steps[...][..., None]
+        return jnp.swapaxes(weight, -1, -2).reshape(*weight.shape[:-2], *self.inputs, *self.outputs)
+
+
+def plus(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """Y [..., outputs] plus a bias [outputs], in the type of y."""
+    return y + jnp.expand_dims(bias.astype(y.dtype), tuple(range(y.ndim - bias.ndim)))

@@ -12,6 +12,7 @@ from jaxformer.ops.balance import (
 )
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.experts import mix_experts
+from jaxformer.ops.int8 import Quantised, int8_matmul, quantise
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import causal_mask, padding_mask
 from jaxformer.ops.matmul import matmul
@@ -31,6 +32,7 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "Choice",
+    "Quantised",
     "Rotation",
     "Routing",
     "attention_scores",
@@ -48,10 +50,12 @@ __all__ = [
     "expert_load",
     "frequencies_of_longer_base",
     "frequencies_of_longer_waves",
+    "int8_matmul",
     "layer_norm",
     "matmul",
     "mix_experts",
     "padding_mask",
+    "quantise",
     "rms_norm",
     "rotary_frequencies",
     "rotate",

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tokenizers
 
@@ -56,8 +57,11 @@ def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
     """Write a folder that `from_pretrained`, here and in transformers, opens to the same logits.
 
     Weights are written in the type that they have. Every file is complete before it takes its name, so that the folder
-    that a model came from can be written over. Raises InputError where a file of that name stands.
+    that a model came from can be written over. Raises InputError where a file of that name stands, and for weights of 8
+    bits.
     """
+    if any(leaf.dtype == np.int8 for leaf in jax.tree.leaves(pretrained.model)):
+        raise InputError("weights of 8 bits are not written: save the model that they were made of")
     folder, dtype = Path(folder), pretrained.model.embedding.table[...].dtype
     hf = pretrained.settings | {"dtype": str(dtype)}
     if folder.exists() and not folder.is_dir():

@@ -1,7 +1,7 @@
 """A pretrained model as people are used to it: called with token ids and a mask, answering by the names they know."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -52,6 +52,10 @@ class Pretrained:
     settings: dict[str, Any]
     kept: dict[str, np.ndarray] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+
+    def quantised(self) -> "Pretrained":
+        """The same with linear maps of 8 bits, see `Transformer.quantised`: neither to be trained nor saved."""
+        return replace(self, model=self.model.quantised())
 
     def __call__(
         self,

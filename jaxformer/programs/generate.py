@@ -1,7 +1,7 @@
 """`python generate.py`: what a trained model says to held-out inputs, or to yours."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ import tyro
 
 from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
+from jaxformer.pretrained import from_pretrained
 from jaxformer.programs import terminal
 from jaxformer.programs.answers import answer_inputs
 from jaxformer.programs.continuations import Prompts, continue_prompts
@@ -57,6 +58,8 @@ class Arguments:
     """with --model: texts as they are, without the chat template"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """with --model: the type to compute in"""
+    weights: Literal["full", "int8"] = "full"
+    """weights in 8 bits are read faster, and round: see docs/performance.md"""
     truncate: bool = False
     """of a prompt that is too long, read the end"""
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
@@ -83,12 +86,16 @@ def decode_inputs(argv: list[str]) -> None:
         if arguments.checkpoint or arguments.input:
             raise InputError("--model reads --prompt or --input-file, and is no --checkpoint: leave the others out")
         texts = Texts(arguments.prompt, arguments.input_file, arguments.raw, arguments.truncate)
-        answer_texts(arguments.model, settings, texts, dtype=arguments.dtype, as_json=arguments.json)
+        lm = from_pretrained(arguments.model, dtype=arguments.dtype)
+        lm = lm.quantised() if arguments.weights == "int8" else lm
+        answer_texts(arguments.model, lm, settings, texts, as_json=arguments.json)
         return
     if arguments.raw or arguments.dtype != "float32":
         raise InputError("--raw and --dtype belong to --model: leave them out")
     wants_text = arguments.checkpoint is None and bool(arguments.prompt)
     run = open_run(newest_finished(task_name="lm") if wants_text else arguments.checkpoint)
+    if arguments.weights == "int8":
+        run = replace(run, model=run.model.quantised())
     is_text = run.task_name == "lm"
     refuse_flags(run, arguments, ("input",) if is_text else ("prompt", "truncate"))
     config = run.generation.replace(**settings)

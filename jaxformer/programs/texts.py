@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jaxformer.decode import GenerationConfig, generate, stream
 from jaxformer.errors import InputError
-from jaxformer.pretrained import Pretrained, from_pretrained
+from jaxformer.pretrained import Pretrained
 from jaxformer.programs.continuations import BATCH, padded, pieces, until_end
 from jaxformer.programs.terminal import read_lines, search_name
 
@@ -35,11 +35,8 @@ class Texts:
         return list(self.given or [""]) if self.file is None else [line for _, line in read_lines(self.file)]
 
 
-def answer_texts(
-    name: str, settings: dict[str, Any], texts: Texts, *, dtype: Literal["float32", "bfloat16"], as_json: bool
-) -> None:
-    """Print what the model makes of the texts. A single one is printed as it is produced."""
-    lm = from_pretrained(name, dtype=dtype)
+def answer_texts(name: str, lm: Pretrained, settings: dict[str, Any], texts: Texts, *, as_json: bool) -> None:
+    """Print what the model of that name makes of the texts. A single one is printed as it is produced."""
     if lm.tokenizer is None:
         raise InputError(f"{name} has no tokenizer.json: its tokens cannot be read as text")
     config, given = lm.generation.replace(**settings), texts.read()
