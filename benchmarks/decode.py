@@ -87,9 +87,9 @@ def main(arguments: Arguments) -> None:
     share = share_of_memory(subject, (all_of_them - one) / (arguments.new_tokens - 1), arguments.quick)
     kind = "float32; all tokens were equal" if full else "weights of 8 bits here and in CTranslate2"
     method = (
-        f"{arguments.new_tokens} new tokens from {arguments.prompt}; {subject.name}; {kind}. Time of the rival / time of "
-        f"jaxformer, compilation not counted: the median of {arguments.runs} interleaved rounds, and the ratio of the "
-        "best times of all rounds."
+        f"{arguments.new_tokens} new tokens from {arguments.prompt}; {subject.name}; {kind}. Time of the rival / time "
+        f"of jaxformer, compilation not counted: the median of {arguments.runs} interleaved rounds, and the ratio of "
+        "the best times of all rounds."
     )
     print(share)
     name = arguments.shape if arguments.model is None else arguments.model.name
