@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from hf_models import DECODERS, EOS, MODELS
-from hf_pairs import open_pair
+from hf_pairs import Pair, open_pair
+
+from jaxformer.config import MoEConfig
 
 TIE = 1e-4  # below this distance of scores, rounding decides
 LONGEST, ROWS = 15, 3
@@ -84,7 +87,7 @@ def draw_inputs(rng: np.random.Generator, encoder: bool) -> tuple[np.ndarray, np
 
 
 def differences(mode: Mode, calls: int, rng: np.random.Generator) -> Iterator[str]:
-    """What differs, call by call: "" nothing, "tie: ..." a choice between equals, else what and where."""
+    """What differs, call by call: "" nothing, "tie: ..." a choice between equal tokens or experts, else what and where."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         pair = open_pair(mode.model, Path(folder))
         for _ in range(calls):
@@ -98,7 +101,40 @@ def differences(mode: Mode, calls: int, rng: np.random.Generator) -> Iterator[st
                 **{"do_sample": False} | settings,
             )
             ours = pair.ours.generate(tokens, mask, output_scores=True, **settings)
-            yield difference(mode, settings, ours, theirs)
+            found = difference(mode, settings, ours, theirs)
+            if found and not found.startswith("tie") and routing_margin(pair, theirs.sequences.numpy(), mask) < TIE:
+                found = f"tie: of a router: {found}"
+            yield found
+
+
+def routing_margin(pair: Pair, sequences: np.ndarray, mask: np.ndarray) -> float:
+    """By how much the last expert or group that a token was sent to was better than the next; infinity without any."""
+    model, margins = pair.ours.model, [np.inf]
+    if not any(isinstance(block.feed_forward, MoEConfig) for block in model.config.main.blocks):
+        return np.inf
+    mask = np.repeat(mask, len(sequences) // len(mask), axis=0)
+    valid = np.concatenate([mask == 1, np.ones((len(sequences), sequences.shape[1] - mask.shape[1]), bool)], axis=1)
+    places = jnp.asarray(np.maximum(np.cumsum(valid, axis=1) - 1, 0))
+    routing = model.observe(
+        jnp.asarray(sequences), inputs_valid=jnp.asarray(valid), position_ids=places
+    ).decoder.routing
+    for block, seen in zip(model.decoder.blocks, routing, strict=True):
+        if seen is None:
+            continue
+        experts, router = block.feed_forward, block.feed_forward.config.router
+        scores, best = np.asarray(seen.probabilities)[valid], 1
+        if experts.correction is not None:
+            scores, best = 1 / (1 + np.exp(-np.asarray(seen.logits)[valid])) + np.asarray(experts.correction[...]), 2
+        grouped = np.sort(scores.reshape(len(scores), router.groups, -1), axis=-1)
+        strength = grouped[..., -best:].sum(axis=-1)
+        ranked = np.sort(strength, axis=-1)[:, ::-1]
+        if router.groups > router.kept_groups:
+            margins.append(np.min(ranked[:, router.kept_groups - 1] - ranked[:, router.kept_groups]))
+        kept = np.where(strength >= ranked[:, [router.kept_groups - 1]], 0, -np.inf)[..., None]
+        among = np.sort((grouped + kept).reshape(len(scores), -1), axis=-1)[:, ::-1]
+        chosen = experts.config.chosen
+        margins.append(np.min(among[:, chosen - 1] - among[:, chosen]))
+    return float(min(margins))
 
 
 def difference(mode: Mode, settings: dict[str, Any], ours: Any, theirs: Any) -> str:
