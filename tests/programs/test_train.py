@@ -187,8 +187,9 @@ def test_a_run_elsewhere_names_its_folder_and_resuming_a_finished_one_is_harmles
 
 
 @pytest.mark.slow
+# Three seeds of each were trained for README; here the task that varies most has three.
 @pytest.mark.parametrize(
-    ("task", "seed"), [("sort", "0"), *((task, seed) for task in ("copy", "reverse") for seed in "012")]
+    ("task", "seed"), [("copy", "0"), ("sort", "0"), *(("reverse", seed) for seed in ("0", "1", "2"))]
 )
 def test_the_default_run_learns_its_task(tmp_path: Path, task: str, seed: str) -> None:
     result = call(tmp_path, "train.py", "--task", task, "--seed", seed)
