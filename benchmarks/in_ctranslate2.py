@@ -61,8 +61,9 @@ def in_ctranslate2(model: Any, quantization: str | None = None) -> Generate | No
             rows = [[model.config.decoder_start_token_id, *each.hypotheses[0]] for each in found]
         else:
             length = {"max_length": new_tokens, "min_length": new_tokens}
-            found = runner.generate_batch(tokens, include_prompt_in_result=True, **length, **limits)
-            rows = [each.sequences[0] for each in found]
+            # With the prompt in the result it would be read token by token.
+            found = runner.generate_batch(tokens, include_prompt_in_result=False, **length, **limits)
+            rows = [[*row, *each.sequences[0]] for row, each in zip(tokens, found, strict=True)]
         return np.array([[int(name) for name in row] for row in rows])
 
     return translate

@@ -36,6 +36,7 @@ def test_any_model_decodes(name: str) -> None:
     assert (beams.sequences_scores >= greedy.sequences_scores - 1e-4).all()
 
 
+@pytest.mark.slow
 def test_the_example_prints_what_it_found(capsys: pytest.CaptureFixture) -> None:
     ANY_MODEL["main"]()
     assert capsys.readouterr().out.count("score") == 18

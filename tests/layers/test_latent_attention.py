@@ -76,7 +76,7 @@ def assert_close(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("absorbed", [False, True], ids=["expanded", "absorbed"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["self", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "cross"))])
 def test_equals_the_layer_by_hand_in_value_and_gradient(name: str, absorbed: bool, rng: np.random.Generator) -> None:
     """The last T of S positions over all of them, some of which are padding; or T queries over a source of S."""
     module, y = make(CONFIGS[name]), states(rng, B, S, D)

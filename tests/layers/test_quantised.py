@@ -79,6 +79,7 @@ def test_a_model_of_8_bits_generates(config: TransformerConfig, rng: np.random.G
     np.testing.assert_array_equal(np.argmax(again, axis=-1)[:, -6:], found[:, -6:])
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_in_8_bits_and_not_written_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_decoder("gpt2", tmp_path)
     train_tokenizer("char", ["abcdefgh"], 40).save(tmp_path / "tokenizer.json")

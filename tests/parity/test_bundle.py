@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from jaxformer import InputError
 from jaxformer.pretrained import Pretrained, from_pretrained
 
+pytestmark = pytest.mark.xdist_group("bundle")  # one worker makes what they share
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ["<s>", "<pad>", "</s>", *LETTERS, "\u2581", "\u2581a", "ab", "bc", "\u2581the", "he", "12", "3", "0", "4"]
 

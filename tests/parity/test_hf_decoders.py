@@ -37,7 +37,8 @@ QUICK = {"gpt2", "gemma3-unusual"}
 SOMETIMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DECODERS]
 # Of the other configurations of a family the ledger, a slow test, measures the same.
 USUAL = [name for name in DECODERS if f"{name}-unusual" in DECODERS]
-USUAL += ["mixtral-unusual", "qwen3-moe-unusual", "deepseek-v2-unusual"]  # gpt-oss and V3 show experts
+USUAL += ["mixtral-unusual", "qwen3-moe-unusual"]  # gpt-oss shows experts
+USUAL += ["deepseek-v2-unusual", "deepseek-v3-unusual"]  # latent attention has tests of its own
 ONE_OF_EACH = [pytest.param(name, marks=pytest.mark.slow) if name in USUAL else name for name in DECODERS]
 
 

@@ -17,6 +17,7 @@ from jaxformer.programs.generate import decode_inputs
 from jaxformer.programs.runs import open_run
 from jaxformer.programs.train import train
 
+pytestmark = pytest.mark.xdist_group("language")  # one worker makes what they share
 TEXT = (
     "".join(
         f"The {animal} sat on the {place}; nobody minded it.\n"
@@ -125,6 +126,7 @@ def test_evaluation_can_be_repeated_and_any_text_measured(folder: Path, capsys: 
     assert float(table["perplexity"]) < 30
 
 
+@pytest.mark.slow
 def test_what_the_tokenizer_never_saw_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a validation text, in a text to measure, and as words beyond the vocabulary."""
     (folder / "other.txt").write_text("The cat sät on the möt. " * 20)

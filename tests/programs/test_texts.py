@@ -16,6 +16,7 @@ from jaxformer import InputError, from_pretrained, save_pretrained
 from jaxformer.programs.generate import decode_inputs
 from jaxformer.programs.texts import encode
 
+pytestmark = pytest.mark.xdist_group("texts")  # one worker makes what they share
 LETTERS = {"<s>": 0, "<pad>": 1, "</s>": 2} | {
     letter: number for number, letter in enumerate("abcdefghijklmnop \n:", 3)
 }

@@ -175,6 +175,7 @@ def test_help_shows_the_flags_of_the_task(tmp_path: Path) -> None:
     assert "Say the symbols of the source in order of size" in shown
 
 
+@pytest.mark.slow
 def test_a_run_elsewhere_names_its_folder_and_resuming_a_finished_one_is_harmless(tmp_path: Path) -> None:
     flags = ["--task", "sort", *TINY, "--steps", "4", "--output", str(tmp_path / "elsewhere")]
     result = call(tmp_path, "train.py", *flags)

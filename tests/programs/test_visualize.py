@@ -10,6 +10,7 @@ from jaxformer.programs.runs import open_run
 from jaxformer.programs.train import train
 from jaxformer.visualize import attention_page, heat_map
 
+pytestmark = pytest.mark.xdist_group("pictures")  # one worker makes what they share
 PICTURES = ["encoder-attention", "decoder-attention", "cross-attention", "masks", "positions", "layers"]
 
 
