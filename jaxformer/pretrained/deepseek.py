@@ -16,7 +16,7 @@ from jaxformer.errors import InputError
 from jaxformer.pretrained.llama import DEFAULTS, IGNORABLE, NORMS, RENAMES, decoder_config
 from jaxformer.pretrained.mixture import EXPERTS, PROJECTIONS, ROUTER
 from jaxformer.pretrained.rope import grown, rope, said_of_rope
-from jaxformer.pretrained.settings import activation
+from jaxformer.pretrained.settings import activation, require
 from jaxformer.pretrained.weights import WeightTable
 
 V2: dict[str, Any] = {
@@ -69,10 +69,12 @@ CORRECTION = (r"\.feed_forward\.correction$", ".mlp.gate.e_score_correction_bias
 def deepseek_v2_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a DeepSeek-V2 `config.json`. Weights of experts are never renormalised, whatever it says."""
     hf = DEFAULTS | V2 | hf
+    require(hf, scoring_func="softmax")
     match hf["topk_method"]:
         case "greedy":
             groups = {}
         case "group_limited_greedy":
+            check_given(hf, "n_group", "topk_group")
             groups = {"groups": hf["n_group"], "kept_groups": hf["topk_group"]}
         case method:
             raise InputError(f"topk_method={method!r} is not supported: known are greedy, group_limited_greedy")
@@ -84,12 +86,15 @@ def deepseek_v2_config(hf: dict[str, Any]) -> TransformerConfig:
 def deepseek_v3_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a DeepSeek-V3 `config.json`."""
     hf = DEFAULTS | V3 | hf
+    require(hf, scoring_func="sigmoid")
     router = SigmoidRouter(hf["norm_topk_prob"], hf["n_group"], hf["topk_group"], hf["routed_scaling_factor"])
     return config(hf | {"mlp_bias": False}, router, bias=False)
 
 
 def config(hf: dict[str, Any], router: Router, *, bias: bool) -> TransformerConfig:
     """What both have in common. bias: of feed-forward networks, but for those that a router chooses."""
+    require(hf, moe_layer_freq=1)
+    check_given(hf, "num_experts_per_tok")
     widths, said = {"hidden": hf["moe_intermediate_size"], "activation": activation(hf, "hidden_act")}, said_of_rope(hf)
     # With YaRN the scores grow by the square of what the length of the text asks for.
     everywhere = said.get("rope_type", said.get("type", "default")) != "default" and said.get("mscale_all_dim")
@@ -120,6 +125,12 @@ def config(hf: dict[str, Any], router: Router, *, bias: bool) -> TransformerConf
     )
     first = hf["first_k_dense_replace"]
     return decoder_config(hf, lambda _: attention, feed_forward=lambda layer: plain if layer < first else mixture)
+
+
+def check_given(hf: dict[str, Any], *names: str) -> None:
+    """Raise InputError where a file lacks a number that has no default."""
+    if missing := [name for name in names if hf[name] is None]:
+        raise InputError(f"config.json says nothing of {', '.join(missing)}, which has no default")
 
 
 def deepseek_table(config: TransformerConfig) -> WeightTable:

@@ -258,6 +258,11 @@ def test_files_of_the_flax_classes_open_too(tmp_path: Path, rng: np.random.Gener
             r"experts.\*.w1.weight has shape \(19, 24\), which does not fit \(5, 24, 7",
         ),
         ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise=0.1 is not supported"),
+        ("deepseek-v2", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc' is not supported"),
+        ("deepseek-v2", {"topk_method": "group_limited_greedy"}, "nothing of n_group, topk_group"),
+        ("deepseek-v2", {"num_experts_per_tok": None}, "nothing of num_experts_per_tok"),
+        ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func='softmax' is not supported"),
+        ("deepseek-v3", {"kv_lora_rank": 9}, r"kv_a_proj_with_mqa.weight has shape"),
         ("gpt-oss", {"num_experts_per_tok": 6}, "a token can go to 1 to 5 of 5 experts, not 6"),
         (
             "gpt-oss",
