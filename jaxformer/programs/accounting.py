@@ -204,7 +204,7 @@ def without_latents(config: TransformerConfig) -> dict[str, int]:
     return {
         "expanded": bytes_of(lambda c: c.heads * (c.head_dim + c.shared_dim + (c.value_dim or c.head_dim))),
         "multi-head": bytes_of(lambda c: 2 * c.heads * c.head_dim),
-        f"grouped-query, {GROUP} to a group": bytes_of(lambda c: 2 * -(-c.heads // GROUP) * c.head_dim),
+        f"grouped-query, up to {GROUP} to a group": bytes_of(lambda c: 2 * -(-c.heads // GROUP) * c.head_dim),
     }
 
 
