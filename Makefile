@@ -29,8 +29,8 @@ parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
 
 CALLS ?= 10000
 calls: .venv/tested ## draw CALLS calls of generate() (10000), compare with transformers, count
-	XLA_FLAGS=--xla_backend_optimization_level=0 PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/drawn.py \
-		--calls $(CALLS) --seed $$(date +%s)
+	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false" \
+		PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/drawn.py --calls $(CALLS) --seed $$(date +%s)
 
 walkthrough: .venv/tested ## execute docs/walkthrough.py into the notebook beside it
 	$(BIN)/python tests/test_walkthrough.py docs/walkthrough.ipynb
