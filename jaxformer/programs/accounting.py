@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxformer.config import BlockConfig, FeedForwardConfig, LatentAttentionConfig, StackConfig, TransformerConfig
+from jaxformer.layers.experts import Experts
 from jaxformer.model import Transformer, abstract_model
 from jaxformer.ops import cross_entropy
 from jaxformer.train import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
@@ -44,11 +45,13 @@ class Row:
 class Costs:
     """FLOPs of a forward and a training step; bytes of the weights and of the cache.
 
+    active_parameters: without those of the experts that a token does not go through.
     cache_token: for one more token of one sequence. cache, cross: keys and values of all tokens and of the source, for
     the whole batch. otherwise: what `cache_token` would be if latent attention kept other things.
     """
 
     parameters: int
+    active_parameters: int
     weights: int
     forward: float
     step: float
@@ -143,6 +146,7 @@ def costs(config: TransformerConfig, sizes: Sizes) -> Costs:
     cache, cross = cache_bytes(config, sizes)
     return Costs(
         parameters=sum(leaf.size for leaf in leaves),
+        active_parameters=sum(leaf.size for leaf in leaves) - idle_parameters(model),
         weights=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
         forward=flops(sizes, functools.partial(lower_forward, active(config))),
         step=flops(sizes, functools.partial(lower_step, active(config))),
@@ -150,6 +154,16 @@ def costs(config: TransformerConfig, sizes: Sizes) -> Costs:
         cache=cache,
         cross=cross,
         otherwise=without_latents(config),
+    )
+
+
+def idle_parameters(model: Transformer) -> int:
+    """The parameters of the experts that a token does not go through."""
+    mixtures = [module for _, module in walk(model, "model") if isinstance(module, Experts)]
+    return sum(
+        leaf.size * (mixture.config.experts - mixture.config.chosen) // mixture.config.experts
+        for mixture in mixtures
+        for leaf in jax.tree.leaves(mixture.experts)
     )
 
 

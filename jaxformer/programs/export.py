@@ -29,7 +29,8 @@ def main(argv: list[str]) -> None:
         Arguments,
         argv,
         prog="python -m jaxformer export",
-        description="Write a trained language model as a checkpoint of the Hugging Face family whose shape it has.",
+        description="Write a trained language model as a checkpoint of the Hugging Face family whose shape it has: "
+        "GPT-2, Llama or DeepSeek-V3.",
     )
     if arguments.folder.exists() and (arguments.folder.is_file() or any(arguments.folder.iterdir())):
         raise InputError(f"{arguments.folder} is there already: give a folder that is not")

@@ -128,8 +128,9 @@ def table(rows: list[Row]) -> str:
 
 def summary(costs: Costs) -> str:
     """The totals, one a line."""
+    chosen = f"; a token goes through {costs.active_parameters:,}" * (costs.active_parameters < costs.parameters)
     lines = [
-        ("parameters", f"{costs.parameters:,} in {quantity(costs.weights, 'B')}"),
+        ("parameters", f"{costs.parameters:,} in {quantity(costs.weights, 'B')}{chosen}"),
         ("forward", f"{quantity(costs.forward, 'FLOP')} for a batch"),
         ("training step", f"{quantity(costs.step, 'FLOP')} for a batch: forward, gradient, AdamW"),
     ]

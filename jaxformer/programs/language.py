@@ -73,10 +73,9 @@ class LanguageModelSettings:
     """The model."""
 
     preset: Literal["tiny", "small", "small-modern", "gpt2", "deepseek-tiny"] = "tiny"
-    """2 layers of width 128; 6 of 384; the same with rotary positions, RMSNorm, SwiGLU; 12 of 768; 4 of 160 with latent
-    attention and experts"""
+    """layers x width: 2 x 128, 6 x 384, 6 x 384 with rotary positions and SwiGLU, 12 x 768, 4 x 160 with experts"""
     context: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """how many tokens the model looks back on (default: 64, 256, 256, 1024, 128)"""
+    """how many tokens the model looks back on (default: 64 of tiny, 1024 of gpt2, 128 of deepseek-tiny, else 256)"""
     dropout: float = 0.0
     """dropout rate on embeddings, sub-layers and attention weights"""
     rematerialise: bool = False

@@ -168,6 +168,11 @@ def test_experts_cost_what_a_token_goes_through():
     assert found["mixture"].step == found["plain"].step
     inside, router = 9 * (8 * 5 + 5 + 5 * 8 + 8) + (8 * 7 + 7 + 7 * 8 + 8), 8 * 9
     assert found["mixture"].parameters - found["plain"].parameters == 2 * (inside + router - (8 * 17 + 17 + 17 * 8 + 8))
+    idle = 7 * (8 * 5 + 5 + 5 * 8 + 8)
+    assert found["mixture"].active_parameters == found["mixture"].parameters - 2 * idle
+    assert found["plain"].active_parameters == found["plain"].parameters
+    assert inspect.summary(found["mixture"]).splitlines()[0].endswith("; a token goes through 1,922")
+    assert "a token goes through" not in inspect.summary(found["plain"])
 
 
 def test_a_run_is_described_without_its_weights(tmp_path, capsys):
