@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxformer.decode.warpers import largest
+from jaxformer.decode.warpers import place_on_line
 
 
 def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
@@ -30,20 +30,12 @@ def best_token(scores: jax.Array) -> jax.Array:
 def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
     """A token drawn from softmax(scores): int32 [R] from [R, V] and a key for each row.
 
-    By inversion: one uniform number is laid on the line of cumulative probabilities, and bisection finds the token that
-    it falls on. Tokens of probability 0 are never drawn.
+    By inversion: one uniform number is laid on the line of cumulative probabilities, and the token that it falls on is
+    taken. Tokens of probability 0 are never drawn.
     """
-    R, V = scores.shape
     weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-    ids = jnp.arange(V)[None]
     mark = jax.vmap(jax.random.uniform)(keys)[:, None] * jnp.sum(weights, axis=1, keepdims=True)
-
-    def is_reached(token: jax.Array) -> jax.Array:
-        before = ids < token
-        some_left = jnp.max(jnp.where(before, 0.0, weights), axis=1, keepdims=True) > 0
-        return (jnp.sum(weights, axis=1, keepdims=True, where=before) <= mark) & some_left
-
-    return largest(is_reached, 0, V - 1, R)[:, 0]
+    return place_on_line(weights, mark)[:, 0]
 
 
 def best_candidates(scores: jax.Array, count: int) -> jax.Array:

@@ -14,6 +14,7 @@ from jax import lax
 from jaxformer.decode.plan import Context
 
 LOWEST, HIGHEST = -0x7F800001, 0x7F800000  # the integers of -inf and +inf
+BLOCK = 128  # tokens
 
 
 def largest(holds: Callable[[jax.Array], jax.Array], low: int, high: int, rows: int) -> jax.Array:
@@ -43,10 +44,40 @@ def largest_float(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Arr
 
 
 def kth_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
-    """The k-th largest score of each row [R, V], equal scores counted apiece: [R, 1]."""
+    """The k-th largest score of each row [R, V], equal scores counted apiece: [R, 1]. k: a number for all rows."""
     R, V = scores.shape
-    k = jnp.minimum(k, V)
-    return largest_float(lambda value: jnp.sum(scores >= value, axis=1, keepdims=True) >= k, R)
+    return lax.cond(
+        k == 1,
+        lambda: jnp.max(scores, axis=1, keepdims=True),
+        lambda: largest_float(lambda value: jnp.sum(scores >= value, axis=1, keepdims=True) >= jnp.minimum(k, V), R),
+    )
+
+
+def place_on_line(lengths: jax.Array, mark: jax.Array) -> jax.Array:
+    """The stretch of a line on which the mark [R, 1] lies: an index, int32 [R, 1].
+
+    The stretches are as long as `lengths` [R, V], one behind the other. First the block of the line is found, then the
+    place in it: the running sum of all is never computed. A stretch of length 0 is never found.
+    """
+    R, V = lengths.shape
+    blocks = jnp.pad(lengths, ((0, 0), (0, -V % BLOCK))).reshape(R, -1, BLOCK)
+    block, before = first_beyond(jnp.sum(blocks, axis=2), mark)
+    inside = jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0]
+    return block * BLOCK + first_beyond(inside, mark - before)[0]
+
+
+def first_beyond(lengths: jax.Array, mark: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first stretch that ends beyond the mark [R, 1], and where it begins: [R, 1] each.
+
+    lengths: [R, n], of stretches one behind the other. Where rounding puts the mark behind them all, it is the last one
+    that has a length.
+    """
+    ends = jnp.cumsum(lengths, axis=1)
+    real = lengths > 0
+    beyond = real & (ends > mark)
+    last = lengths.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1, keepdims=True)
+    found = jnp.where(jnp.any(beyond, axis=1, keepdims=True), jnp.argmax(beyond, axis=1, keepdims=True), last)
+    return found, jnp.take_along_axis(ends - lengths, found, axis=1)
 
 
 def scale_by_temperature(scores: jax.Array, context: Context) -> jax.Array:
@@ -66,17 +97,20 @@ def keep_top_p(scores: jax.Array, context: Context) -> jax.Array:
     all that fell weigh at most 1 - top_p and enough stay.
     """
     R, V = scores.shape
+    dropped, kept = context.plan.dropped_mass, context.plan.kept
     probabilities = jax.nn.softmax(scores)
-    ids = jnp.arange(V)[None]
 
-    def may_fall(fallen: jax.Array) -> jax.Array:
-        light = jnp.sum(probabilities, axis=1, keepdims=True, where=fallen) <= context.plan.dropped_mass
-        return light & (jnp.sum(~fallen, axis=1, keepdims=True) >= context.plan.kept)
+    def mass_below(value: jax.Array) -> jax.Array:
+        return jnp.sum(probabilities, axis=1, keepdims=True, where=scores < value)
 
-    least = largest_float(lambda value: may_fall(scores < value), R)
+    least = jnp.minimum(largest_float(lambda value: mass_below(value) <= dropped, R), kth_largest(scores, kept))
     below, equal = scores < least, scores == least
-    first = largest(lambda token: may_fall(below | (equal & (ids < token))), 0, V, R)
-    return jnp.where(below | (equal & (ids < first)), -jnp.inf, scores)
+    # Of several that are the least to stay, as many fall as are light enough together and leave enough; never all.
+    mass, weight = mass_below(least), jnp.max(jnp.where(equal, probabilities, 0.0), axis=1, keepdims=True)
+    staying, several = (jnp.sum(mask, axis=1, keepdims=True) for mask in (~below, equal))
+    falling = largest(lambda n: (mass + n * weight <= dropped) & (staying - n >= kept) & (n < several), 0, V, R)
+    first = place_on_line(equal.astype(jnp.float32), falling.astype(jnp.float32))
+    return jnp.where(below | (equal & (jnp.arange(V)[None] < first)), -jnp.inf, scores)
 
 
 def keep_top_h(scores: jax.Array, context: Context) -> jax.Array:

@@ -11,6 +11,7 @@ from decode.chain import CODES, empty_cache, logits_after, make_step, make_table
 
 from jaxformer.decode import decode
 from jaxformer.decode.choice import draw_token
+from jaxformer.decode.warpers import place_on_line
 from jaxformer.errors import InputError
 
 V = 11
@@ -105,6 +106,21 @@ def test_draws_never_leave_what_is_possible() -> None:
     assert set(np.asarray(drawn).tolist()) <= {2, 5}
     single = jnp.full((50, 9), -jnp.inf).at[:, 8].set(-1000.0)
     assert (np.asarray(draw_token(single, jax.random.split(jax.random.key(1), 50))) == 8).all()
+
+
+@pytest.mark.parametrize("V", [1, 127, 128, 129, 1000])
+def test_a_mark_finds_its_stretch_of_the_line(V: int, rng: np.random.Generator) -> None:
+    """As the running sum finds it, never one of length 0; behind the end, where rounding may put it, the last."""
+    lengths = rng.integers(0, 4, size=(40, V)) * (rng.random((40, V)) < 0.1)
+    lengths[:, rng.integers(V)] += 1
+    ends = np.cumsum(lengths, axis=1)
+    marks = np.floor(rng.random((40, 1)) * ends[:, -1:])
+    expected = [np.searchsorted(row, mark, side="right") for row, mark in zip(ends, marks[:, 0], strict=True)]
+    found = place_on_line(jnp.asarray(lengths, jnp.float32), jnp.asarray(marks, jnp.float32))[:, 0]
+    assert found.tolist() == expected
+    assert (np.take_along_axis(lengths, np.asarray(found)[:, None], axis=1) > 0).all()
+    behind = place_on_line(jnp.asarray(lengths, jnp.float32), jnp.asarray(ends[:, -1:], jnp.float32))[:, 0]
+    assert behind.tolist() == [np.flatnonzero(row)[-1] for row in lengths]
 
 
 def test_rows_do_not_depend_on_each_other(rng: np.random.Generator) -> None:
