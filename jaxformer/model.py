@@ -25,14 +25,15 @@ from jaxformer.layers import (
     Classifier,
     Embedding,
     Head,
-    Linear,
     Memory,
     QuantisedLinear,
     Source,
     Stack,
     Trace,
+    TransposedLinear,
     Visibility,
     count_positions,
+    replace_linear,
     split_key,
 )
 
@@ -180,16 +181,24 @@ class Transformer(nnx.Module):
                 return head(hidden, self.embedding.table[...])
 
     def for_decoding(self) -> "Transformer":
-        """The model as decoding loops want it: make it once before a loop.
+        """The model as generation wants it: without an encoder it numbers real tokens.
 
-        Its output matrix lies as single steps read it fastest. And without an encoder it numbers real tokens, so that
-        padding on the left moves no prompt, even where the plain forward counts slots: as `generate()` of Hugging Face.
+        So padding on the left moves no prompt, even where the plain forward counts slots: as `generate()` of Hugging
+        Face.
         """
+        if self.encoder is not None:
+            return self
         model = nnx.clone(self)
-        if isinstance(self.head, Head):
-            model.head = self.head.untied(self.embedding.table[...])
-        if model.decoder is not None and self.encoder is None:
-            model.decoder.config = dataclasses.replace(model.decoder.config, position_index="valid")
+        model._decoder.config = dataclasses.replace(model._decoder.config, position_index="valid")
+        return model
+
+    def for_steps(self, rows: int) -> "Transformer":
+        """An equal model whose matrices lie as steps of so many rows read them fastest: make it once before a loop."""
+        model = nnx.clone(self)
+        if isinstance(model.head, Head):
+            model.head = model.head.untied(self.embedding.table[...])
+        if rows == 1:
+            replace_linear(model._decoder, TransposedLinear, lambda _, linear: linear.narrows)
         return model
 
     def quantised(self) -> "Transformer":
@@ -201,10 +210,7 @@ class Transformer(nnx.Module):
         model = nnx.clone(self)
         if isinstance(model.head, Head):
             model.head = model.head.untied(self.embedding.table[...])
-        for _, module in list(nnx.iter_modules(model)):
-            for name, part in list(vars(module).items()):
-                if isinstance(part, Linear) and name != "router":
-                    setattr(module, name, QuantisedLinear(part))
+        replace_linear(model, QuantisedLinear, lambda name, _: name != "router")
         return model
 
     def prefill(

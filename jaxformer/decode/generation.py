@@ -63,7 +63,10 @@ class Model(Observable, Protocol):
         """A cache with room for `slots` tokens; `select(rows)` gives the cache of some of its rows."""
 
     def for_decoding(self) -> "Model":
-        """An equal model, laid out as decoding steps read it fastest."""
+        """The model as generation wants it, should that differ from the plain forward."""
+
+    def for_steps(self, rows: int) -> "Model":
+        """An equal model, laid out as steps of so many rows read it fastest."""
 
     def prefill(
         self, tokens: jax.Array, cache: Any, *, length: int | jax.Array, valid: jax.Array | None = None
@@ -157,7 +160,7 @@ def make_request(
 
 
 def begin_request(model: Model, request: Request) -> tuple[Model, Search]:
-    """The model as decoding wants it; the source encoded, the prompts read, their first new token chosen."""
+    """The model as generation wants it; the source encoded, the prompts read, their first new token chosen."""
     plan, source, tokens = request.plan, request.source, request.tokens
     model = model.for_decoding()
     encoded = None if source is None else model.encode(source, valid=request.source_valid)
@@ -173,11 +176,24 @@ def generate_compiled(model: Model, request: Request) -> tuple[Found, Any]:
     """What `generate` compiles: what was found, and the attention maps behind it if they are asked for."""
     decoder, search = begin_request(model, request)
     plan, strategy = request.plan, strategy_of(request.plan)
-    search = finish(plan, strategy, in_float32(decoder.step), select_cache_rows, search)
+
+    def proceed_to_the_end(search: Search) -> Search:
+        step = in_float32(decoder.for_steps(rows_of(search)).step)
+        return finish(plan, strategy, step, select_cache_rows, search)
+
+    # A call for a single token ends here, and need not lay matrices out.
+    done = strategy.finished(plan, search.state)
+    search = jax.lax.cond(done, lambda search: search, proceed_to_the_end, search)
     found = strategy.result(search.state, search.record)
     if not request.observe:
         return found, None
     return found, look_again(decoder, request.source, request.source_valid, request.valid, found.tokens)
+
+
+def rows_of(search: Search) -> int:
+    """How many sequences a step reads at once."""
+    tokens = search.state.tokens
+    return tokens.size // tokens.shape[-1]
 
 
 def select_cache_rows(cache: Any, rows: jax.Array) -> Any:

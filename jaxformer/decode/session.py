@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.engine import Generated, in_float32, returned, strategy_of
-from jaxformer.decode.generation import BESIDE, Model, Request, begin_request, make_request, select_cache_rows
+from jaxformer.decode.generation import BESIDE, Model, Request, begin_request, make_request, rows_of, select_cache_rows
 from jaxformer.decode.loop import Found, Search, proceed
 from jaxformer.decode.plan import Plan
 from jaxformer.decode.planning import Allowed
@@ -99,7 +99,8 @@ def produced(session: Session) -> Iterator[np.ndarray]:
 @jax.jit
 def begin_compiled(model: Model, request: Request) -> tuple[Model, Search]:
     """What is compiled for the prompts."""
-    return begin_request(model, request)
+    model, search = begin_request(model, request)
+    return model.for_steps(rows_of(search)), search
 
 
 @partial(jax.jit, donate_argnames="search")

@@ -7,7 +7,7 @@ from jaxformer.layers.embedding import Embedding, PositionTable, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.head import Classifier, Head
 from jaxformer.layers.latent_attention import Latent, LatentAttention
-from jaxformer.layers.linear import Linear, QuantisedLinear
+from jaxformer.layers.linear import Linear, LinearMap, QuantisedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
 from jaxformer.layers.stack import Stack, Trace, count_positions
 
@@ -23,6 +23,7 @@ __all__ = [
     "LatentAttention",
     "LayerNorm",
     "Linear",
+    "LinearMap",
     "Memory",
     "PositionTable",
     "QuantisedLinear",
@@ -31,8 +32,10 @@ __all__ = [
     "Source",
     "Stack",
     "Trace",
+    "TransposedLinear",
     "Visibility",
     "count_positions",
     "make_norm",
+    "replace_linear",
     "split_key",
 ]

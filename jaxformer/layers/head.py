@@ -57,7 +57,7 @@ class Head(nnx.Module):
     def untied(self, table: jax.Array) -> "Head":
         """An equal head with a matrix of its own, the embedding table [V, E] transposed once: what loops multiply by.
 
-        A few rows meet the matrix [E, V] up to twice as fast as its transpose on CPUs.
+        One row and a few meet the matrix [E, V] up to twice as fast as its transpose on CPUs.
         """
         if self.output is not None:
             return self

@@ -17,6 +17,13 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (0,)), ((), ())))
 
 
+def matmul_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Activations x [..., I] times the transpose of a weight [O, I]: [..., O] in the type of both, summed as above."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    axes = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, weight, axes, preferred_element_type=wide).astype(x.dtype)
+
+
 def _product(x: jax.Array, y: jax.Array, contracted: Dims) -> jax.Array:
     return jax.lax.dot_general(x, y, (contracted, ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
 

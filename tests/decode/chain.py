@@ -89,6 +89,10 @@ class ChainModel:
         """Nothing to prepare."""
         return self
 
+    def for_steps(self, rows: int) -> "ChainModel":
+        """As it is."""
+        return self
+
     def prefill(
         self, tokens: jax.Array, cache: ChainCache, *, length: jax.Array, valid: jax.Array | None = None
     ) -> tuple[jax.Array, ChainCache]:
