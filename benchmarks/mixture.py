@@ -17,7 +17,7 @@ from flax import nnx
 from jaxformer import Transformer, TransformerConfig, decoder_only
 from jaxformer.data import text_batches
 from jaxformer.presets import deepseek_tiny
-from jaxformer.programs.accounting import abstract_model, active
+from jaxformer.programs.accounting import abstract_model, idle_parameters
 from jaxformer.programs.kind import predicting
 from jaxformer.programs.language import (
     LanguageModelSettings,
@@ -85,9 +85,9 @@ def main(arguments: Arguments) -> None:
 
 def sizes(config: TransformerConfig) -> tuple[int, int]:
     """How many parameters there are, and how many a token goes through."""
-    models = map(abstract_model, (config, active(config)))
-    whole, part = (sum(leaf.size for leaf in jax.tree.leaves(model)) for model in models)
-    return whole, part
+    model = abstract_model(config)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(model))
+    return whole, whole - idle_parameters(model)
 
 
 def train(
