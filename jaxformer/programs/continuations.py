@@ -78,20 +78,21 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 def new_tokens(run: Run, config: GenerationConfig, rows: list[np.ndarray]) -> int:
     """How many tokens to generate where nobody said: the run's default, or as many as fit behind every prompt."""
-    longest = max(len(row) for row in rows)
-    wanted = config.max_new_tokens or 1
-    room = wanted if run.model.max_length is None else run.model.max_length - longest
-    return max(1, min(wanted, room))
+    room = run.settings.model.length - max(len(row) for row in rows)
+    return max(1, min(config.max_new_tokens or 1, room))
 
 
 def fit_context(run: Run, row: np.ndarray, new_tokens: int, *, truncate: bool) -> np.ndarray:
-    """A prompt that leaves room for the new tokens: as it is, or its end. Raises InputError where it does not."""
-    limit = run.model.max_length
-    if limit is None or len(row) + new_tokens <= limit:
+    """A prompt that leaves room for the new tokens: as it is, or its end. Raises InputError where it does not.
+
+    Rotary positions go on behind the context that a model was trained on, but what it says there is no language.
+    """
+    limit = run.settings.model.length
+    if len(row) + new_tokens <= limit:
         return row
     if not truncate or new_tokens >= limit:
         raise InputError(
-            f"{len(row)} tokens of prompt and {new_tokens} new ones exceed the model's {limit} positions: "
+            f"{len(row)} tokens of prompt and {new_tokens} new ones exceed the model's context of {limit}: "
             "shorten the prompt, lower --max-new-tokens, or --truncate to read the end of the prompt"
         )
     return row[len(row) + new_tokens - limit :]

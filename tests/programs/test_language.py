@@ -108,7 +108,7 @@ def test_several_samples_and_prompts_from_a_file(folder: Path, capsys: pytest.Ca
 def test_long_prompts_are_refused_or_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = TEXT[:60]
     flags = ["--prompt", prompt, "--max-new-tokens", "8"]
-    assert "60 tokens of prompt and 8 new ones exceed the model's 32 positions" in refusal(
+    assert "60 tokens of prompt and 8 new ones exceed the model's context of 32" in refusal(
         lambda: decode_inputs(flags), capsys
     )
     (cut,) = continued(capsys, *flags, "--truncate")
@@ -170,8 +170,10 @@ def test_the_modern_model_trains_and_continues(folder: Path, capsys: pytest.Capt
     flags = ["--preset", "small-modern", "--accumulate", "2", "--rematerialise", "--tokenizer", "bpe"]
     train([*FLAGS, *flags, "--vocab-size", "290", "--steps", "2", "--evaluate-batches", "1", "--output", "modern"])
     capsys.readouterr()
-    (line,) = continued(capsys, "--checkpoint", "modern", "--prompt", "The \u263a", "--max-new-tokens", "40")
+    (line,) = continued(capsys, "--checkpoint", "modern", "--prompt", "The \u263a", "--max-new-tokens", "20")
     assert line["prompt"] == "The \u263a"  # a character that the text lacks: bytes know no unknown ones
+    with pytest.raises(InputError, match="exceed the model's context of 32"):  # though rotary positions have no end
+        continued(capsys, "--checkpoint", "modern", "--prompt", "The", "--max-new-tokens", "40")
 
 
 @pytest.mark.slow
@@ -213,7 +215,7 @@ def test_the_model_with_experts_trains_resumes_and_is_exported(
         (["--prompt", "Ω and ß"], "the model never saw 'Ω', 'ß'"),
         (["--input", "3 1"], "--input is not for runs/lm"),
         (["--prompt", "The", "--input", "3"], "exclude each other"),
-        (["--prompt", "The", "--max-new-tokens", "40"], "exceed the model's 32 positions"),
+        (["--prompt", "The", "--max-new-tokens", "40"], "exceed the model's context of 32"),
         (["--prompt", "The", "--min-p", "2"], "min_p must be"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

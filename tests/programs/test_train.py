@@ -188,17 +188,15 @@ def test_a_run_elsewhere_names_its_folder_and_resuming_a_finished_one_is_harmles
 
 
 @pytest.mark.slow
-# Three seeds of each were trained for README; here the task that varies most has three.
-@pytest.mark.parametrize(
-    ("task", "seed"), [("copy", "0"), ("sort", "0"), *(("reverse", seed) for seed in ("0", "1", "2"))]
-)
-def test_the_default_run_learns_its_task(tmp_path: Path, task: str, seed: str) -> None:
-    result = call(tmp_path, "train.py", "--task", task, "--seed", seed)
+@pytest.mark.parametrize("task", ["copy", "reverse", "sort"])
+def test_the_default_run_learns_its_task(tmp_path: Path, task: str) -> None:
+    """With one seed; three of each were trained for README."""
+    result = call(tmp_path, "train.py", "--task", task)
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "runs" / task
     results = json.loads((folder / "results.json").read_text())
     run = open_run(folder)
     beam = exact(run.model, held_out(run.task, 1000, run.settings.seed), run.generation.replace(num_beams=4)).mean()
-    print(f"{task}, seed {seed}: {results}, beam 4 {beam:.3f}")
+    print(f"{task}: {results}, beam 4 {beam:.3f}")
     assert results["loss"] < 0.1
     assert min(results["exact"], beam) >= 0.99
