@@ -79,9 +79,10 @@ def make_batch(pair: Pair, rng: np.random.Generator, side: str = "right", types:
 
 def make_labels(pair: Pair, rng: np.random.Generator, batch: Batch) -> np.ndarray | None:
     """What the model should say: tokens, -100 where nothing counts, or classes; None where the model has no head."""
-    logits = pair.ours(**batch).logits
     if pair.ours.model.head is None:
         return None
+    with torch.no_grad():
+        logits = pair.theirs(**as_tensors(batch)).logits
     if logits.ndim == 2:
         return rng.integers(0, logits.shape[-1], 3)
     real = np.ones(logits.shape[:2], bool) if "decoder_input_ids" in batch else batch["attention_mask"] == 1

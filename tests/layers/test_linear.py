@@ -30,7 +30,7 @@ def test_the_transposed_map_is_the_same(dtype: jnp.dtype, rng: np.random.Generat
         (decoder_only(31, length=24, dim=24, layers=2, heads=3), {"down"}),
         (encoder_decoder(31, dim=24, layers=2, heads=3), {"down"}),
         # Experts stay: they are many maps in one array.
-        (deepseek_tiny(31), {"query_down", "down", "router"}),
+        pytest.param(deepseek_tiny(31), {"query_down", "down", "router"}, marks=pytest.mark.slow),
     ],
     ids=["gpt", "paper", "deepseek"],
 )
