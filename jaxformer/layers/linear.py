@@ -1,6 +1,7 @@
 """The linear map, the only place where weights meet activations; in full, transposed, and in 8 bits."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 
 import jax
@@ -33,13 +34,13 @@ class LinearMap(nnx.Module):
         bias = self.bias[...].astype(y.dtype)
         return y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
 
+    @abstractmethod
     def product(self, x: jax.Array) -> jax.Array:
         """`x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
-        raise NotImplementedError
 
+    @abstractmethod
     def matrix(self) -> jax.Array:
         """The weight [inputs, outputs]."""
-        raise NotImplementedError
 
 
 class Linear(LinearMap):
