@@ -1,12 +1,16 @@
 """What a decoder remembers."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxformer.layers import Memory
+
+BLOCK = 16  # slots that are moved at once
 
 
 @jax.tree_util.register_dataclass
@@ -18,6 +22,7 @@ class Cache:
     of B' rows, where B = B' or a multiple (beams over one source). source_valid: boolean [B', S]. valid: boolean
     [B, slots], real tokens (None: all). history: token ids [B, slots], kept where they may have to be read again
     (None: not). length: slots in use; in a fresh cache the Python integer 0, so that a compiler sees a constant.
+    writers: int32 [B, slots], once rows have been selected: rows with the same writer hold the same in a slot.
     """
 
     layers: tuple[Memory, ...]
@@ -26,6 +31,7 @@ class Cache:
     valid: jax.Array | None = None
     history: jax.Array | None = None
     length: int | jax.Array = 0
+    writers: jax.Array | None = None
 
     @property
     def slots(self) -> int:
@@ -33,10 +39,36 @@ class Cache:
         return self.layers[0].slots
 
     def select(self, rows: jax.Array) -> "Cache":
-        """The cache of the batch rows `rows` [R], in that order. `cross` stays: rows of one source share it."""
-        by_row = (self.layers, self.valid, self.history)
-        layers, valid, history = jax.tree.map(lambda leaf: leaf[rows], by_row)
-        return dataclasses.replace(self, layers=layers, valid=valid, history=history)
+        """The cache of the batch rows `rows` [R], in that order. `cross` stays: rows of one source share it.
+
+        Beams over one source have a common past. So where as many rows are selected as there are, as in every step of a
+        beam search, no slot moves before the first in which a row becomes another.
+        """
+        R, known = rows.shape[0], self.writers
+        valid, history = (None if leaf is None else leaf[rows] for leaf in (self.valid, self.history))
+        writers = jnp.broadcast_to(rows[:, None], (R, self.slots)).astype(jnp.int32) if known is None else known[rows]
+        if known is None or len(known) != R:
+            layers = jax.tree.map(lambda leaf: leaf[rows], self.layers)
+        else:
+            changes = jnp.any(writers != known, axis=0)
+            layers = self._moved(rows, jnp.where(jnp.any(changes), jnp.argmax(changes), self.length))
+        return dataclasses.replace(self, layers=layers, valid=valid, history=history, writers=writers)
+
+    def _moved(self, rows: jax.Array, first: jax.Array) -> tuple[Memory, ...]:
+        """What each block keeps, with the slots from `first` to `length` taken from the batch rows `rows` [B]."""
+        size = math.gcd(self.slots, BLOCK)
+
+        def move(index: jax.Array, layers: tuple[Memory, ...]) -> tuple[Memory, ...]:
+            return tuple(layer.move(rows, index * size, size) for layer in layers)
+
+        return lax.fori_loop(first // size, -(-self.length // size), move, self.layers)
+
+    def written(self, rows: int, tokens: int) -> jax.Array | None:
+        """`writers` once so many rows have taken in so many tokens each."""
+        if self.writers is None:
+            return None
+        own = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32)[:, None], (rows, tokens))
+        return lax.dynamic_update_slice_in_dim(self.writers, own, self.length, axis=1)
 
 
 def mark_valid(cache: Cache, valid: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:
@@ -48,4 +80,4 @@ def mark_valid(cache: Cache, valid: jax.Array | None, shape: tuple[int, ...]) ->
         return None
     before = jnp.ones((shape[0], cache.slots), bool) if cache.valid is None else cache.valid
     now = jnp.ones(shape, bool) if valid is None else valid
-    return jax.lax.dynamic_update_slice_in_dim(before, now, cache.length, axis=1)
+    return lax.dynamic_update_slice_in_dim(before, now, cache.length, axis=1)

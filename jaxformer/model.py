@@ -359,7 +359,11 @@ class Transformer(nnx.Module):
         history = cache.history
         if history is not None:
             history = jax.lax.dynamic_update_slice_in_dim(history, tokens, cache.length, axis=1)
-        return hidden, dataclasses.replace(cache, layers=layers, valid=remembered, history=history, length=end), trace
+        writers = cache.written(*tokens.shape)
+        cache = dataclasses.replace(
+            cache, layers=layers, valid=remembered, history=history, writers=writers, length=end
+        )
+        return hidden, cache, trace
 
 
 class OneKey(nnx.Rngs):

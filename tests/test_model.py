@@ -187,6 +187,22 @@ def test_a_future_token_changes_no_earlier_logit(name: str) -> None:
     assert np.abs(before[:, position] - after[:, position]).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", OFTEN)
+def test_selected_rows_are_copies_though_few_slots_move(name: str) -> None:
+    """Beams over two sources, which change places and go on: as if every row were copied whole each time."""
+    model, rng, beams = make(DECODERS[name]), np.random.default_rng(0), 3
+    _, cache = extend(model, tokens(2, 3), cache_for(model, 2, 20))
+    cache = cache.select(jnp.repeat(jnp.arange(2), beams))
+    select = jax.jit(type(cache).select)
+    for seed in range(12):
+        _, cache = extend(model, tokens(2 * beams, 1, seed=seed), cache)
+        rows = jnp.asarray(np.concatenate([rng.integers(0, beams, beams), beams + rng.integers(0, beams, beams)]))
+        copied = jax.tree.map(lambda leaf, rows=rows: leaf[rows], cache.layers)
+        cache = select(cache, rows)
+        for moved, whole in zip(cache.layers, copied, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, moved.first(int(cache.length)), whole.first(int(cache.length)))
+
+
 def test_an_encoder_sees_both_sides() -> None:
     model, inputs = make(BERT), tokens(B, S)
     changed = inputs.at[:, S - 1].set((inputs[:, S - 1] + 1) % V)

@@ -28,6 +28,10 @@ class Memory(Protocol):
         """A copy whose slots from `start` on hold `new`."""
         ...
 
+    def move(self, rows: jax.Array, start: int | jax.Array, slots: int) -> Any:
+        """A copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
+        ...
+
     def first(self, slots: int) -> Any:
         """Its first `slots` slots."""
         ...

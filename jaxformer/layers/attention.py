@@ -45,6 +45,11 @@ class KeyValue(NamedTuple):
             *(jax.lax.dynamic_update_slice_in_dim(old, x, start, 2) for old, x in zip(self, new, strict=True))
         )
 
+    def move(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "KeyValue":
+        """A copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
+        part = (jax.lax.dynamic_slice_in_dim(old, start, slots, 2) for old in self)
+        return self.write(KeyValue(*(each[rows] for each in part)), start)
+
     def first(self, slots: int) -> "KeyValue":
         """Its first `slots` slots."""
         return KeyValue(self.key[:, :, :slots], self.value[:, :, :slots])
