@@ -1,4 +1,4 @@
-"""Settings of every test: no implicit broadcasting between ranks, one compilation for all workers, seeded arrays."""
+"""Settings of every test: no implicit broadcasting between ranks, how programs are compiled, seeded arrays."""
 
 import gc
 import os
@@ -23,12 +23,29 @@ if RUN:
 gc.set_threshold(200_000, 20, 20)
 
 
+# Tests compile small programs for much longer than they run them. Without most optimisations, of which these programs
+# need none, this takes a third of the time; the processes that tests start inherit it.
+UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+os.environ[UNOPTIMISED] = "1"
+AS_USERS_RUN_IT = {"ops", "parity"}  # where numbers are held against other libraries
+
+
 @pytest.fixture(autouse=True, scope="module")
-def forget_compiled_programs() -> Iterator[None]:
-    """Keep the memory of a long run bounded: what a module of tests has compiled, the next one seldom needs."""
+def compiled_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile as the folder of the tests wants it, and forget the programs behind each module.
+
+    So the memory of a long run stays bounded: what a module has compiled, the next one seldom needs.
+    """
+    jax.config.update(UNOPTIMISED.lower(), request.path.parent.name not in AS_USERS_RUN_IT)
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs in processes that the test starts are compiled as users' are, because they run for long."""
+    monkeypatch.delenv(UNOPTIMISED)
 
 
 @pytest.fixture

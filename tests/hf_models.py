@@ -234,7 +234,8 @@ DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
     "phi3-unusual": (
         Phi3Config,
         LLAMA_SHAPE
-        | {"hidden_size": 48, "sliding_window": 4, "original_max_position_embeddings": 32, "rms_norm_eps": 1e-3}
+        | {"num_attention_heads": 3, "num_key_value_heads": 1}
+        | {"sliding_window": 4, "original_max_position_embeddings": 32, "rms_norm_eps": 1e-3}
         | {
             "rope_parameters": {
                 "rope_type": "longrope",

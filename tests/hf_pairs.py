@@ -4,9 +4,11 @@ Distances are the largest differences, relative to the largest reference entry w
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -141,12 +143,17 @@ def in_our_places(pair: Pair, arrays: Batch) -> Transformer:
 
 
 def gradient_distance(pair: Pair, batch: Batch, labels: np.ndarray) -> float:
-    """Of the gradient of each parameter, relative to its largest entry; of the loss too, if that is more."""
-    pair.theirs.zero_grad()
-    expected = pair.theirs(**as_tensors(batch), labels=torch.tensor(labels)).loss
+    """Of the gradient of each parameter, relative to its largest entry; of the loss too, if that is more.
+
+    Theirs are in float64: where the terms of an entry cancel, their float32 ones are as far from these as ours.
+    """
+    reference, softmax = deepcopy(pair.theirs).double(), torch.nn.functional.softmax
+    # Some ask for a softmax in float32, where the least float64, which hides padding, would be -inf.
+    with mock.patch("torch.nn.functional.softmax", lambda scores, dim, dtype=None: softmax(scores, dim)):
+        expected = reference(**as_tensors(batch), labels=torch.tensor(labels)).loss
     expected.backward()
     loss, ours = gradient_of(pair.ours.model, batch, labels)
-    known = {name: parameter.grad for name, parameter in pair.theirs.named_parameters(remove_duplicate=False)}
+    known = {name: parameter.grad for name, parameter in reference.named_parameters(remove_duplicate=False)}
     theirs = in_our_places(pair, {name: grad.numpy() for name, grad in known.items() if grad is not None})
     found, unknown = [distance(loss, expected.detach())], 0
     for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
