@@ -27,16 +27,21 @@ gc.set_threshold(200_000, 20, 20)
 # need none, this takes a third of the time; the processes that tests start inherit it.
 UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ[UNOPTIMISED] = "1"
-AS_USERS_RUN_IT = {"ops", "parity"}  # where numbers are held against other libraries
+AS_USERS_RUN_IT = {"test_ledger", "test_torch_attention", "test_torch_transformer"}  # whose figures README shows
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compile as the folder of the tests wants it, and forget the programs behind each module.
+    """Compile as the module wants it, and forget the programs behind each module.
 
     So the memory of a long run stays bounded: what a module has compiled, the next one seldom needs.
     """
-    jax.config.update(UNOPTIMISED.lower(), request.path.parent.name not in AS_USERS_RUN_IT)
+    jax.config.update(UNOPTIMISED.lower(), request.path.stem not in AS_USERS_RUN_IT)
     yield
     jax.clear_caches()
     gc.collect()

@@ -166,31 +166,48 @@ def gradient_distance(pair: Pair, batch: Batch, labels: np.ndarray) -> float:
     return max(found)
 
 
+SETTINGS = {"eps": 1e-5, "weight_decay": 0.01}
+OPTIMIZER = optax.adamw(1e-3, **SETTINGS)
+
+
+@jax.jit
+def move(gradient: jax.Array, state: Any, parameters: jax.Array) -> tuple[jax.Array, optax.OptState]:
+    """A step of AdamW."""
+    updates, state = OPTIMIZER.update(gradient, state, parameters)
+    return optax.apply_updates(parameters, updates), state
+
+
+def in_a_row(model: Transformer) -> np.ndarray:
+    """All its numbers in one array, with room behind them: models of nearly one size share the compiled `move`."""
+    row = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(model)])
+    return np.pad(row, (0, -len(row) % 2**14))
+
+
 def adamw_distance(pair: Pair, batch: Batch, labels: np.ndarray, steps: int = 3) -> float:
     """Of all parameters after a few steps of AdamW. Changes their model. What is a buffer there, is not moved here."""
-    settings = {"eps": 1e-5, "weight_decay": 0.01}
-    theirs = torch.optim.AdamW(pair.theirs.parameters(), lr=1e-3, **settings)
-    optimizer = optax.adamw(1e-3, **settings)
-    model, state = pair.ours.model, optimizer.init(pair.ours.model)
-
-    @jax.jit
-    def move(gradient: Transformer, state: Any, model: Transformer) -> tuple[Transformer, optax.OptState]:
-        updates, state = optimizer.update(gradient, state, model)
-        return optax.apply_updates(model, updates), state
+    theirs = torch.optim.AdamW(pair.theirs.parameters(), lr=1e-3, **SETTINGS)
 
     def their_parameters() -> Transformer:
         known = pair.theirs.named_parameters(remove_duplicate=False)
         return in_our_places(pair, {name: parameter.detach().numpy() for name, parameter in known})
 
-    trained = jax.tree.map(lambda array: not np.isnan(array).all(), their_parameters())
+    leaves, structure = jax.tree.flatten(pair.ours.model)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    row, trained = in_a_row(pair.ours.model), ~np.isnan(in_a_row(their_parameters()))
+    state = OPTIMIZER.init(row)
+
+    def in_place(row: np.ndarray) -> Transformer:
+        parts = np.split(row, ends)[:-1]
+        return structure.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+
     for _ in range(steps):
         theirs.zero_grad()
         pair.theirs(**as_tensors(batch), labels=torch.tensor(labels)).loss.backward()
         theirs.step()
-        moved, state = move(gradient_of(model, batch, labels)[1], state, model)
-        model = jax.tree.map(lambda is_trained, new, old: new if is_trained else old, trained, moved, model)
-    leaves = zip(jax.tree.leaves(model), jax.tree.leaves(their_parameters()), strict=True)
-    return max(distance(ours, theirs) for ours, theirs in leaves if not np.isnan(theirs).all())
+        moved, state = move(in_a_row(gradient_of(in_place(row), batch, labels)[1]), state, row)
+        row = np.where(trained, moved, row)
+    pairs = zip(jax.tree.leaves(in_place(row)), jax.tree.leaves(their_parameters()), strict=True)
+    return max(distance(ours, theirs) for ours, theirs in pairs if not np.isnan(theirs).all())
 
 
 def assert_saved_copy_is_the_same(pair: Pair, folder: Path) -> Pretrained:

@@ -57,6 +57,7 @@ def test_every_test_that_it_names_exists() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("optimised")
 def test_every_cell_runs() -> None:
     fresh = executed(SCRIPT)

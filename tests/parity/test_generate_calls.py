@@ -28,6 +28,7 @@ def run(script: str, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "bart", "marian"])
 def test_recorded_calls_give_the_same(family: str) -> None:
     status, said = run("recorded.py", family)
@@ -36,6 +37,7 @@ def test_recorded_calls_give_the_same(family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(1, PARTS + 1))
 def test_drawn_calls_give_the_same(part: int) -> None:
     status, said = run("drawn.py", "--calls", str(DRAWN), "--part", f"{part}/{PARTS}")
