@@ -18,6 +18,7 @@ from jaxformer.pretrained import Pretrained, from_pretrained
 
 FOLDER = Path(__file__).parents[1] / "goldens/generation"
 TIE = 1e-4  # below this margin, rounding decides
+LOGITS = 1e-5  # of scores of a step, relative to the largest where that exceeds 1: penalties multiply them
 
 
 class Case(NamedTuple):
@@ -88,9 +89,9 @@ def difference(case: Case, found: Any, scores: dict[str, np.ndarray]) -> str:
             ours, theirs = ours[steps[None], rows], theirs[steps[None], rows]
         if ours.shape != theirs.shape or (np.isinf(ours) != np.isinf(theirs)).any():
             return f"{case.id}: scores of another shape, or infinite elsewhere"
-        finite = np.isfinite(ours)
-        if np.abs(ours[finite] - theirs[finite]).max() > TIE:
-            return f"{case.id}: scores differ by {np.abs(ours[finite] - theirs[finite]).max()}"
+        ours, theirs = ours[np.isfinite(ours)], theirs[np.isfinite(theirs)]
+        if np.abs(ours - theirs).max() > LOGITS * max(1, np.abs(theirs).max()):
+            return f"{case.id}: scores differ by {np.abs(ours - theirs).max()} of {np.abs(theirs).max()}"
     return ""
 
 
