@@ -19,7 +19,7 @@ class Arguments:
 
     folder: tyro.conf.Positional[Path]
     """folder to write"""
-    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
     """folder of the run (default: the language model that was finished last)"""
 
 

@@ -24,35 +24,35 @@ SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
 class Arguments:
     """What the command line says; a setting that is None keeps the model's own."""
 
-    beam: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    beam: Annotated[int | None, terminal.optional("INT")] = None
     """beam search with so many beams; 1, which a trained model does by itself, decodes greedily"""
     greedy: bool = False
     """the most likely token at every step (so it is unless other flags say otherwise)"""
-    temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    temperature: Annotated[float | None, terminal.optional("FLOAT")] = None
     """sample, from logits divided by this; 0 is greedy"""
-    top_k: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    top_k: Annotated[int | None, terminal.optional("INT")] = None
     """sample among the k most likely tokens only"""
-    top_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    top_p: Annotated[float | None, terminal.optional("FLOAT")] = None
     """sample among the smallest set of tokens that has this probability"""
-    min_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    min_p: Annotated[float | None, terminal.optional("FLOAT")] = None
     """sample among tokens at least so many times as likely as the likeliest, such as 0.05"""
-    repetition_penalty: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    repetition_penalty: Annotated[float | None, terminal.optional("FLOAT")] = None
     """above 1, tokens that have occurred become less likely"""
     seed: int = 0
     """seed of the samples"""
-    n_best: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    n_best: Annotated[int | None, terminal.optional("INT")] = None
     """how many sequences to print for each input (default: one)"""
-    length_penalty: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    length_penalty: Annotated[float | None, terminal.optional("FLOAT")] = None
     """beam scores are divided by length to this power"""
-    max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    max_new_tokens: Annotated[int | None, terminal.optional("INT")] = None
     """the most tokens to generate"""
-    input: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    input: Annotated[str | None, terminal.optional("TEXT")] = None
     """decode this, for example "3 1 4 1 5" """
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """text for a language model to continue; give it several times for several texts"""
-    input_file: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    input_file: Annotated[Path | None, terminal.optional("PATH")] = None
     """decode or continue every line of this file; - reads standard input"""
-    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    model: Annotated[str | None, terminal.optional("FOLDER")] = None
     """a checkpoint folder of Hugging Face, or a hub id, to read --prompt or the lines of --input-file"""
     raw: bool = False
     """with --model: texts as they are, without the chat template"""
@@ -62,7 +62,7 @@ class Arguments:
     """weights in 8 bits are read faster, and round: see docs/performance.md"""
     truncate: bool = False
     """of a prompt that is too long, read the end"""
-    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
     """folder of the run (default: the one below runs/ that was finished last)"""
     json: bool = False
     """print one JSON object per sequence"""

@@ -14,6 +14,7 @@ from jaxformer.errors import InputError
 from jaxformer.presets import PRESETS
 from jaxformer.programs.accounting import Costs, Row, Sizes, abstract_model, costs, module_rows
 from jaxformer.programs.runs import read_description
+from jaxformer.programs.terminal import optional
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Arguments:
         tyro.conf.arg(metavar="[PRESET]", help_behavior_hint=f"(one of {', '.join(PRESETS)})"),
     ] = None
     """name of a ready-made configuration (default: paper-base)"""
-    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of a trained run, instead of a preset"""
     batch: int = 1
     """sequences in a batch, B"""

@@ -56,11 +56,11 @@ MODELS: dict[str, tuple[int, Callable[[int, int, float], TransformerConfig]]] = 
 class TextSettings:
     """The text, and how it is cut into tokens."""
 
-    data: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    data: Annotated[str | None, terminal.optional("PATH")] = None
     """text file, folder of text files, or .jsonl (default: the language reference that comes with Python)"""
     field: str = "text"
     """where a line of a .jsonl file has its text"""
-    validation: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    validation: Annotated[str | None, terminal.optional("PATH")] = None
     """text to validate on (default: the last tenth of the documents, or of the text)"""
     tokenizer: Annotated[str, tyro.conf.arg(metavar="char|word|bpe|PATH")] = "char"
     """characters, words or byte-level BPE, found in the text; or a tokenizer.json"""
@@ -74,7 +74,7 @@ class LanguageModelSettings:
 
     preset: Literal["tiny", "small", "small-modern", "gpt2", "deepseek-tiny"] = "tiny"
     """layers x width: 2 x 128, 6 x 384, 6 x 384 with rotary positions and SwiGLU, 12 x 768, 4 x 160 with experts"""
-    context: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    context: Annotated[int | None, terminal.optional("INT")] = None
     """how many tokens the model looks back on (default: 64 of tiny, 1024 of gpt2, 128 of deepseek-tiny, else 256)"""
     dropout: float = 0.0
     """dropout rate on embeddings, sub-layers and attention weights"""

@@ -18,7 +18,7 @@ class Arguments:
 
     data: Annotated[Path, tyro.conf.arg(metavar="PATH")]
     """text file, folder of text files, or .jsonl"""
-    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
     """folder of the run (default: the language model below runs/ that was finished last)"""
     field: str = "text"
     """where a line of a .jsonl file has its text"""

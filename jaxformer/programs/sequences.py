@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
-import tyro
 
 from jaxformer.config import Placement, TransformerConfig
 from jaxformer.data import BOS, EOS, PAD, TASKS, Symbols, Task, held_out, training_batches
@@ -17,6 +16,7 @@ from jaxformer.model import Transformer
 from jaxformer.presets import encoder_decoder
 from jaxformer.programs.evaluate import exact
 from jaxformer.programs.kind import Kind, Outcome, Prepared, Run, check_settings, predicting
+from jaxformer.programs.terminal import optional
 from jaxformer.train import OptimizerConfig
 
 HELD_OUT = 1000
@@ -32,7 +32,7 @@ class ModelSettings:
     """layers of the encoder, and as many of the decoder"""
     heads: int = 8
     """attention heads; they must divide the width"""
-    hidden: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    hidden: Annotated[int | None, optional("INT")] = None
     """inner width of the feed-forward network (default: 4 x dim)"""
     placement: Placement = "pre"
     """norm before each sub-layer, or after each residual sum as in the paper"""

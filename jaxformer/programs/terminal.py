@@ -58,6 +58,11 @@ def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
         raise InputError(f"{first_sentence(said.getvalue())} (--help shows all flags)") from None
 
 
+def optional(metavar: str, **options: Any) -> Any:
+    """How --help shows a flag that may be left out: what kind of value it takes, and no word of None."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **options)
+
+
 def first_sentence(box: str) -> str:
     """What is wrong, and the flag that was perhaps meant, from the box that tyro draws around its advice."""
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]

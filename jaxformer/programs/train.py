@@ -14,7 +14,7 @@ from jaxformer.errors import InputError
 from jaxformer.programs import runs, terminal
 from jaxformer.programs.kind import Outcome, Prepared, Run
 from jaxformer.programs.runs import CHECKPOINTS, KINDS, ROOT, Description
-from jaxformer.programs.terminal import INTERRUPTED
+from jaxformer.programs.terminal import INTERRUPTED, optional
 from jaxformer.train import (
     Checkpoints,
     DivergedError,
@@ -39,7 +39,7 @@ class Arguments(Generic[S]):
     """What the command line says."""
 
     settings: Annotated[S, tyro.conf.arg(name="")]
-    output: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    output: Annotated[Path | None, optional("RUN")] = None
     """folder of the run (default: runs/TASK, or runs/TASK-2 and so on where there is one already)"""
     resume: bool = False
     """go on with the run in --output, or else with the newest run of the task, as if it had never stopped"""

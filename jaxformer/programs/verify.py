@@ -32,7 +32,7 @@ class Arguments:
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """checkpoint folder as transformers writes it"""
-    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    prompt: Annotated[str | None, terminal.optional("TEXT")] = None
     """text to compare on (default: a few tokens drawn at random)"""
     shapes: bool = False
     """list every tensor of the checkpoint with its shape as well"""

@@ -8,7 +8,6 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
 from jaxformer.data import BOS, EOS, PAD, Symbols, held_out
@@ -42,17 +41,17 @@ MASK, REAL = 8, 5  # length of the masks drawn, and how many of the tokens are n
 class Arguments:
     """What the command line says."""
 
-    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
     """folder of the run (default: the one below runs/ that was finished last)"""
-    input: Annotated[str | None, tyro.conf.arg(metavar="TEXT", aliases=["--prompt"], help_behavior_hint="")] = None
+    input: Annotated[str | None, terminal.optional("TEXT", aliases=["--prompt"])] = None
     """what the model reads, such as "3 1 4 1 5", or a text (default: held-out data)"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    output: Annotated[Path | None, terminal.optional("FOLDER")] = None
     """where the pictures go (default: pictures/ in the folder of the run)"""
     text: bool = False
     """print the maps as well, as text"""
-    layer: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    layer: Annotated[int | None, terminal.optional("INT")] = None
     """print this layer (default: the last)"""
-    head: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    head: Annotated[int | None, terminal.optional("INT")] = None
     """print this head (default: the mean over the layer's heads)"""
 
     @property
