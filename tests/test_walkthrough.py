@@ -58,7 +58,6 @@ def test_every_test_that_it_names_exists() -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.usefixtures("optimised")
 def test_every_cell_runs() -> None:
     fresh = executed(SCRIPT)
     assert len(pictures(fresh)) == len(pictures(read()))

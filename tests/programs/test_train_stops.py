@@ -130,8 +130,11 @@ WORDS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
-@pytest.mark.parametrize(("task", "more"), [("reverse", TINY), ("lm", WORDS)])
+@pytest.mark.parametrize(
+    ("task", "more", "number"),
+    [("reverse", TINY, signal.SIGKILL), ("reverse", TINY, signal.SIGINT), ("lm", WORDS, signal.SIGKILL)],
+    ids=["reverse-killed", "reverse-ctrl-c", "lm-killed"],
+)
 def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, task: str, more: list[str], number: int) -> None:
     rng = np.random.default_rng(time.time_ns())  # any step will do: the place is random on purpose
     (tmp_path / "text.txt").write_text(" ".join(f"{n} squared is {n * n}" for n in range(600)))
