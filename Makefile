@@ -13,10 +13,10 @@ demo: .venv/installed ## train on the copy task, then decode with beam search
 	$(BIN)/python train.py --task copy
 	$(BIN)/python generate.py --beam 4
 
-test: .venv/tested ## the tests, ten to twelve minutes on two cores
+test: .venv/tested ## the tests, about ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup --durations 10
 
-test-slow: .venv/tested ## the tests that take longer
+test-slow: .venv/tested ## the tests that take longer, half an hour
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadgroup --durations 0
 
 lint: .venv/linted ## style, format and types
