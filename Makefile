@@ -17,7 +17,8 @@ test: .venv/tested ## the tests, about ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup --durations 10
 
 test-slow: .venv/tested ## the tests that take longer, half an hour
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadgroup --durations 0
+	$(BIN)/python -m pytest -m "slow and not optimised" --numprocesses 2 --dist loadgroup --durations 0
+	$(BIN)/python -m pytest -m optimised --numprocesses 2 --dist loadgroup --durations 0
 
 lint: .venv/linted ## style, format and types
 	$(BIN)/ruff check .
@@ -29,7 +30,7 @@ parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
 
 CALLS ?= 10000
 calls: .venv/tested ## draw CALLS calls of generate() (10000), compare with transformers, count
-	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false" \
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_cpu_use_fusion_emitters=false \
 		PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/drawn.py --calls $(CALLS) --seed $$(date +%s)
 
 walkthrough: .venv/tested ## execute docs/walkthrough.py into the notebook beside it

@@ -55,7 +55,7 @@ def main(arguments: Arguments) -> None:
             times += [seconds(row) for row in compared]
     method = (
         "Time of the first start of `generate.py`, which compiles, / time of the second, which reads what the first "
-        f"has kept in the user's cache folder: the median of interleaved rounds. {' '.join(times)}"
+        f"has kept in the user's cache folder: the median of interleaved rounds. In seconds: {'; '.join(times)}."
     )
     report("Starting generate.py", None if arguments.quick else ROOT / "docs/benchmarks/start.md", rows, method)
     print(*times, sep="\n")
@@ -82,7 +82,7 @@ def first_start(place: Path, *flags: str) -> None:
 
 def seconds(row: Row) -> str:
     """The median times themselves."""
-    return f"{row.what}: {median(row.theirs):.1f} s and {median(row.ours):.1f} s."
+    return f"{row.what}: first {median(row.theirs):.1f} s, second {median(row.ours):.1f} s"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -44,13 +45,15 @@ class Cache:
         Beams over one source have a common past. So where as many rows are selected as there are, as in every step of a
         beam search, no slot moves before the first in which a row becomes another.
         """
-        R, known = rows.shape[0], self.writers
-        valid, history = (None if leaf is None else leaf[rows] for leaf in (self.valid, self.history))
-        writers = jnp.broadcast_to(rows[:, None], (R, self.slots)).astype(jnp.int32) if known is None else known[rows]
-        if known is None or len(known) != R:
-            layers = jax.tree.map(lambda leaf: leaf[rows], self.layers)
+        R = rows.shape[0]
+        take = partial(jax.tree.map, lambda leaf: leaf[rows])
+        valid, history, writers = take((self.valid, self.history, self.writers))
+        if writers is None:
+            writers = jnp.broadcast_to(rows[:, None], (R, self.slots)).astype(jnp.int32)
+        if self.writers is None or len(self.writers) != R:
+            layers = take(self.layers)
         else:
-            changes = jnp.any(writers != known, axis=0)
+            changes = jnp.any(writers != self.writers, axis=0)
             layers = self._moved(rows, jnp.where(jnp.any(changes), jnp.argmax(changes), self.length))
         return dataclasses.replace(self, layers=layers, valid=valid, history=history, writers=writers)
 

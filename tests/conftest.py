@@ -24,10 +24,16 @@ gc.set_threshold(200_000, 20, 20)
 
 
 # Tests compile small programs for much longer than they run them. Without most optimisations, of which these programs
-# need none, this takes a third of the time; the processes that tests start inherit it.
-UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-os.environ[UNOPTIMISED] = "1"
-AS_USERS_RUN_IT = {"test_ledger", "test_torch_attention", "test_torch_transformer"}  # whose figures README shows
+# need none, and without what fuses loops, tests of whole models take a fifth of the time. Processes that tests start
+# inherit this. `pytest -m optimised` compiles as users do.
+QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how programs are compiled, before the first one is."""
+    if config.option.markexpr != "optimised":
+        os.environ.update(QUICKLY)
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,21 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compile as the module wants it, and forget the programs behind each module.
+def compiled_programs() -> Iterator[None]:
+    """Forget compiled programs behind each module, so that the memory of a long run stays bounded.
 
-    So the memory of a long run stays bounded: what a module has compiled, the next one seldom needs.
+    What a module has compiled, the next one seldom needs.
     """
-    jax.config.update(UNOPTIMISED.lower(), request.path.stem not in AS_USERS_RUN_IT)
     yield
     jax.clear_caches()
     gc.collect()
-
-
-@pytest.fixture
-def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs in processes that the test starts are compiled as users' are, because they run for long."""
-    monkeypatch.delenv(UNOPTIMISED)
 
 
 @pytest.fixture

@@ -161,10 +161,12 @@ def temporary_bytes(length: int, **options: object) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.optimised
 def test_16384_tokens_need_less_than_a_gigabyte() -> None:
     assert temporary_bytes(16_384, causal=True) < 1 << 30
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("options", [{}, {"causal": True, "window": (100, None)}], ids=["full", "window"])
 def test_memory_is_linear_in_the_length(options: dict[str, object]) -> None:
     assert temporary_bytes(16_384, **options) < 2.2 * temporary_bytes(8_192, **options)

@@ -10,6 +10,8 @@ from flax import nnx
 from jaxformer.config import AttentionConfig
 from jaxformer.layers import Attention, Visibility
 
+pytestmark = pytest.mark.optimised  # and in every run, compiled quickly
+
 B, T, S = 3, 5, 7
 
 

@@ -19,6 +19,8 @@ from torch_reference import (
 
 from jaxformer import Transformer, cross_entropy
 
+pytestmark = pytest.mark.optimised  # and in every run, compiled quickly
+
 PAD = -100
 SHAPES = [("post", "relu"), ("pre", "gelu")]
 

@@ -189,7 +189,7 @@ def test_a_run_elsewhere_names_its_folder_and_resuming_a_finished_one_is_harmles
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.optimised
 @pytest.mark.parametrize("task", ["copy", "reverse", "sort"])
 def test_the_default_run_learns_its_task(tmp_path: Path, task: str) -> None:
     """With one seed; three of each were trained for README."""
