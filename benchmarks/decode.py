@@ -14,16 +14,18 @@ import torch
 import tyro
 from common import TORCH_DEVICE, Row, compare, prepare, race, random_gpt2, random_marian, report
 from in_ctranslate2 import in_ctranslate2
+from in_llama_cpp import in_llama_cpp
 from jax import lax
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from jaxformer import PRESETS, Transformer, from_pretrained, generate
 
-OURS, ONCE, HF, CT2 = (
+OURS, ONCE, HF, CT2, GGML = (
     "jaxformer",
     "no cache: every token reads all again",
     "transformers `generate()`, eager PyTorch",
     "CTranslate2",
+    "llama.cpp",
 )
 SEARCHES = (("greedy, batch 1", 1, 1), ("greedy, batch 8", 8, 1), ("beam 4, batch 1", 1, 4))
 
@@ -41,7 +43,7 @@ class Arguments:
     prompt: int = 30
     """tokens of each source or prompt"""
     weights: Literal["float32", "int8"] = "float32"
-    """of jaxformer and of CTranslate2; with int8 tokens need not be equal any more"""
+    """of jaxformer, CTranslate2 and llama.cpp; with int8 tokens need not be equal any more"""
     new_tokens: int = 100
     """tokens generated in each run; no sequence ends earlier"""
     runs: int = 5
@@ -85,7 +87,7 @@ def main(arguments: Arguments) -> None:
     rows += race_sampling(subject, arguments)
     one, all_of_them = (min(races[what][OURS]) for what in ("the first token, batch 1", "greedy, batch 1"))
     share = share_of_memory(subject, (all_of_them - one) / (arguments.new_tokens - 1), arguments.quick)
-    kind = "float32; all tokens were equal" if full else "weights of 8 bits here and in CTranslate2"
+    kind = "float32; all tokens were equal" if full else "weights of 8 bits here, in CTranslate2 and in llama.cpp"
     method = (
         f"{arguments.new_tokens} new tokens from {arguments.prompt}; {subject.name}; {kind}. Time of the rival / time "
         f"of jaxformer, compilation not counted: the median of {arguments.runs} interleaved rounds, and the ratio of "
@@ -131,12 +133,15 @@ def race_naive(subject: Subject, arguments: Arguments) -> list[Row]:
 def race_others(subject: Subject, batch: int, beams: int, arguments: Arguments) -> dict[str, list[float]]:
     """Seconds of generation by all libraries that are here, with the same settings."""
     full, prompts = subject.rounded is None, subject.prompts(batch, arguments.prompt)
+    kind = None if full else "int8"
     rivals: dict[str, Callable[[], np.ndarray]] = {
         OURS: partial(generated, subject, prompts, beams, arguments.new_tokens),
         HF: partial(generated_by_transformers, subject, prompts, beams, arguments.new_tokens),
     }
-    if translator := in_ctranslate2(subject.theirs, None if full else "int8"):
+    if translator := in_ctranslate2(subject.theirs, kind):
         rivals[CT2] = partial(translator, prompts, beams, arguments.new_tokens)
+    if beams == 1 and (continued := in_llama_cpp(subject.theirs, kind)):  # which has no beam search
+        rivals[GGML] = partial(continued, prompts, arguments.new_tokens)
     if full:
         expected = rivals[OURS]()
         for rival in rivals.values():

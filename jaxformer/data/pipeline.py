@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 
 from jaxformer.data.tasks import BOS, EOS, PAD, Task, is_held_out
+
+if TYPE_CHECKING:
+    import grain
 
 IGNORED = -100  # the label where there is nothing to say
 Batch = dict[str, np.ndarray]
@@ -52,10 +55,22 @@ def fill(ids: np.ndarray, length: int, filler: int) -> np.ndarray:
     return np.concatenate([ids, np.full(length - len(ids), filler)]).astype(np.int32)
 
 
-def training_batches(task: Task, batch_size: int, seed: int) -> grain.DatasetIterator:
+def training_batches(task: Task, batch_size: int, seed: int) -> "grain.DatasetIterator":
     """An endless iterator over batches, arrays [batch_size, ...]; `get_state` and `set_state` move it to the sample."""
-    dataset = grain.MapDataset.source(Examples(task, seed)).batch(batch_size)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    return batches_ahead(Examples(task, seed), batch_size)
+
+
+def batches_ahead(source: Any, batch_size: int, shuffle_seed: int | None = None) -> "grain.DatasetIterator":
+    """Batches of a random-access source, made in a thread of their own, a few ahead.
+
+    Without a seed in order, once; with one endlessly, every epoch in an order of its own.
+    """
+    import grain  # half a second, which programs that only generate need not wait for
+
+    dataset = grain.MapDataset.source(source)
+    if shuffle_seed is not None:
+        dataset = dataset.shuffle(seed=shuffle_seed).repeat()
+    return iter(dataset.batch(batch_size).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def held_out(task: Task, count: int, seed: int) -> Batch:

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-import grain
 import numpy as np
 
-from jaxformer.data.pipeline import IGNORED, Batch, fill
+from jaxformer.data.pipeline import IGNORED, Batch, batches_ahead, fill
 from jaxformer.data.tokenizer import Tokenizer, check_text
 from jaxformer.errors import InputError
+
+if TYPE_CHECKING:
+    import grain
 
 FORMAT = 1  # of the cached arrays; another number, and all are made again
 ARRAYS = ("tokens", "ends", "sizes", "cuts")
@@ -265,15 +267,14 @@ class Windows:
         return {"inputs": span[:-1], "labels": span[1:]}
 
 
-def text_batches(corpus: Corpus, length: int, batch_size: int, seed: int) -> grain.DatasetIterator:
+def text_batches(corpus: Corpus, length: int, batch_size: int, seed: int) -> "grain.DatasetIterator":
     """An endless iterator over windows in random order: inputs and labels, the token behind each, int32 [B, length].
 
     Every epoch has every window once, in an order of its own. `get_state` and `set_state` move to the sample.
     Raises InputError for a corpus shorter than a window.
     """
     check_length(corpus, length)
-    dataset = grain.MapDataset.source(Windows(corpus.tokens, length)).shuffle(seed=seed).repeat().batch(batch_size)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    return batches_ahead(Windows(corpus.tokens, length), batch_size, shuffle_seed=seed)
 
 
 def windows(corpus: Corpus, length: int, batch_size: int) -> Iterator[Batch]:

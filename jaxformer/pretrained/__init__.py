@@ -124,7 +124,10 @@ def fetched(name: str, revision: str | None) -> Path:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, FLAX]))
         return folder
     except Exception as error:  # no network, no such repository, no right to read it: the hub has many types
-        raise InputError(f"{name} is no folder here, and the hub did not give it: {first_line(error)}") from None
+        raise InputError(
+            f"{name} is no folder here, and the hub did not give it (is the name right, the network there?): "
+            f"{first_line(error)}"
+        ) from None
 
 
 def first_line(error: Exception) -> str:

@@ -192,7 +192,7 @@ def report(run: Run, loss: float, start: float) -> None:
     results = {"loss": loss, **outcome.results, "seconds": round(seconds, 1)}
     replace_text(run.folder / runs.RESULTS, json.dumps(results) + "\n")
     page = write_report(run.folder, f"{run.task_name}: {run.folder}", facts(run, outcome, seconds))
-    print(f"{run.task_name}: loss {loss:.4f} nats per token after {run.settings.steps} steps, {seconds:.0f} s")
+    print(f"{run.task_name}: training loss {loss:.4f} nats per token after {run.settings.steps} steps, {seconds:.0f} s")
     print("\n".join(outcome.lines))
     print(f"checkpoint: {run.folder}    loss curve: {picture}    report: {page}")
     found_by_itself = run.folder.parent == ROOT  # generate.py looks there for the run that was finished last

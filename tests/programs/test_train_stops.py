@@ -58,7 +58,7 @@ def test_ctrl_c_while_evaluating_keeps_what_was_trained(
     before = parameters(ROOT / "sort")
     train(["--task", "sort", "--resume"])
     loss = np.mean([line[1] for line in record(ROOT / "sort")])
-    assert f"sort: loss {loss:.4f} nats per token after 6 steps" in capsys.readouterr().out
+    assert f"sort: training loss {loss:.4f} nats per token after 6 steps" in capsys.readouterr().out
     assert all(np.array_equal(a, b) for a, b in zip(before, parameters(ROOT / "sort"), strict=True))
 
 
