@@ -297,27 +297,36 @@ def perturbed(config: object, path: str = "") -> Iterator[tuple[str, object]]:
             yield name, dataclasses.replace(config, encoder=encoder, decoder=decoder)
 
 
-@functools.cache
+abstract = functools.cache(abstract_model)
+
+
 def shapes(config: TransformerConfig) -> list[tuple[int, ...]]:
     """Shapes of all parameters."""
-    return [leaf.shape for leaf in jax.tree.leaves(abstract_model(config))]
+    return [leaf.shape for leaf in jax.tree.leaves(abstract(config))]
 
 
 @functools.cache
 def fingerprint(config: TransformerConfig) -> np.ndarray:
     """Logits in training, of parameters that only their shape decides, and how many blocks are rematerialised."""
+    stacks = {"encoder": config.encoder, "decoder": config.decoder}
+    kept = {name: stack and dataclasses.replace(stack, rematerialise=False) for name, stack in stacks.items()}
+    if kept != stacks:  # which changes the program and, as other tests show, no logit
+        arguments = inputs(config)[0]
+        program = str(jax.make_jaxpr(lambda model: model(*arguments))(abstract(config)))
+        return np.append(fingerprint(dataclasses.replace(config, **kept))[:-1], program.count("remat"))
     rng = np.random.default_rng(1)
-    model = jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), "f4"), abstract_model(config))
+    model = jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), "f4"), abstract(config))
+    arguments, marks = inputs(config)
+    return np.append(model(*arguments, dropout_key=jax.random.key(0), **marks).ravel(), 0)
+
+
+def inputs(config: TransformerConfig) -> tuple[tuple[np.ndarray, ...], dict[str, np.ndarray]]:
+    """What a model of the configuration reads, and which of its tokens are real."""
     source, target = np.arange(12).reshape(2, 6) % 29, np.arange(10).reshape(2, 5) % 23
     valid = np.array([[False, True, True, True, True, True]] * 2)
-    arguments, marks = (source,), {"inputs_valid": valid}
     if config.encoder and config.decoder:
-        arguments, marks = (source, target), marks | {"targets_valid": valid[:, 1:] & (np.arange(5) > 0)[None]}
-    logits = model(*arguments, dropout_key=jax.random.key(0), **marks).ravel()
-    if not any(stack.rematerialise for stack in (config.encoder, config.decoder) if stack):
-        return np.append(logits, 0)
-    program = str(jax.make_jaxpr(lambda model: model(*arguments))(model))
-    return np.append(logits, program.count("remat"))
+        return (source, target), {"inputs_valid": valid, "targets_valid": valid[:, 1:] & (np.arange(5) > 0)[None]}
+    return (source,), {"inputs_valid": valid}
 
 
 PERTURBED = [

@@ -11,7 +11,6 @@ LEDGER = Path(__file__).parents[2] / "docs/parity.md"
 
 
 @pytest.mark.slow
-@pytest.mark.optimised
 @pytest.mark.parametrize("family", families())
 def test_every_figure_is_within_its_bound(family: str) -> None:
     found = {name: family_distances(name) for name in families()[family]}
