@@ -12,10 +12,6 @@ from statistics import median
 from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
-# PyTorch's threads would go on spinning after their work and take the cores from whoever is measured next.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-
 import jax
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MarianConfig, MarianMTModel
@@ -24,7 +20,7 @@ from transformers.utils import logging
 from jaxformer import Transformer
 from jaxformer.pretrained import from_pretrained
 
-PAUSE = 0.05  # seconds between two measurements, in which the threads of the one before go to sleep
+PAUSE = 0.3  # seconds between two measurements, in which the threads of the one before stop spinning and go to sleep
 EOS, PAD = 0, 1  # of Marian; PAD is what its decoder starts from, too
 TORCH_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.decode.beam import BEAM, OUT
+from jaxformer.decode.compiling import compiled
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.loop import Found, Record, Search, Select, Step, Strategy, choose, finish
 from jaxformer.decode.observation import AttentionMaps, trimmed
@@ -81,7 +81,7 @@ def decode(
     return returned(found, config, plan)
 
 
-@partial(jax.jit, static_argnames=("prompt_slots", "select"))
+@compiled(static_argnames=("prompt_slots", "select"))
 def decode_compiled(
     step: Step, cache: Any, tokens: jax.Array, plan: Plan, *, prompt_slots: int, select: Select
 ) -> Found:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.decode.compiling import compiled
 from jaxformer.decode.config import GenerationConfig, as_tuple
 from jaxformer.decode.engine import Generated, begin, in_float32, returned, strategy_of
 from jaxformer.decode.loop import Found, Search, finish
@@ -171,7 +172,7 @@ def begin_request(model: Model, request: Request) -> tuple[Model, Search]:
     return model, begin(plan, select_cache_rows, tokens, logits, cache)
 
 
-@jax.jit
+@compiled()
 def generate_compiled(model: Model, request: Request) -> tuple[Found, Any]:
     """What `generate` compiles: what was found, and the attention maps behind it if they are asked for."""
     decoder, search = begin_request(model, request)

@@ -1,12 +1,11 @@
 """A generation in parts: as a stream of tokens, or stopped, saved and continued elsewhere."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
+from jaxformer.decode.compiling import compiled
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.engine import Generated, in_float32, returned, strategy_of
 from jaxformer.decode.generation import BESIDE, Model, Request, begin_request, make_request, rows_of, select_cache_rows
@@ -96,14 +95,14 @@ def produced(session: Session) -> Iterator[np.ndarray]:
         session.advance()
 
 
-@jax.jit
+@compiled()
 def begin_compiled(model: Model, request: Request) -> tuple[Model, Search]:
     """What is compiled for the prompts."""
     model, search = begin_request(model, request)
     return model.for_steps(rows_of(search)), search
 
 
-@partial(jax.jit, donate_argnames="search")
+@compiled(donate_argnames="search")
 def proceed_compiled(model: Model, search: Search, plan: Plan) -> Search:
     """What is compiled for every chunk of tokens."""
     return proceed(plan, strategy_of(plan), in_float32(model.step), select_cache_rows, search)
