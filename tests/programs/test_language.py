@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = call(folder, "train.py", *FLAGS, "--steps", "60", "--evaluate-every", "30", "--save-every", "30")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("lm: loss ")
+    assert lines[0].startswith("lm: training loss ")
     assert [line.split()[0] for line in lines[2:6]] == ["tokens", "loss", "perplexity", "bits"]
     assert lines[-1].startswith("next: python generate.py")
     return folder
