@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = call(folder, "train.py", "--task", "copy", *TINY, "--steps", "40", "--save-every", "20")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("copy: loss ")
+    assert lines[0].startswith("copy: training loss ")
     assert lines[1].startswith("held-out: ")
     assert "runs/copy" in lines[2]
     assert lines[3] == "next: python generate.py --beam 4"
@@ -190,9 +190,9 @@ def test_a_run_elsewhere_names_its_folder_and_resuming_a_finished_one_is_harmles
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.optimised
-@pytest.mark.parametrize("task", ["copy", "reverse", "sort"])
+@pytest.mark.parametrize("task", ["copy", "reverse"])
 def test_the_default_run_learns_its_task(tmp_path: Path, task: str) -> None:
-    """With one seed; three of each were trained for README."""
+    """With one seed; three of each, and of sort, were trained for README."""
     result = call(tmp_path, "train.py", "--task", task)
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "runs" / task
