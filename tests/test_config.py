@@ -310,7 +310,7 @@ def fingerprint(config: TransformerConfig) -> np.ndarray:
     """Logits in training, of parameters that only their shape decides, and how many blocks are rematerialised."""
     stacks = {"encoder": config.encoder, "decoder": config.decoder}
     kept = {name: stack and dataclasses.replace(stack, rematerialise=False) for name, stack in stacks.items()}
-    if kept != stacks:  # which changes the program and, as other tests show, no logit
+    if kept != stacks:  # which changes the program and, as test_export shows, no logit
         arguments = inputs(config)[0]
         program = str(jax.make_jaxpr(lambda model: model(*arguments))(abstract(config)))
         return np.append(fingerprint(dataclasses.replace(config, **kept))[:-1], program.count("remat"))
