@@ -153,7 +153,8 @@ def make_request(
         raise InputError(f"token_texts are {len(token_texts)}, but the model has {model.vocab_sizes[1]} tokens")
     read = None if source is None else np.asarray(inputs)
     plan = make_plan(config, limits, prompt, mask, read=read, allowed=allowed, token_texts=token_texts)
-    prompt_slots = round_up(length, BUCKET, model.max_length)
+    # A decoder behind an encoder nearly always begins with one token: it need not read the room of a bucket with it.
+    prompt_slots = 1 if source is not None and length == 1 else round_up(length, BUCKET, model.max_length)
     slots = round_up(int(plan.max_length), SLOTS, model.max_length)
     tokens = fill_right(prompt, slots, config.padding)
     valid = None if mask.all() else fill_right(mask, prompt_slots, True)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode.chain import ChainModel, empty_cache, make_tables, read
+from decode.chain import ChainCache, ChainModel, empty_cache, make_tables, read
 
 from jaxformer.decode import decode, generate
 
@@ -21,7 +21,12 @@ def counted_step(tables: jax.Array, tokens: jax.Array, cache: dict) -> tuple[jax
 class CountedModel(ChainModel):
     """The chain's model; it notes whenever a program is being made of it."""
 
-    def step(self, tokens: jax.Array, cache: object) -> tuple[jax.Array, object]:
+    def prefill(self, tokens: jax.Array, cache: ChainCache, **which: jax.Array | None) -> tuple[jax.Array, ChainCache]:
+        """Reads prompts."""
+        traces.append(tokens.shape)
+        return super().prefill(tokens, cache, **which)
+
+    def step(self, tokens: jax.Array, cache: ChainCache) -> tuple[jax.Array, ChainCache]:
         """Reads one token."""
         traces.append(tokens.shape)
         return super().step(tokens, cache)
@@ -169,9 +174,18 @@ def test_lengths_share_a_bucket(encoder: bool, rng: np.random.Generator) -> None
     for length, new in ((1, 1), (2, 30), (17, 9), (32, 32)):
         inputs = rng.integers(V, size=(2, length))
         generate(CountedModel(make_tables(rng, V), encoder), inputs, max_new_tokens=new, **call)
-    if encoder:
-        generate(CountedModel(tables, encoder), inputs, decoder_input_ids=[[1, 4, 5]] * 2, max_new_tokens=9, **call)
     assert not traces
     generate(CountedModel(tables, encoder), rng.integers(V, size=(2, 33)), max_new_tokens=32, **call)
     assert traces
     traces.clear()
+
+
+def test_a_single_start_token_is_read_alone(rng: np.random.Generator) -> None:
+    """Behind an encoder it has a program of its own; longer prompts share one."""
+    model, sources = CountedModel(make_tables(rng, V), encoder=True), rng.integers(V, size=(2, 5))
+    for lengths, slots in (([1], 1), ([2, 3, 31], 32)):
+        for number, length in enumerate(lengths):
+            start = np.full((2, length), 1)
+            generate(model, sources, decoder_input_ids=start, decoder_start_token_id=1, max_new_tokens=9)
+            assert traces[:1] == ([] if number else [(2, slots)])
+            traces.clear()
