@@ -871,11 +871,12 @@ pieces, fillings = [], []
 for place in range(target.shape[1]):
     hidden, cache = extend(trained, target[:, place : place + 1], cache)
     pieces.append(trained.logits(hidden))
-    fillings.append(np.linalg.norm(cache.layers[0].key[0], axis=(0, 2)))  # of every slot, over heads and widths
+    keys, values = cache.layers[0].as_activations()  # of the first layer, [batch, slots, heads, width]
+    fillings.append(np.linalg.norm(keys[0], axis=(1, 2)))  # of every slot, over heads and widths
 
 assert equal(jnp.concatenate(pieces, axis=1), trained(source, target, inputs_valid=source != PAD))
-print("each layer remembers keys", cache.layers[0].key.shape, "and values", cache.layers[0].value.shape)
-print("and of the source, computed once, keys", cache.cross[0].key.shape)
+print("each layer remembers keys", keys.shape, "and values", values.shape)
+print("and of the source, computed once, keys", cache.cross[0].as_activations()[0].shape)
 
 figure, (left, right) = panels(2, height=3)
 image = left.imshow(fillings, cmap="Blues", vmin=0)

@@ -195,10 +195,10 @@ class Transformer(nnx.Module):
     def for_steps(self, rows: int) -> "Transformer":
         """An equal model whose matrices lie as steps of so many rows read them fastest: make it once before a loop."""
         model = nnx.clone(self)
-        if isinstance(model.head, Head):
-            model.head = model.head.untied(self.embedding.table[...])
         if rows == 1:
             replace_linear(model._decoder, TransposedLinear, lambda _, linear: linear.narrows)
+        elif isinstance(model.head, Head):
+            model.head = model.head.untied(self.embedding.table[...])
         return model
 
     def quantised(self) -> "Transformer":

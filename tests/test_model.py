@@ -197,10 +197,15 @@ def test_selected_rows_are_copies_though_few_slots_move(name: str) -> None:
     for seed in range(12):
         _, cache = extend(model, tokens(2 * beams, 1, seed=seed), cache)
         rows = jnp.asarray(np.concatenate([rng.integers(0, beams, beams), beams + rng.integers(0, beams, beams)]))
-        copied = jax.tree.map(lambda leaf, rows=rows: leaf[rows], cache.layers)
+        copied = jax.tree.map(functools.partial(take_rows, rows), cache.layers)
         cache = select(cache, rows)
         for moved, whole in zip(cache.layers, copied, strict=True):
             jax.tree.map(np.testing.assert_array_equal, moved.first(int(cache.length)), whole.first(int(cache.length)))
+
+
+def take_rows(rows: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Those rows of an array [B ...], or [B K, ...]."""
+    return leaf.reshape(len(rows), -1, *leaf.shape[1:])[rows].reshape(leaf.shape)
 
 
 def test_an_encoder_sees_both_sides() -> None:

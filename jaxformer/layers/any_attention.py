@@ -12,7 +12,7 @@ from jaxformer.layers.latent_attention import LatentAttention
 
 
 class Memory(Protocol):
-    """What a layer keeps of the tokens that it has seen, for B sequences: a pytree of arrays [B, ...]."""
+    """What a layer keeps of the tokens that it has seen, for B sequences: a pytree of arrays."""
 
     @property
     def rows(self) -> int:
@@ -26,6 +26,10 @@ class Memory(Protocol):
 
     def write(self, new: Any, start: int | jax.Array) -> Any:
         """A copy whose slots from `start` on hold `new`."""
+        ...
+
+    def select(self, rows: jax.Array) -> Any:
+        """That of the batch rows `rows` [R]."""
         ...
 
     def move(self, rows: jax.Array, start: int | jax.Array, slots: int) -> Any:

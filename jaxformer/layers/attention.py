@@ -1,7 +1,8 @@
 """Multi-head attention, section 3.2.2, and what it remembers."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,44 +20,61 @@ from jaxformer.ops import (
 )
 
 
-class KeyValue(NamedTuple):
-    """Keys and values of one attention layer, both [B, K, S, H].
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KeyValue:
+    """Keys and values of one attention layer for B sequences, both [B K, S, H], and how many heads K they are of.
 
-    Heads come before slots, unlike in activations: the products of a decoding step then read a cache as it lies, where
-    [B, S, K, H] would be transposed whole for every token.
+    Rows and heads are one axis, and stand before slots, unlike in activations: so the products of a decoding step read
+    a cache as it lies, and what is written to it goes in its place. XLA would copy [B, K, S, H] twice for every token,
+    and [B, S, K, H] once more to transpose it.
     """
 
     key: jax.Array
     value: jax.Array
+    heads: int = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, key: jax.Array, value: jax.Array) -> "KeyValue":
+        """Keys and values as activations have them, [B, S, K, H]."""
+        B, S, K, _ = key.shape
+        return cls(*(jnp.swapaxes(each, 1, 2).reshape(B * K, S, -1) for each in (key, value)), heads=K)
 
     @property
     def rows(self) -> int:
         """How many sequences there are, B."""
-        return self.key.shape[0]
+        return self.key.shape[0] // self.heads
 
     @property
     def slots(self) -> int:
         """How many keys and values there are, S."""
-        return self.key.shape[2]
+        return self.key.shape[1]
 
     def write(self, new: "KeyValue", start: int | jax.Array) -> "KeyValue":
-        """A copy whose slots from `start` on hold `new` [B, K, T, H]."""
-        return KeyValue(
-            *(jax.lax.dynamic_update_slice_in_dim(old, x, start, 2) for old, x in zip(self, new, strict=True))
-        )
+        """A copy whose slots from `start` on hold `new`, of T slots."""
+        return self._with(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, 1), new)
+
+    def select(self, rows: jax.Array) -> "KeyValue":
+        """That of the batch rows `rows` [R]."""
+        return self._with(lambda old: old.reshape(-1, self.heads, *old.shape[1:])[rows].reshape(-1, *old.shape[1:]))
 
     def move(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "KeyValue":
         """A copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
-        part = (jax.lax.dynamic_slice_in_dim(old, start, slots, 2) for old in self)
-        return self.write(KeyValue(*(each[rows] for each in part)), start)
+        part = self._with(lambda old: jax.lax.dynamic_slice_in_dim(old, start, slots, 1))
+        return self.write(part.select(rows), start)
 
     def first(self, slots: int) -> "KeyValue":
         """Its first `slots` slots."""
-        return KeyValue(self.key[:, :, :slots], self.value[:, :, :slots])
+        return self._with(lambda old: old[:, :slots])
 
     def as_activations(self) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, S, K, H], as the operations take them."""
-        return jnp.swapaxes(self.key, 1, 2), jnp.swapaxes(self.value, 1, 2)
+        key, value = (each.reshape(self.rows, self.heads, *each.shape[1:]) for each in (self.key, self.value))
+        return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+
+    def _with(self, change: Callable[..., jax.Array], *others: "KeyValue") -> "KeyValue":
+        """Both arrays changed, each beside its like."""
+        return jax.tree.map(change, self, *others)
 
 
 @dataclass(frozen=True)
@@ -114,13 +132,13 @@ class Attention(nnx.Module):
     def keys_values(self, x: jax.Array, position_ids: jax.Array | None = None) -> KeyValue:
         """What the states x [B, S, D] at positions [1|B, S] offer to queries; rotary keys stay turned as they are."""
         key = self._turned(self._normed(self.key(x), self.key_norm), position_ids)
-        return KeyValue(jnp.swapaxes(key, 1, 2), jnp.swapaxes(self.value(x), 1, 2))
+        return KeyValue.of(key, self.value(x))
 
     def empty(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValue:
         """A cache of this layer's keys and values with room for `slots` of them."""
-        K, *width = self.key.outputs
-        zeros = jnp.zeros((batch, K, slots, *width), dtype)
-        return KeyValue(zeros, zeros)
+        K, H = self.key.outputs
+        zeros = jnp.zeros((batch * K, slots, H), dtype)
+        return KeyValue(zeros, zeros, heads=K)
 
     def __call__(
         self,

@@ -35,9 +35,13 @@ class Latent(NamedTuple):
         """A copy whose slots from `start` on hold `new`, of T tokens."""
         return Latent(jax.lax.dynamic_update_slice_in_dim(self.states, new.states, start, 1))
 
+    def select(self, rows: jax.Array) -> "Latent":
+        """That of the batch rows `rows` [R]."""
+        return Latent(self.states[rows])
+
     def move(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "Latent":
         """A copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
-        return self.write(Latent(jax.lax.dynamic_slice_in_dim(self.states, start, slots, 1)[rows]), start)
+        return self.write(Latent(jax.lax.dynamic_slice_in_dim(self.states, start, slots, 1)).select(rows), start)
 
     def first(self, slots: int) -> "Latent":
         """Its first `slots` slots."""

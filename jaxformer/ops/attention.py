@@ -124,8 +124,8 @@ def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
     """
     B, N, T, S = weights.shape
     _, _, K, Hv = value.shape
-    grouped = weights.astype(value.dtype).reshape(B, K, N // K, T, S)
-    mixed = jnp.einsum("BKGTS,BKSH->BKGTH", grouped, _heads_first(value), preferred_element_type=jnp.float32)
+    grouped = weights.astype(value.dtype).reshape(B * K, N // K * T, S)
+    mixed = jnp.einsum("XQS,XSH->XQH", grouped, _rows_and_heads(value), preferred_element_type=jnp.float32)
     return _heads_first(mixed.reshape(B, N, T, Hv)).astype(value.dtype)
 
 
@@ -146,9 +146,12 @@ def _scores(query: jax.Array, key: jax.Array, structure: Structure) -> jax.Array
     """Scaled, capped, biased and masked scores, float32 [B, N, T, S]."""
     B, T, N, H = query.shape
     _, S, K, _ = key.shape
-    # Heads first gives plain batched matrix products, up to twice as fast on a CPU as contracting [B, T, N, H].
-    grouped = _heads_first(query).reshape(B, K, N // K, T, H)
-    scores = jnp.einsum("BKGTH,BKSH->BKGTS", grouped, _heads_first(key), preferred_element_type=jnp.float32)
+    # Plain batched matrix products: up to twice as fast on a CPU as contracting [B, T, N, H].
+    queries, keys = _rows_and_heads(query).reshape(B * K, N // K * T, H), _rows_and_heads(key)
+    if T < S:  # K Q^T, and the smaller result is transposed: XLA would transpose all keys for Q K^T
+        scores = jnp.swapaxes(jnp.einsum("XSH,XQH->XSQ", keys, queries, preferred_element_type=jnp.float32), 1, 2)
+    else:
+        scores = jnp.einsum("XQH,XSH->XQS", queries, keys, preferred_element_type=jnp.float32)
     scores = scores.reshape(B, N, T, S) * structure.rules.scale
     if (softcap := structure.rules.softcap) is not None:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -170,6 +173,12 @@ def _weights(query: jax.Array, key: jax.Array, structure: Structure) -> jax.Arra
 def _heads_first(x: jax.Array) -> jax.Array:
     """[B, T, N, H] -> [B, N, T, H], and back."""
     return jnp.swapaxes(x, 1, 2)
+
+
+def _rows_and_heads(x: jax.Array) -> jax.Array:
+    """[B, T, N, H] -> [B N, T, H]."""
+    B, T, N, H = x.shape
+    return _heads_first(x).reshape(B * N, T, H)
 
 
 @jax.custom_jvp

@@ -66,12 +66,13 @@ def test_rows_that_share_a_source_get_what_copies_would_give(rng: np.random.Gene
     _, module = pair(2, 11)
     beams = 3
     x = jnp.asarray(rng.normal(size=(B * beams, T, 22)), jnp.float32)
-    seen = module.keys_values(jnp.asarray(rng.normal(size=(B, S, 22)), jnp.float32))
+    states = jnp.asarray(rng.normal(size=(B, S, 22)), jnp.float32)
     valid = jnp.asarray(np.arange(S) < np.array([S, 2, 4])[:, None])
-    copies = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), (seen, Visibility(valid).valid))
-    expected = module(x, copies[0], Visibility(copies[1]))
+    seen, copies = module.keys_values(states), module.keys_values(jnp.repeat(states, beams, axis=0))
+    of_copies = Visibility(jnp.repeat(valid, beams, axis=0))
+    expected = module(x, copies, of_copies)
     np.testing.assert_allclose(module(x, seen, Visibility(valid)), expected, rtol=0, atol=1e-6)
-    maps = module.weights(x, copies[0], Visibility(copies[1]))
+    maps = module.weights(x, copies, of_copies)
     np.testing.assert_allclose(module.weights(x, seen, Visibility(valid)), maps, rtol=0, atol=1e-6)
 
 
