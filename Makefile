@@ -30,7 +30,8 @@ parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
 
 CALLS ?= 10000
 calls: .venv/tested ## draw CALLS calls of generate() (10000), compare with transformers, count
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_cpu_use_fusion_emitters=false \
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
+		XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true" \
 		PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/drawn.py --calls $(CALLS) --seed $$(date +%s)
 
 walkthrough: .venv/tested ## execute docs/walkthrough.py into the notebook beside it

@@ -24,9 +24,13 @@ gc.set_threshold(200_000, 20, 20)
 
 
 # Tests compile small programs for much longer than they run them. Without most optimisations, of which these programs
-# need none, and without what fuses loops, tests of whole models take a fifth of the time. Processes that tests start
-# inherit this. `pytest -m optimised` compiles as users do.
-QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+# need none, without what fuses loops, and each in one piece, tests of whole models take a fifth of the time. Processes
+# that tests start inherit this. `pytest -m optimised` compiles as users do.
+QUICKLY = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
