@@ -12,6 +12,7 @@ import numpy as np
 from jaxformer.decode.plan import Automaton
 from jaxformer.errors import InputError
 
+HALF = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer shows for a character that a token says only a part of
 Transitions = Sequence[Mapping[str, int]]  # for each state, the next behind each character; "" for any other
 
 
@@ -43,12 +44,20 @@ def stop_automaton(strings: Sequence[str], texts: Sequence[str], prompts: np.nda
 
 
 def phrase_automaton(phrases: Sequence[Sequence[int]], vocabulary: int, eos: Sequence[int]) -> Automaton:
-    """Allows one of some token sequences and then an EOS token: a tree of their beginnings."""
+    """Allows one of some token sequences and then an EOS token: a tree of their beginnings.
+
+    EOS tokens at a phrase's end, as tokenizers write them, are that end.
+    """
+    check_end(eos, vocabulary)
+    phrases = [without_end(phrase, eos) for phrase in phrases]
     if not phrases or not all(len(phrase) for phrase in phrases):
-        raise InputError("allowed phrases must be at least one, each of at least one token")
+        raise InputError("allowed phrases must be at least one, each of at least one token before its end")
     outside = [token for phrase in phrases for token in phrase if not 0 <= token < vocabulary]
     if outside:
         raise InputError(f"an allowed phrase has token {outside[0]}, outside the vocabulary of {vocabulary} tokens")
+    ends = [token for phrase in phrases for token in phrase if token in eos]
+    if ends:
+        raise InputError(f"an allowed phrase goes on behind the EOS token {ends[0]}, which ends every sequence")
     prefixes = {tuple(phrase[:end]): 0 for phrase in phrases for end in range(len(phrase) + 1)}
     prefixes = {prefix: state for state, prefix in enumerate(sorted(prefixes, key=len))}
     used = sorted({token for phrase in phrases for token in phrase})
@@ -64,11 +73,30 @@ def phrase_automaton(phrases: Sequence[Sequence[int]], vocabulary: int, eos: Seq
     return with_end(columns, table, final, eos)
 
 
+def check_end(eos: Sequence[int], vocabulary: int) -> None:
+    """Raise InputError unless there are EOS tokens, all of them in the vocabulary."""
+    if not eos:
+        raise InputError("what is allowed has an end: give an eos_token_id to say it with")
+    outside = [token for token in eos if not 0 <= token < vocabulary]
+    if outside:
+        raise InputError(f"eos has token {outside[0]}, outside the vocabulary of {vocabulary} tokens")
+
+
+def without_end(phrase: Sequence[int], eos: Sequence[int]) -> Sequence[int]:
+    """The phrase without EOS tokens at its end."""
+    length = len(phrase)
+    while length and phrase[length - 1] in eos:
+        length -= 1
+    return phrase[:length]
+
+
 def regex_automaton(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> Automaton:
     """Allows texts that match a regular expression as a whole, and then an EOS token. texts: what each token says.
 
+    Tokens that say only a part of a character, of which a tokenizer shows the replacement character, are not allowed.
     Raises InputError for a pattern that cannot be read, and for one that no sequence of tokens matches.
     """
+    check_end(eos, len(texts))
     try:
         import interegular
     except ImportError:
@@ -87,7 +115,8 @@ def regex_automaton(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> A
         for symbol, _ in symbols:
             row.setdefault(symbol, -1)
     states, _ = walk(table, texts, np.zeros(len(number), bool))
-    states[:, [not text for text in texts]] = -1  # tokens that say nothing would lead nowhere
+    states[:, [not text or HALF in text for text in texts]] = -1  # what says nothing would lead nowhere
+    states[:, list(eos)] = -1  # they end the text, whatever they are called
     final = np.array([state in machine.finals for state in number])
     columns, table = map(np.asarray, compressed(states, final, [0])[:2])
     table = without_dead_ends(table, final)
@@ -131,14 +160,17 @@ def compressed(states: np.ndarray, final: np.ndarray, start: Sequence[int]) -> A
 
 def with_end(columns: np.ndarray, table: np.ndarray, final: np.ndarray, eos: Sequence[int]) -> Automaton:
     """The automaton in whose final states, and nowhere else, the EOS tokens may follow, for one input."""
-    if not eos:
-        raise InputError("what is allowed has an end: give an eos_token_id to say it with")
     columns = columns.astype(np.int32)
     S, C = table.shape
     columns[list(eos)] = C
     table = np.concatenate([table, np.where(final, S, -1)[:, None]], axis=1)
     over = np.full((1, C + 1), -1)  # one more state, behind the end, where nothing follows
     return automaton(columns, np.concatenate([table, over]), np.append(final, False), [0])
+
+
+def ends_of(machine: Automaton) -> list[int]:
+    """The EOS tokens of an automaton made `with_end`."""
+    return np.flatnonzero(machine.columns == machine.next.shape[1] - 1).tolist()
 
 
 def side_by_side(machines: Sequence[Automaton]) -> Automaton:

@@ -6,6 +6,8 @@ from jax import lax
 
 from jaxformer.decode.warpers import place_on_line
 
+NOTHING = -1  # what is drawn where all scores are -inf, or one is NaN
+
 
 def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
     """A random key for each of `copies` rows per input at a step: [B * copies] from seeds [B, 2].
@@ -31,11 +33,12 @@ def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
     """A token drawn from softmax(scores): int32 [R] from [R, V] and a key for each row.
 
     By inversion: one uniform number is laid on the line of cumulative probabilities, and the token that it falls on is
-    taken. Tokens of probability 0 are never drawn.
+    taken. Tokens of probability 0 are never drawn; NOTHING is, where no token has a probability.
     """
     weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-    mark = jax.vmap(jax.random.uniform)(keys)[:, None] * jnp.sum(weights, axis=1, keepdims=True)
-    return place_on_line(weights, mark)[:, 0]
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    mark = jax.vmap(jax.random.uniform)(keys)[:, None] * total
+    return jnp.where(total > 0, place_on_line(weights, mark), NOTHING)[:, 0]
 
 
 def best_candidates(scores: jax.Array, count: int) -> jax.Array:

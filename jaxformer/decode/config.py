@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxformer.errors import InputError
 
 DEFAULT_NEW_TOKENS = 20
@@ -127,9 +129,11 @@ class GenerationConfig:
             )
         if prompt >= greatest:
             raise InputError(f"the prompt has {prompt} tokens and at most {greatest} are allowed: raise max_new_tokens")
+        if greatest >= 2**31:
+            raise InputError(f"{greatest} tokens are too many: lower max_new_tokens")
         if self.min_new_tokens is None and least > greatest:
             raise InputError(f"at least {least} tokens are asked for, but at most {greatest} are allowed")
-        return least, greatest
+        return min(least, 2**31 - 1), greatest
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -153,12 +157,12 @@ def as_tuple(ids: TokenIds) -> tuple[int, ...]:
     """One token id, several or none, as a tuple."""
     if ids is None:
         return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)
+    return (ids,) if isinstance(ids, int | np.integer) else tuple(ids)
 
 
 def whole(least: int) -> tuple[Callable[[Any], bool], str]:
-    """The rule of a whole number of at least `least`."""
-    return lambda value: type(value) is int and value >= least, f"a whole number of at least {least}"
+    """The rule of a whole number of at least `least`, and no more than 32 bits hold."""
+    return lambda value: is_whole(value) and least <= value < 2**31, f"a whole number from {least} to 2^31 - 1"
 
 
 def number(holds: Callable[[float], bool], rule: str) -> tuple[Callable[[Any], bool], str]:
@@ -176,7 +180,12 @@ def token_ids(value: Any) -> bool:
     if value is None:
         return True
     several = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return (type(value) is int or several) and all(type(token) is int and token >= 0 for token in as_tuple(value))
+    return (is_whole(value) or several) and all(is_whole(token, least=0) for token in as_tuple(value))
+
+
+def any_token_ids(value: Any) -> bool:
+    """Whether `value` is a token id or a sequence of them, be it empty."""
+    return token_ids(value) or (isinstance(value, list | tuple) and not value)
 
 
 def phrases(value: Any) -> bool:
@@ -199,7 +208,12 @@ def decay(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    return (is_whole(value) or isinstance(value, float | np.floating)) and math.isfinite(value)
+
+
+def is_whole(value: Any, least: float = -math.inf) -> bool:
+    """Whether `value` is a whole number, of at least `least`."""
+    return (type(value) is int or isinstance(value, np.integer)) and bool(value >= least)
 
 
 def strings(value: Any) -> bool:
@@ -211,7 +225,7 @@ def strings(value: Any) -> bool:
 def seeds(value: Any) -> bool:
     """Whether `value` is a seed or a sequence of them."""
     several = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return all(type(seed) is int and seed >= 0 for seed in (value if several else (value,)))
+    return all(is_whole(seed, least=0) for seed in (value if several else (value,)))
 
 
 TRUTH = (lambda value: type(value) is bool, "True or False")
@@ -239,8 +253,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eta_cutoff": number(lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "sequence_bias": optional((biases, "pairs of token ids and a number")),
     "bad_words_ids": optional((phrases, "sequences of token ids")),
-    "suppress_tokens": (token_ids, "token ids or None"),
-    "begin_suppress_tokens": (token_ids, "token ids or None"),
+    "suppress_tokens": (any_token_ids, "token ids or None"),
+    "begin_suppress_tokens": (any_token_ids, "token ids or None"),
     "exponential_decay_length_penalty": optional((decay, "a number of tokens and a factor")),
     "remove_invalid_values": TRUTH,
     "renormalize_logits": TRUTH,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.decode.beam import BEAM, OUT
+from jaxformer.decode.choice import NOTHING
 from jaxformer.decode.compiling import compiled
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.loop import Found, Record, Search, Select, Step, Strategy, choose, finish
@@ -100,6 +101,9 @@ def strategy_of(plan: Plan) -> Strategy:
 
 def begin(plan: Plan, select: Select, tokens: jax.Array, logits: jax.Array, cache: Any) -> Search:
     """A search from the prompts in tokens [B, slots], with their first new token chosen from the logits [B, V]."""
+    for machine in (plan.stops, plan.grammar):
+        if machine is not None and len(machine.columns) != logits.shape[-1]:
+            raise InputError(f"token_texts or allowed are for {len(machine.columns)} tokens, not {logits.shape[-1]}")
     if plan.copies > 1:
         rows = jnp.repeat(jnp.arange(tokens.shape[0]), plan.copies)
         tokens, logits, cache = tokens[rows], logits[rows], select(cache, rows)
@@ -125,6 +129,8 @@ def returned(found: Found, config: GenerationConfig, plan: Plan, maps: Any = Non
     copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
     tokens, scores, lengths = (np.asarray(array)[rows] for array in found[:3])
+    if config.num_beams == 1:
+        check_drawn(tokens[:, prompt : lengths.max()])
     if plan.grammar is not None and config.num_beams > 1:
         empty = scores < OUT / 2  # places that no allowed sequence took
         scores, lengths = np.where(empty, -np.inf, scores), np.where(empty, prompt, lengths)
@@ -135,6 +141,13 @@ def returned(found: Found, config: GenerationConfig, plan: Plan, maps: Any = Non
         tokens[:, :longest],
         scores,
         None if origins is None else np.where(np.arange(prompt, longest) < lengths[:, None], origins, -1),
-        *(None if pages is None else np.asarray(pages)[:steps] for pages in found.record),
+        # As copies: the next steps of a session take over the memory.
+        *(None if pages is None else np.asarray(pages)[:steps].copy() for pages in found.record),
         attentions=None if maps is None else trimmed(maps, rows, lengths, source_length),
     )
+
+
+def check_drawn(tokens: np.ndarray) -> None:
+    """Raise InputError where one of the tokens is NOTHING."""
+    if (tokens == NOTHING).any():
+        raise InputError("no token could be drawn: the settings exclude all of them, or the model's logits are NaN")

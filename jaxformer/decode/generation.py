@@ -189,7 +189,8 @@ def generate_compiled(model: Model, request: Request) -> tuple[Found, Any]:
     found = strategy.result(search.state, search.record)
     if not request.observe:
         return found, None
-    return found, look_again(decoder, request.source, request.source_valid, request.valid, found.tokens)
+    maps = look_again(decoder, request.source, request.source_valid, request.valid, found.tokens, found.length)
+    return found, maps
 
 
 def rows_of(search: Search) -> int:
@@ -212,7 +213,12 @@ def decoder_only_prompt(
     if inputs is None and config.bos_token_id is None:
         raise InputError("without a prompt there must be a bos_token_id to start from")
     prompt = token_array("inputs", [[config.bos_token_id]] if inputs is None else inputs)
-    if inputs_mask is None and config.pad_token_id is not None and config.pad_token_id not in config.eos_ids:
+    if (
+        inputs is not None
+        and inputs_mask is None
+        and config.pad_token_id is not None
+        and config.pad_token_id not in config.eos_ids
+    ):
         inputs_mask = prompt != config.pad_token_id
     mask = mask_array("inputs_mask", inputs_mask, prompt)
     if not mask[:, -1].all():

@@ -2,7 +2,8 @@
 
 They come from one pass over the finished sequences, inside the program that generated them. By the law of caches that
 pass computes what the steps did, so nothing is recorded on the way: beams that lose cost nothing, those that win carry
-their history in their tokens, and the search is the same with and without.
+their history in their tokens, and the search is the same with and without. (Where rotary frequencies change with the
+length, the law holds for no cache, and the maps are those of the last length.)
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxformer.layers import count_positions
 
 
 class AttentionMaps(NamedTuple):
@@ -29,16 +32,20 @@ class Observable(Protocol):
     """A model that shows its attention when asked to: see `jaxformer.Transformer.observe`."""
 
     def observe(
-        self, inputs: jax.Array, targets: Any = None, *, inputs_valid: Any = None, targets_valid: Any = None
+        self, inputs: jax.Array, targets: Any = None, *, inputs_valid: Any = None, position_ids: Any = None
     ) -> Any:
         """The forward pass, with what `encoder` and `decoder` did on the way."""
 
 
-def look_again(model: Observable, source: Any, source_valid: Any, prompt_valid: Any, tokens: jax.Array) -> Any:
+def look_again(
+    model: Observable, source: Any, source_valid: Any, prompt_valid: Any, tokens: jax.Array, length: jax.Array
+) -> Any:
     """Every map of a pass over tokens [R, slots]: encoder, decoder and cross, a tuple of layers each.
 
     source [B, S] (None: there is no encoder) and prompt_valid [B, P] (None: all real) belong to R / B adjacent rows.
+    length: that of the longest sequence, whose last token no step has read.
     """
+    tokens = jnp.maximum(tokens, 0)  # what stands behind a sequence is not looked at, but has to be a token
     if source is not None:
         seen = model.observe(source, tokens, inputs_valid=source_valid)
         return seen.encoder.attentions, seen.decoder.attentions, seen.decoder.cross_attentions
@@ -48,7 +55,11 @@ def look_again(model: Observable, source: Any, source_valid: Any, prompt_valid: 
         R, slots = tokens.shape
         valid = jnp.pad(prompt_valid, ((0, 0), (0, slots - P)), constant_values=True)
         valid = jnp.repeat(valid, R // B, axis=0)
-    return (), model.observe(tokens, inputs_valid=valid).decoder.attentions, ()
+    # Positions end with the last token that a step has read, for whatever asks for the longest.
+    position_ids = count_positions(jnp.ones(tokens.shape, bool) if valid is None else valid)
+    last = jax.lax.dynamic_slice_in_dim(position_ids, length - 2, 1, axis=1)
+    position_ids = jnp.minimum(position_ids, last)
+    return (), model.observe(tokens, inputs_valid=valid, position_ids=position_ids).decoder.attentions, ()
 
 
 def trimmed(maps: Any, rows: np.ndarray, lengths: np.ndarray, source_length: int) -> AttentionMaps:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.decode import processors, warpers
-from jaxformer.decode.automata import roomy, side_by_side, stop_automaton
+from jaxformer.decode.automata import ends_of, roomy, side_by_side, stop_automaton
 from jaxformer.decode.config import GenerationConfig, TokenIds, as_tuple
 from jaxformer.decode.plan import Automaton, Phrases, Plan, Processor
 from jaxformer.errors import InputError
@@ -71,7 +71,7 @@ def make_plan(
         begin=int32(P + (P == 1 and config.forced_bos_token_id is not None)),
         decay=float32(config.exponential_decay_length_penalty or (0, 1)),
         stops=stops(config, token_texts, prompt),
-        grammar=None if allowed is None else grammar(allowed, B),
+        grammar=None if allowed is None else grammar(config, allowed, B),
         seeds=input_seeds(config.seed, B),
     )
 
@@ -126,12 +126,19 @@ def stops(config: GenerationConfig, token_texts: Sequence[str] | None, prompt: n
         return None
     if token_texts is None:
         raise InputError("stop_strings need the text of each token: give token_texts, or a checkpoint with a tokenizer")
+    unsaid = prompt[(prompt < 0) | (prompt >= len(token_texts))]
+    if unsaid.size:
+        raise InputError(f"the prompt has token {unsaid[0]}, but token_texts are {len(token_texts)}: give one for each")
     strings = [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings
     return roomy(stop_automaton(strings, token_texts, prompt), len(prompt))
 
 
-def grammar(allowed: Automaton | Sequence[Automaton], batch: int) -> Automaton:
+def grammar(config: GenerationConfig, allowed: Automaton | Sequence[Automaton], batch: int) -> Automaton:
     """What each input may say: the same, or something of its own."""
+    for machine in [allowed] if isinstance(allowed, Automaton) else allowed:
+        ends = ends_of(machine)
+        if ends != sorted({*config.eos_ids}):
+            raise InputError(f"allowed ends with the EOS tokens {ends}, but eos_token_id is {config.eos_token_id}")
     if isinstance(allowed, Automaton):
         return roomy(allowed, batch)
     if len(allowed) != batch:
@@ -155,8 +162,8 @@ def active_processors(
         (config.forced_eos_token_id is not None, processors.force_eos),
         (config.remove_invalid_values, processors.remove_invalid),
         (bool(config.eos_ids) and config.exponential_decay_length_penalty is not None, processors.raise_eos),
-        (bool(config.suppress_tokens), processors.suppress),
-        (bool(config.begin_suppress_tokens), processors.suppress_at_begin),
+        (bool(as_tuple(config.suppress_tokens)), processors.suppress),
+        (bool(as_tuple(config.begin_suppress_tokens)), processors.suppress_at_begin),
         (constrained, processors.keep_to_grammar),
         (sample and config.temperature != 1, warpers.scale_by_temperature),
         (sample and config.top_h is not None, warpers.keep_top_h),
@@ -181,6 +188,9 @@ def token_array(name: str, ids: Any) -> np.ndarray:
         raise InputError(f"{name} must be token ids [batch, length] and not empty, but has shape {array.shape}")
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{name} must be whole numbers, not {array.dtype}")
+    beyond = array[(array < -MANY) | (array > MANY)]
+    if beyond.size:
+        raise InputError(f"{name} has token {beyond[0]}, outside any vocabulary")
     return array.astype(np.int32)
 
 

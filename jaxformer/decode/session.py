@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxformer.decode.compiling import compiled
 from jaxformer.decode.config import GenerationConfig
-from jaxformer.decode.engine import Generated, in_float32, returned, strategy_of
+from jaxformer.decode.engine import Generated, check_drawn, in_float32, returned, strategy_of
 from jaxformer.decode.generation import BESIDE, Model, Request, begin_request, make_request, rows_of, select_cache_rows
 from jaxformer.decode.loop import Found, Search, proceed
 from jaxformer.decode.plan import Plan
@@ -88,6 +88,7 @@ def produced(session: Session) -> Iterator[np.ndarray]:
         finished = session.finished
         end = int(lengths.max()) if finished else int(session.found.length)
         if end > sent:
+            check_drawn(tokens[:, sent:end])
             yield tokens[:, sent:end].copy()  # the next chunk takes over the memory
         if finished:
             return

@@ -11,7 +11,9 @@ import numpy as np
 import tokenizers
 
 from jaxformer.decode import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
+from jaxformer.decode.config import DEFAULT_NEW_TOKENS
 from jaxformer.decode.generation import BESIDE
+from jaxformer.decode.planning import token_array
 from jaxformer.errors import InputError
 from jaxformer.layers import Head, Trace
 from jaxformer.model import Observed, Transformer
@@ -111,11 +113,17 @@ class Pretrained:
     ) -> Generated:
         """`jaxformer.generate` with the folder's settings, of which each may be changed; None counts as given.
 
-        allowed_phrases: strings or token ids, one of which has to be said and nothing else; allowed_regex: what is said
-        has to match. Both for all inputs, or a list with one for each. Stop strings and regular expressions need the
-        folder's tokenizer. Raises InputError as `jaxformer.generate` does.
+        Where no length is set, 20 new tokens, but no more than the model's `context` has room for.
+
+        allowed_phrases: strings or lists of token ids, one of which has to be said and nothing else; allowed_regex:
+        what is said has to match. Both for all inputs, or a list with one for each. Stop strings and regular
+        expressions need the folder's tokenizer. Raises InputError as `jaxformer.generate` does.
         """
         config = self.generation.replace(**{k: v for k, v in settings.items() if k not in BESIDE})
+        unlimited = config.max_new_tokens is None and config.max_length is None
+        if unlimited and self.context is not None and self.model.encoder is None and input_ids is not None:
+            prompt = token_array("inputs", input_ids).shape[1]
+            settings["max_length"] = min(prompt + DEFAULT_NEW_TOKENS, self.context)
         if config.stop_strings is not None and "token_texts" not in settings:
             settings["token_texts"] = self.token_texts
         if allowed_phrases is not None and allowed_regex is not None:
@@ -127,6 +135,11 @@ class Pretrained:
         elif allowed_regex is not None:
             settings["allowed"] = [allow_regex(each, self.token_texts, config.eos_ids) for each in allowed_regex]
         return generate(self.model, input_ids, self.generation, inputs_mask=attention_mask, **settings)
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model was made for, or has positions for; None: the folder does not say."""
+        return self.model.max_length or self.settings.get("max_position_embeddings")
 
     @property
     def chat_template(self) -> str | None:
@@ -147,8 +160,9 @@ class Pretrained:
 
     def _allowed_phrases(self, phrases: Any, config: GenerationConfig) -> Automaton | list[Automaton]:
         """The phrases that may be said, or for each input some of its own."""
-        if not len(phrases):
-            raise InputError("allowed_phrases must hold at least one phrase")
+        phrases = [phrases] if isinstance(phrases, str) else phrases
+        if not len(phrases) or isinstance(phrases[0], int | np.integer):
+            raise InputError("allowed_phrases must be a list of at least one phrase: strings or lists of token ids")
         first = phrases[0]
         if not isinstance(first, str) and len(first) and not isinstance(first[0], int | np.integer):
             machines = [self._allowed_phrases(each, config) for each in phrases]

@@ -2,46 +2,76 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxformer.data import Tokenizer
+from jaxformer.data.tokenizer import check_text
 from jaxformer.decode import GenerationConfig, generate, stream
+from jaxformer.decode.automata import HALF
 from jaxformer.errors import InputError
 from jaxformer.programs.kind import Run
 from jaxformer.programs.terminal import read_lines, search_name
 
 BATCH = 16
-HALF = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for a character whose bytes have not all come yet
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts to continue, given or in a file; none of either begins a new document.
+    """The texts to read, given or in a file; none of either is nothing, to begin with.
 
-    truncate: of a prompt that is too long, read the end. new_tokens: how many are to come (None: as many as fit, up to
-    half the model's context).
+    truncate: of what is too long, read the end.
     """
 
     given: tuple[str, ...]
     file: Path | None
     truncate: bool
-    new_tokens: int | None
 
     def read(self) -> list[str]:
-        """The texts."""
-        return list(self.given or [""]) if self.file is None else [line for _, line in read_lines(self.file)]
+        """The texts. Raises InputError for what is none."""
+        texts = list(self.given or [""]) if self.file is None else [line for _, line in read_lines(self.file)]
+        return [check_text(text) for text in texts]
+
+    def room(self, most: int, rows: Sequence[Any], context: int | None) -> int:
+        """How many tokens to generate where nobody said: `most`, or as many as fit behind every prompt.
+
+        Where prompts may be cut, no fewer than half of the context.
+        """
+        if context is None:
+            return most
+        fitting = context - max(map(len, rows))
+        return max(1, min(most, max(fitting, context // 2) if self.truncate else fitting))
+
+    def fit(self, row: Any, new_tokens: int, context: int | None) -> Any:
+        """A prompt that leaves room for the new tokens: as it is, or its end. Raises InputError where it does not."""
+        if context is None or len(row) + new_tokens <= context:
+            return row
+        if not self.truncate or new_tokens >= context:
+            and_new = f" and {new_tokens} new ones" if new_tokens else ""
+            raise InputError(
+                f"{len(row)} tokens of prompt{and_new} exceed the model's context of {context}: shorten the prompt, "
+                "lower --max-new-tokens, or --truncate to read the end of the prompt"
+            )
+        return row[len(row) + new_tokens - context :]
 
 
-def continue_prompts(run: Run, config: GenerationConfig, prompts: Prompts, *, as_json: bool) -> None:
-    """Print what the model makes of the prompts. A single text is printed as it is produced."""
-    texts = prompts.read()
+def continue_prompts(
+    run: Run, config: GenerationConfig, prompts: Prompts, *, new_tokens: int | None, as_json: bool
+) -> None:
+    """Print what the model makes of the prompts. A single text is printed as it is produced.
+
+    new_tokens: how many are to come (None: as many as fit, up to half the model's context). Rotary positions go on
+    behind the context that a model was trained on, but what it says there is no language.
+    """
+    texts, context = prompts.read(), run.settings.model.length
     rows = [encode(run.task, text) for text in texts]
-    config = config.replace(max_new_tokens=prompts.new_tokens or new_tokens(run, config, rows))
-    rows = [fit_context(run, row, config.max_new_tokens or 1, truncate=prompts.truncate) for row in rows]
+    new_tokens = new_tokens or prompts.room(config.max_new_tokens or 1, rows, context)
+    config = config.replace(max_new_tokens=new_tokens)
+    rows = [prompts.fit(row, new_tokens, context) for row in rows]
     if not as_json:
         print(f"{run.folder}: {run.task_name}, {search_name(config)}", file=sys.stderr)
     if len(texts) == config.num_return_sequences == config.num_beams == 1 and not as_json:
@@ -74,28 +104,6 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
         raise InputError(f"the model never saw {named}{' and more' if len(unknown) > 5 else ''}: leave that out")
     ids = np.asarray(tokenizer.encode(text), np.int32)
     return ids if ids.size else np.array([tokenizer.end], np.int32)
-
-
-def new_tokens(run: Run, config: GenerationConfig, rows: list[np.ndarray]) -> int:
-    """How many tokens to generate where nobody said: the run's default, or as many as fit behind every prompt."""
-    room = run.settings.model.length - max(len(row) for row in rows)
-    return max(1, min(config.max_new_tokens or 1, room))
-
-
-def fit_context(run: Run, row: np.ndarray, new_tokens: int, *, truncate: bool) -> np.ndarray:
-    """A prompt that leaves room for the new tokens: as it is, or its end. Raises InputError where it does not.
-
-    Rotary positions go on behind the context that a model was trained on, but what it says there is no language.
-    """
-    limit = run.settings.model.length
-    if len(row) + new_tokens <= limit:
-        return row
-    if not truncate or new_tokens >= limit:
-        raise InputError(
-            f"{len(row)} tokens of prompt and {new_tokens} new ones exceed the model's context of {limit}: "
-            "shorten the prompt, lower --max-new-tokens, or --truncate to read the end of the prompt"
-        )
-    return row[len(row) + new_tokens - limit :]
 
 
 def padded(rows: list[np.ndarray], padding: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:

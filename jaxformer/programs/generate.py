@@ -15,7 +15,7 @@ from jaxformer.programs.answers import answer_inputs
 from jaxformer.programs.continuations import Prompts, continue_prompts
 from jaxformer.programs.kind import Run
 from jaxformer.programs.runs import newest_finished, open_run
-from jaxformer.programs.texts import Texts, answer_texts
+from jaxformer.programs.texts import answer_texts
 
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
 
@@ -82,13 +82,13 @@ def decode_inputs(argv: list[str]) -> None:
         description="Decode with a trained model: greedily, by beam search (--beam 4), or sampling (--temperature 1).",
     )
     settings = generation_settings(arguments)
+    prompts = Prompts(arguments.prompt, arguments.input_file, arguments.truncate)
     if arguments.model is not None:
         if arguments.checkpoint or arguments.input:
             raise InputError("--model reads --prompt or --input-file, and is no --checkpoint: leave the others out")
-        texts = Texts(arguments.prompt, arguments.input_file, arguments.raw, arguments.truncate)
         lm = from_pretrained(arguments.model, dtype=arguments.dtype)
         lm = lm.quantised() if arguments.weights == "int8" else lm
-        answer_texts(arguments.model, lm, settings, texts, as_json=arguments.json)
+        answer_texts(arguments.model, lm, settings, prompts, raw=arguments.raw, as_json=arguments.json)
         return
     if arguments.raw or arguments.dtype != "float32":
         raise InputError("--raw and --dtype belong to --model: leave them out")
@@ -100,9 +100,7 @@ def decode_inputs(argv: list[str]) -> None:
     refuse_flags(run, arguments, ("input",) if is_text else ("prompt", "truncate"))
     config = run.generation.replace(**settings)
     if is_text:
-        limit = arguments.max_new_tokens
-        prompts = Prompts(arguments.prompt, arguments.input_file, truncate=arguments.truncate, new_tokens=limit)
-        continue_prompts(run, config, prompts, as_json=arguments.json)
+        continue_prompts(run, config, prompts, new_tokens=arguments.max_new_tokens, as_json=arguments.json)
     else:
         answer_inputs(run, config, given=arguments.input, file=arguments.input_file, as_json=arguments.json)
 
@@ -119,8 +117,9 @@ def generation_settings(arguments: Arguments) -> dict[str, Any]:
     """The settings that the flags stand for. Raises InputError for flags that contradict each other."""
     sampling = [name for name in SAMPLING_FLAGS if getattr(arguments, name) is not None]
     beams, copies = arguments.beam or 1, arguments.n_best or 1
-    if arguments.beam == 0:
-        raise InputError("--beam must be at least 1, not 0")
+    for name, count in (("beam", arguments.beam), ("n-best", arguments.n_best)):
+        if count is not None and count < 1:
+            raise InputError(f"--{name} must be at least 1, not {count}")
     if arguments.greedy and (sampling or beams != 1):
         raise InputError("--greedy excludes --beam, --temperature, --top-k, --top-p and --min-p: leave one of them out")
     if arguments.length_penalty is not None and beams == 1 and arguments.model is None:

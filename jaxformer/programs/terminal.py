@@ -15,6 +15,7 @@ import tyro
 from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 
+BYTE_ORDER_MARK = "\ufeff"  # what some editors begin a file with
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses, as shells use them
 T = TypeVar("T")
 
@@ -29,6 +30,14 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "error: not enough memory: ask for fewer tokens or a smaller batch, or take a smaller model",
+            file=sys.stderr,
+        )
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("stopped, as asked", file=sys.stderr)
@@ -93,10 +102,11 @@ def read_lines(file: Path) -> list[tuple[int, str]]:
     Raises InputError where there is none, and for what is not text.
     """
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{file} is not a text file") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        raise InputError(f"{file} is not a text file in UTF-8") from None
+    text = text.removeprefix(BYTE_ORDER_MARK)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise InputError(f"{file} holds no input: write one sequence per line")
     return lines
@@ -105,6 +115,6 @@ def read_lines(file: Path) -> list[tuple[int, str]]:
 def search_name(config: GenerationConfig) -> str:
     """How the settings search, in words."""
     search = f"beam search with {config.num_beams} beams" if config.num_beams > 1 else "one sequence at a time"
-    if config.do_sample:
+    if config.do_sample and config.temperature > 0:
         return f"sampling at temperature {config.temperature}, {search}"
     return search if config.num_beams > 1 else "greedy"

@@ -4,8 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,41 +13,34 @@ from tqdm import tqdm
 from jaxformer.decode import GenerationConfig, generate, stream
 from jaxformer.errors import InputError
 from jaxformer.pretrained import Pretrained
-from jaxformer.programs.continuations import BATCH, padded, pieces, until_end
-from jaxformer.programs.terminal import read_lines, search_name
+from jaxformer.programs.continuations import BATCH, Prompts, padded, pieces, until_end
+from jaxformer.programs.terminal import search_name
 
 ENOUGH = 256
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The texts to read, given or in a file. raw: without the chat template. truncate: of what is too long, the end."""
+def answer_texts(
+    name: str, lm: Pretrained, settings: dict[str, Any], prompts: Prompts, *, raw: bool, as_json: bool
+) -> None:
+    """Print what the model of that name makes of the prompts. A single one is printed as it is produced.
 
-    given: tuple[str, ...]
-    file: Path | None
-    raw: bool
-    truncate: bool
-
-    def read(self) -> list[str]:
-        """The texts; none of either is nothing, to begin with."""
-        return list(self.given or [""]) if self.file is None else [line for _, line in read_lines(self.file)]
-
-
-def answer_texts(name: str, lm: Pretrained, settings: dict[str, Any], texts: Texts, *, as_json: bool) -> None:
-    """Print what the model of that name makes of the texts. A single one is printed as it is produced."""
+    raw: without the chat template.
+    """
     if lm.tokenizer is None:
         raise InputError(f"{name} has no tokenizer.json: its tokens cannot be read as text")
-    config, given = lm.generation.replace(**settings), texts.read()
-    rows = encode(lm, config, given, raw=texts.raw)
+    config, given = lm.generation.replace(**settings), prompts.read()
+    rows = encode(lm, config, given, raw=raw)
     if config.max_new_tokens is None and config.max_length is None:
-        config = config.replace(max_new_tokens=room(lm, rows))
-    rows = [fit(lm, config, row, truncate=texts.truncate) for row in rows]
+        behind = rows if lm.model.encoder is None else [[0]]  # a decoder behind an encoder begins with one token
+        config = config.replace(max_new_tokens=prompts.room(ENOUGH, behind, lm.context))
+    rows = [fit(lm, config, row, prompts) for row in rows]
     if not as_json:
         print(f"{name}: {search_name(config)}", file=sys.stderr)
     if len(rows) == config.num_return_sequences == config.num_beams == 1 and not as_json:
-        if lm.model.encoder is None and (texts.raw or lm.chat_template is None):
+        if lm.model.encoder is None and (raw or lm.chat_template is None):
             print(given[0], end="", flush=True)
-        parts = (part[0] for part in stream(lm.model, [rows[0]], config, token_texts=token_texts(lm, config)))
+        real = {"inputs_mask": np.ones((1, len(rows[0])), bool), "token_texts": token_texts(lm, config)}
+        parts = (part[0] for part in stream(lm.model, [rows[0]], config, **real))
         for piece in pieces(lambda ids: decoded(lm, config, ids), parts):
             print(piece, end="", flush=True)
         print()
@@ -77,28 +68,15 @@ def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: b
     return rows
 
 
-def room(lm: Pretrained, rows: list[list[int]]) -> int:
-    """How many tokens to generate where nothing says it: enough, but no more than the positions allow."""
-    limit, longest = lm.model.max_length, max(map(len, rows)) if lm.model.encoder is None else 1
-    return ENOUGH if limit is None else max(1, min(ENOUGH, limit - longest))
+def fit(lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Prompts) -> list[int]:
+    """The token ids, or their end, such that new tokens have room. Raises InputError where they do not fit.
 
-
-def fit(lm: Pretrained, config: GenerationConfig, row: list[int], *, truncate: bool) -> list[int]:
-    """The token ids, or their end, such that new tokens have room. Raises InputError where they do not fit."""
+    Rotary positions have no end: there only what may be cut is cut.
+    """
     if lm.model.encoder is not None:
-        limit, new = lm.model.max_source_length, 0
-    else:
-        limit = lm.model.max_length
-        new = config.max_new_tokens or max((config.max_length or 0) - len(row), 1)
-    if limit is None or len(row) + new <= limit:
-        return row
-    if not truncate or new >= limit:
-        and_new = f" and {new} new ones" if new else ""
-        raise InputError(
-            f"{len(row)} tokens{and_new} exceed the model's {limit} positions: shorten the text, lower "
-            "--max-new-tokens, or --truncate to read the end of it"
-        )
-    return row[len(row) + new - limit :]
+        return prompts.fit(row, 0, lm.model.max_source_length)
+    new_tokens = config.max_new_tokens or max((config.max_length or 0) - len(row), 1)
+    return prompts.fit(row, new_tokens, lm.context if prompts.truncate else lm.model.max_length)
 
 
 def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) -> Iterator[list[tuple[str, float]]]:

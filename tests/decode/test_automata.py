@@ -70,6 +70,19 @@ def test_a_step_that_leads_nowhere_is_not_taken() -> None:
     assert run(machine, [0]) < 0 <= run(machine, [1])
 
 
+def test_half_a_character_is_never_said() -> None:
+    """Tokens of single bytes show as replacement characters, which "." would take for one."""
+    machine = allow_regex(".{1,2}", ["\ufffd", "\ufffdb", "a", "</s>"], [3])
+    assert max(run(machine, [0]), run(machine, [1])) < 0 <= run(machine, [2, 2, 3])
+
+
+def test_a_phrase_may_be_written_with_its_end() -> None:
+    """As tokenizers do."""
+    plain, ended = allow_phrases(PHRASES, V, [EOS]), allow_phrases([[*phrase, EOS] for phrase in PHRASES], V, [EOS])
+    for one, other in zip(plain, ended, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 PHRASES = [[1, 2, 3], [1, 4], [7], [1, 2]]
 
 
@@ -150,6 +163,10 @@ def test_automata_stand_side_by_side() -> None:
         (lambda: allow_phrases([[1], []], V, [EOS]), "at least one token"),
         (lambda: allow_phrases([[11]], V, [EOS]), "token 11, outside the vocabulary of 11"),
         (lambda: allow_phrases([[1]], V, []), "give an eos_token_id"),
+        (lambda: allow_phrases([[EOS]], V, [EOS]), "at least one token before its end"),
+        (lambda: allow_phrases([[1, EOS, 2]], V, [EOS]), "goes on behind the EOS token 10"),
+        (lambda: allow_phrases([[1]], V, [V]), "eos has token 11, outside the vocabulary of 11"),
+        (lambda: allow_regex("</s>", TEXTS, [EOS]), "no sequence of the vocabulary's tokens matches"),
         (lambda: allow_regex("(", TEXTS, [EOS]), "cannot be read"),
         (lambda: allow_regex("z", TEXTS, [EOS]), "no sequence of the vocabulary's tokens matches"),
     ],
@@ -165,10 +182,20 @@ def test_automata_fit_the_call(rng: np.random.Generator) -> None:
         generate(model, [[1], [2]], allowed=[allow_phrases([[1]], V, [EOS])], eos_token_id=EOS)
     with pytest.raises(InputError, match="allowed is for 12 tokens, but the model has 11"):
         generate(model, [[1]], allowed=allow_phrases([[1]], 12, [EOS]), eos_token_id=EOS)
+    for eos in (None, 9, (9, EOS)):
+        with pytest.raises(InputError, match=r"allowed ends with the EOS tokens \[10\], but eos_token_id is"):
+            generate(model, [[1]], allowed=allow_phrases([[1]], V, [EOS]), eos_token_id=eos)
     with pytest.raises(InputError, match="token_texts are 3, but the model has 11 tokens"):
         generate(model, [[1]], stop_strings="a", token_texts=TEXTS[:3])
     with pytest.raises(InputError, match="stop_strings need the text of each token"):
         generate(model, [[1]], stop_strings="a")
+    step = make_step(make_tables(rng, V))
+    with pytest.raises(InputError, match="token_texts or allowed are for 12 tokens, not 11"):
+        decode(step, empty_cache(1), [[1]], allowed=allow_phrases([[1]], 12, [EOS]), eos_token_id=EOS)
+    with pytest.raises(InputError, match="token_texts or allowed are for 3 tokens, not 11"):
+        decode(step, empty_cache(1), [[1]], stop_strings="a", token_texts=TEXTS[:3])
+    with pytest.raises(InputError, match="the prompt has token 7, but token_texts are 3"):
+        decode(step, empty_cache(1), [[7]], stop_strings="a", token_texts=TEXTS[:3])
 
 
 @pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])

@@ -169,3 +169,44 @@ def test_a_configuration_and_changes_to_it(rng: np.random.Generator) -> None:
     config = GenerationConfig(max_new_tokens=4, eos_token_id=0)
     assert generate(model, [[1]], config, eos_token_id=None).sequences.shape == (1, 5)
     assert generate(model, [[1]], config, max_new_tokens=None, eos_token_id=None).sequences.shape == (1, 21)
+
+
+@pytest.mark.parametrize("settings", [{"suppress_tokens": list(range(V))}, {"bad_words_ids": [[i] for i in range(V)]}])
+def test_where_no_token_is_left_none_is_drawn(rng: np.random.Generator, settings: dict) -> None:
+    """Neither whole nor as a stream, and never one outside the vocabulary."""
+    model, call = ChainModel(make_tables(rng, V), encoder=False), {"do_sample": True, "max_new_tokens": 5} | settings
+    with pytest.raises(InputError, match="no token could be drawn: the settings exclude all of them"):
+        generate(model, [[1, 2]], **call)
+    with pytest.raises(InputError, match="no token could be drawn"):
+        list(stream(model, [[1, 2]], **call))
+
+
+def test_a_single_suppressed_token_needs_no_list(rng: np.random.Generator) -> None:
+    """Not even the first of the vocabulary; and an empty list suppresses nothing."""
+    tables = make_tables(rng, V)
+    tables[:, 0] += 99
+    model = ChainModel(tables, encoder=False)
+    assert (generate(model, [[1]], suppress_tokens=[]).sequences[:, 1:] == 0).all()
+    assert not (generate(model, [[1]], suppress_tokens=0).sequences[:, 1:] == 0).any()
+    assert generate(model, [[1]], begin_suppress_tokens=0).sequences[0, 1] != 0
+
+
+def test_without_a_prompt_the_start_counts_even_where_it_is_the_padding(rng: np.random.Generator) -> None:
+    """One id may be both, as long as nobody gives it."""
+    model = ChainModel(make_tables(rng, V), encoder=False)
+    call = {"bos_token_id": 4, "eos_token_id": 3}
+    assert generate(model, pad_token_id=4, **call).sequences[0, :9].tolist() == [
+        *generate(model, [[4]], **call).sequences[0, :9]
+    ]
+
+
+def test_ids_too_large_for_their_type_are_refused(rng: np.random.Generator) -> None:
+    """They do not wrap around to others."""
+    model = ChainModel(make_tables(rng, V), encoder=False)
+    with pytest.raises(InputError, match=r"inputs has token 4294967301, outside any vocabulary"):
+        generate(model, np.array([[2**32 + 5]]))
+    with pytest.raises(InputError, match=r"max_new_tokens must be a whole number from 1 to 2\^31 - 1"):
+        generate(model, [[1]], max_new_tokens=3_000_000_000)
+    with pytest.raises(InputError, match="2147483648 tokens are too many: lower max_new_tokens"):
+        generate(model, [[1]], max_new_tokens=2**31 - 1)
+    assert generate(model, [[1]], max_new_tokens=np.int64(3)).sequences.shape == (1, 4)

@@ -71,6 +71,7 @@ def test_what_is_allowed_is_said(lm: Pretrained, beams: int) -> None:
     assert set(said(allowed_phrases=["abc", "he"])) <= {"abc", "he"}
     assert set(said(allowed_phrases=[[3, 4], [31, 5]])) <= {"ab", "abc"}
     assert said(allowed_phrases=[["abc"], ["he"]]) == ["abc", "he"]
+    assert set(said(allowed_phrases="abc")) == {"abc"}
     assert all(re.fullmatch("(12|3){2} the", text) for text in said(allowed_regex="(12|3){2} the"))
     assert said(allowed_regex=["cab", "12+"])[0] == "cab"
 
@@ -79,6 +80,7 @@ def test_what_is_allowed_is_said(lm: Pretrained, beams: int) -> None:
     ("allowed", "message"),
     [
         ({"allowed_phrases": []}, "at least one phrase"),
+        ({"allowed_phrases": [3, 4]}, "strings or lists of token ids"),
         ({"allowed_phrases": ["ab"], "allowed_regex": "a"}, "not both"),
         ({"allowed_regex": "\u00e4+"}, "no sequence of the vocabulary's tokens"),
         ({"allowed_phrases": ["ab"], "eos_token_id": None}, "give an eos_token_id"),

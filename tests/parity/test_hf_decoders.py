@@ -130,6 +130,19 @@ def test_scaling_beyond_the_trained_length(name: str, tmp_path: Path, rng: np.ra
             assert lm.generate(tokens[:, :25], **call).sequences.tolist() == found.tolist()
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+def test_the_default_length_ends_with_the_context(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Twenty new tokens, or as many as the folder leaves room for, though rotary positions have no end."""
+    theirs = save_decoder("llama", tmp_path)
+    lm, context = from_pretrained(tmp_path), theirs.config.max_position_embeddings
+    tokens = rng.integers(3, 53, (1, context - 5))
+    for prompt in (tokens, tokens[:, :5]):
+        found = theirs.generate(torch.tensor(prompt), do_sample=False, eos_token_id=None)
+        assert lm.generate(prompt, eos_token_id=None).sequences.tolist() == found.tolist()
+    with pytest.raises(InputError, match="at most 64 are allowed: raise max_new_tokens"):
+        lm.generate(rng.integers(3, 53, (1, context)))
+
+
 def test_saving_over_shards_leaves_none(tmp_path: Path) -> None:
     save_decoder("gpt2", tmp_path).save_pretrained(tmp_path / "shards", max_shard_size="10KB")
     lm = from_pretrained(tmp_path / "shards")

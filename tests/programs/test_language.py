@@ -114,6 +114,9 @@ def test_long_prompts_are_refused_or_cut(folder: Path, capsys: pytest.CaptureFix
     (cut,) = continued(capsys, *flags, "--truncate")
     (same,) = continued(capsys, "--prompt", prompt[-24:], "--max-new-tokens", "8")
     assert cut["continuation"] == same["continuation"]
+    (half,) = continued(capsys, "--prompt", prompt, "--truncate")  # of the context, where nobody said how many
+    (same,) = continued(capsys, "--prompt", prompt[-16:], "--max-new-tokens", "16")
+    assert half["continuation"] == same["continuation"]
 
 
 def test_evaluation_can_be_repeated_and_any_text_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

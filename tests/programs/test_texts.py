@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from jaxformer import InputError, from_pretrained, save_pretrained
 from jaxformer.programs.generate import decode_inputs
+from jaxformer.programs.terminal import read_lines
 from jaxformer.programs.texts import encode
 
 pytestmark = pytest.mark.xdist_group("texts")  # one worker makes what they share
@@ -177,7 +178,11 @@ def test_other_types(decoder: Path, capsys: pytest.CaptureFixture) -> None:
         (["--model", "nowhere/at/all", "--prompt", "a"], "there is no folder nowhere/at/all"),
         (["--model", "FOLDER", "--checkpoint", "runs/x"], "is no --checkpoint"),
         (["--model", "FOLDER", "--input", "3 1"], "reads --prompt or --input-file"),
-        (["--model", "FOLDER", "--prompt", "ab" * 16], "32 tokens and 7 new ones exceed the model's 37 positions"),
+        (
+            ["--model", "FOLDER", "--prompt", "ab" * 16],
+            "32 tokens of prompt and 7 new ones exceed the model's context of 37",
+        ),
+        (["--model", "FOLDER", "--prompt", "a\udcff"], "is half a surrogate pair, no text"),
         (["--model", "FOLDER", "--prompt", "a", "--n-best", "3"], "num_return_sequences=3 needs as many beams"),
         (["--model", "FOLDER", "--prompt", "a", "--top-p", "2"], "top_p must be above 0 and at most 1, not 2"),
         (["--model", "FOLDER", "--prompt", "a", "--beam", "0"], "--beam must be at least 1"),
@@ -199,3 +204,9 @@ def test_a_long_text_is_cut_where_asked(decoder: Path, capsys: pytest.CaptureFix
     decode_inputs(["--model", str(decoder), "--prompt", "ab" * 40, "--truncate", "--json"])
     (expected,) = theirs(decoder, AutoModelForCausalLM, [("ab" * 40)[-30:]])
     assert json.loads(capsys.readouterr().out)["output"] == expected
+
+
+def test_lines_end_where_lines_end(tmp_path: Path) -> None:
+    """And nowhere else; the mark that some editors begin a file with is not a part of the first."""
+    (tmp_path / "lines").write_bytes("\ufeffa\fb\r\n \nc\u2028d".encode())
+    assert read_lines(tmp_path / "lines") == [(1, "a\fb"), (3, "c\u2028d")]

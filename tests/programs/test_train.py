@@ -90,6 +90,9 @@ def test_n_best_and_sampling(say: Callable[..., list[dict[str, Any]]]) -> None:
     ("flags", "expected"),
     [
         (["--beam", "0"], "--beam must be at least 1, not 0"),
+        (["--beam", "-1"], "--beam must be at least 1, not -1"),
+        (["--n-best", "0"], "--n-best must be at least 1, not 0"),
+        (["--max-new-tokens", "3000000000"], "max_new_tokens must be a whole number from 1 to"),
         (["--top-p", "2"], "top_p must be"),
         (["--temperature", "-1"], "temperature must be"),
         (["--n-best", "3"], "--n-best 3 needs --beam 3"),
