@@ -30,10 +30,12 @@ def answer_texts(
         raise InputError(f"{name} has no tokenizer.json: its tokens cannot be read as text")
     config, given = lm.generation.replace(**settings), prompts.read()
     rows = encode(lm, config, given, raw=raw)
+    limit = lm.model.max_length
     if config.max_new_tokens is None and config.max_length is None:
+        limit = lm.context
         behind = rows if lm.model.encoder is None else [[0]]  # a decoder behind an encoder begins with one token
         config = config.replace(max_new_tokens=prompts.room(ENOUGH, behind, lm.context))
-    rows = [fit(lm, config, row, prompts) for row in rows]
+    rows = [fit(lm, config, row, prompts, lm.context if prompts.truncate else limit) for row in rows]
     if not as_json:
         print(f"{name}: {search_name(config)}", file=sys.stderr)
     if len(rows) == config.num_return_sequences == config.num_beams == 1 and not as_json:
@@ -68,15 +70,15 @@ def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: b
     return rows
 
 
-def fit(lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Prompts) -> list[int]:
-    """The token ids, or their end, such that new tokens have room. Raises InputError where they do not fit.
+def fit(lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Prompts, context: int | None) -> list[int]:
+    """The token ids, or their end, such that new tokens have room in the context of a decoder (None: it has no end).
 
-    Rotary positions have no end: there only what may be cut is cut.
+    Raises InputError where they do not fit.
     """
     if lm.model.encoder is not None:
         return prompts.fit(row, 0, lm.model.max_source_length)
     new_tokens = config.max_new_tokens or max((config.max_length or 0) - len(row), 1)
-    return prompts.fit(row, new_tokens, lm.context if prompts.truncate else lm.model.max_length)
+    return prompts.fit(row, new_tokens, context)
 
 
 def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) -> Iterator[list[tuple[str, float]]]:

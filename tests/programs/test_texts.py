@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 import torch
 from commands import refusal
@@ -204,6 +205,33 @@ def test_a_long_text_is_cut_where_asked(decoder: Path, capsys: pytest.CaptureFix
     decode_inputs(["--model", str(decoder), "--prompt", "ab" * 40, "--truncate", "--json"])
     (expected,) = theirs(decoder, AutoModelForCausalLM, [("ab" * 40)[-30:]])
     assert json.loads(capsys.readouterr().out)["output"] == expected
+
+
+def test_rotary_positions_have_no_end_but_the_model_was_made_for_some(
+    decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """More are read where somebody says how many tokens are to follow, and refused or cut where nobody does."""
+    save_decoder("llama", tmp_path / "llama")
+    (tmp_path / "llama" / "tokenizer.json").write_text((decoder / "tokenizer.json").read_text())
+    flags = ["--model", str(tmp_path / "llama"), "--json", "--prompt", "ab" * 40]
+    capsys.readouterr()
+    assert "80 tokens of prompt and 1 new ones exceed the model's context of 64" in refusal(
+        lambda: decode_inputs(flags), capsys
+    )
+    outputs = []
+    for more in (["--truncate"], ["--max-new-tokens", "5"], ["--max-new-tokens", "5", "--truncate"]):
+        decode_inputs([*flags, *more])
+        outputs.append(json.loads(capsys.readouterr().out)["output"])
+    decode_inputs([*flags[:-1], ("ab" * 40)[-59:], "--max-new-tokens", "5"])
+    assert outputs[2] == json.loads(capsys.readouterr().out)["output"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
+def test_too_little_memory_is_one_message(error: Exception, capsys: pytest.CaptureFixture) -> None:
+    def ask_for_too_much() -> None:
+        raise error
+
+    assert "not enough memory: ask for fewer tokens" in refusal(ask_for_too_much, capsys)
 
 
 def test_lines_end_where_lines_end(tmp_path: Path) -> None:
