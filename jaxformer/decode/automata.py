@@ -37,7 +37,7 @@ def stop_automaton(strings: Sequence[str], texts: Sequence[str], prompts: np.nda
     start = []
     for prompt in prompts:
         state = 0
-        for character in "".join(texts[token] for token in prompt):
+        for character in "".join(texts[token] for token in prompt if token >= 0):
             state = table[state].get(character, 0)
         start.append(state)
     return compressed(states, np.arange(stopped + 1) == stopped, start)

@@ -83,9 +83,10 @@ class GenerationConfig:
     output_logits: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values out of range and values that contradict each other."""
+        """Refuse values out of range and values that contradict each other. NumPy's numbers become Python's."""
         for name, (holds, rule) in RULES.items():
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
+            object.__setattr__(self, name, value)
             if not holds(value):
                 raise InputError(f"{name} must be {rule}, not {value!r}")
         if self.num_return_sequences > self.num_beams and (self.num_beams > 1 or not self.do_sample):
@@ -157,7 +158,18 @@ def as_tuple(ids: TokenIds) -> tuple[int, ...]:
     """One token id, several or none, as a tuple."""
     if ids is None:
         return ()
-    return (ids,) if isinstance(ids, int | np.integer) else tuple(ids)
+    return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def plain(value: Any) -> Any:
+    """The value with Python's numbers in place of NumPy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return type(value)([plain(each) for each in value])
+    if isinstance(value, Mapping):
+        return {plain(key): plain(each) for key, each in value.items()}
+    return value
 
 
 def whole(least: int) -> tuple[Callable[[Any], bool], str]:
@@ -208,12 +220,12 @@ def decay(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number."""
-    return (is_whole(value) or isinstance(value, float | np.floating)) and math.isfinite(value)
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def is_whole(value: Any, least: float = -math.inf) -> bool:
     """Whether `value` is a whole number, of at least `least`."""
-    return (type(value) is int or isinstance(value, np.integer)) and bool(value >= least)
+    return type(value) is int and value >= least
 
 
 def strings(value: Any) -> bool:

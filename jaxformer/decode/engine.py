@@ -130,7 +130,7 @@ def returned(found: Found, config: GenerationConfig, plan: Plan, maps: Any = Non
     rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
     tokens, scores, lengths = (np.asarray(array)[rows] for array in found[:3])
     if config.num_beams == 1:
-        check_drawn(tokens[:, prompt : lengths.max()])
+        check_drawn(tokens, prompt, lengths)
     if plan.grammar is not None and config.num_beams > 1:
         empty = scores < OUT / 2  # places that no allowed sequence took
         scores, lengths = np.where(empty, -np.inf, scores), np.where(empty, prompt, lengths)
@@ -147,7 +147,8 @@ def returned(found: Found, config: GenerationConfig, plan: Plan, maps: Any = Non
     )
 
 
-def check_drawn(tokens: np.ndarray) -> None:
-    """Raise InputError where one of the tokens is NOTHING."""
-    if (tokens == NOTHING).any():
+def check_drawn(tokens: np.ndarray, prompt: int, lengths: np.ndarray) -> None:
+    """Raise InputError where one of the tokens [R, slots] from `prompt` up to the length of each row [R] is NOTHING."""
+    places = np.arange(tokens.shape[1])
+    if ((tokens == NOTHING) & (places >= prompt) & (places < lengths[:, None])).any():
         raise InputError("no token could be drawn: the settings exclude all of them, or the model's logits are NaN")

@@ -52,7 +52,7 @@ def make_plan(
         length_penalty=float32(config.length_penalty),
         early_stopping=int32(2 if config.early_stopping == "never" else config.early_stopping),
         temperature=float32(config.temperature),
-        top_k=int32(min(max(config.top_k, kept), MANY)),
+        top_k=int32(max(config.top_k, kept)),
         dropped_mass=float32(1 - config.top_p),
         min_p=float32(config.min_p or 0),
         kept=int32(kept),
@@ -64,8 +64,8 @@ def make_plan(
         banned=phrases(forbidden(config)),
         repetition_penalty=float32(config.repetition_penalty),
         source_penalty=float32(config.encoder_repetition_penalty),
-        ngram_size=int32(min(config.no_repeat_ngram_size, MANY)),
-        source_ngram_size=int32(min(config.encoder_no_repeat_ngram_size, MANY)),
+        ngram_size=int32(config.no_repeat_ngram_size),
+        source_ngram_size=int32(config.encoder_no_repeat_ngram_size),
         suppressed=some(config.suppress_tokens),
         begin_suppressed=some(config.begin_suppress_tokens),
         begin=int32(P + (P == 1 and config.forced_bos_token_id is not None)),
@@ -126,7 +126,7 @@ def stops(config: GenerationConfig, token_texts: Sequence[str] | None, prompt: n
         return None
     if token_texts is None:
         raise InputError("stop_strings need the text of each token: give token_texts, or a checkpoint with a tokenizer")
-    unsaid = prompt[(prompt < 0) | (prompt >= len(token_texts))]
+    unsaid = prompt[prompt >= len(token_texts)]
     if unsaid.size:
         raise InputError(f"the prompt has token {unsaid[0]}, but token_texts are {len(token_texts)}: give one for each")
     strings = [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings

@@ -88,7 +88,7 @@ def produced(session: Session) -> Iterator[np.ndarray]:
         finished = session.finished
         end = int(lengths.max()) if finished else int(session.found.length)
         if end > sent:
-            check_drawn(tokens[:, sent:end])
+            check_drawn(tokens, sent, lengths)
             yield tokens[:, sent:end].copy()  # the next chunk takes over the memory
         if finished:
             return

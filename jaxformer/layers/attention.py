@@ -38,7 +38,7 @@ class KeyValue:
     def of(cls, key: jax.Array, value: jax.Array) -> "KeyValue":
         """Keys and values as activations have them, [B, S, K, H]."""
         B, S, K, _ = key.shape
-        return cls(*(jnp.swapaxes(each, 1, 2).reshape(B * K, S, -1) for each in (key, value)), heads=K)
+        return cls(*(jnp.swapaxes(x, 1, 2).reshape(B * K, S, x.shape[3]) for x in (key, value)), heads=K)
 
     @property
     def rows(self) -> int:

@@ -147,8 +147,9 @@ def _scores(query: jax.Array, key: jax.Array, structure: Structure) -> jax.Array
     B, T, N, H = query.shape
     _, S, K, _ = key.shape
     # Plain batched matrix products: up to twice as fast on a CPU as contracting [B, T, N, H].
-    queries, keys = _rows_and_heads(query).reshape(B * K, N // K * T, H), _rows_and_heads(key)
-    if 4 * T <= S:  # K Q^T, and the small result is transposed: XLA would transpose all keys for Q K^T
+    Q = N // K * T
+    queries, keys = _rows_and_heads(query).reshape(B * K, Q, H), _rows_and_heads(key)
+    if 4 * T <= S and Q < H:  # K Q^T, and the small result is transposed: XLA would transpose all keys for Q K^T
         scores = jnp.swapaxes(jnp.einsum("XSH,XQH->XSQ", keys, queries, preferred_element_type=jnp.float32), 1, 2)
     else:
         scores = jnp.einsum("XQH,XSH->XQS", queries, keys, preferred_element_type=jnp.float32)

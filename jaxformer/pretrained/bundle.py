@@ -123,7 +123,8 @@ class Pretrained:
         unlimited = config.max_new_tokens is None and config.max_length is None
         if unlimited and self.context is not None and self.model.encoder is None and input_ids is not None:
             prompt = token_array("inputs", input_ids).shape[1]
-            settings["max_length"] = min(prompt + DEFAULT_NEW_TOKENS, self.context)
+            if prompt + DEFAULT_NEW_TOKENS > self.context:
+                settings["max_length"] = self.context
         if config.stop_strings is not None and "token_texts" not in settings:
             settings["token_texts"] = self.token_texts
         if allowed_phrases is not None and allowed_regex is not None:

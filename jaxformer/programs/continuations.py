@@ -51,10 +51,10 @@ class Prompts:
         if context is None or len(row) + new_tokens <= context:
             return row
         if not self.truncate or new_tokens >= context:
-            and_new = f" and {new_tokens} new ones" if new_tokens else ""
+            and_new, lower = (f" and {new_tokens} new ones", "lower --max-new-tokens, ") if new_tokens else ("", "")
             raise InputError(
                 f"{len(row)} tokens of prompt{and_new} exceed the model's context of {context}: shorten the prompt, "
-                "lower --max-new-tokens, or --truncate to read the end of the prompt"
+                f"{lower}or --truncate to read the end of the prompt"
             )
         return row[len(row) + new_tokens - context :]
 

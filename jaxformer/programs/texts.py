@@ -78,6 +78,8 @@ def fit(lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Promp
     if lm.model.encoder is not None:
         return prompts.fit(row, 0, lm.model.max_source_length)
     new_tokens = config.max_new_tokens or max((config.max_length or 0) - len(row), 1)
+    if context is not None and lm.model.max_length is None:  # new tokens may go beyond it, prompts are cut for half
+        new_tokens = min(new_tokens, context // 2)
     return prompts.fit(row, new_tokens, context)
 
 

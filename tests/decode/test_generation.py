@@ -209,4 +209,31 @@ def test_ids_too_large_for_their_type_are_refused(rng: np.random.Generator) -> N
         generate(model, [[1]], max_new_tokens=3_000_000_000)
     with pytest.raises(InputError, match="2147483648 tokens are too many: lower max_new_tokens"):
         generate(model, [[1]], max_new_tokens=2**31 - 1)
-    assert generate(model, [[1]], max_new_tokens=np.int64(3)).sequences.shape == (1, 4)
+
+
+def test_numbers_of_numpy_are_numbers(rng: np.random.Generator) -> None:
+    """Of any type, alone and in lists, and without their overflow."""
+    config = GenerationConfig(
+        max_new_tokens=np.int8(120), sequence_bias={(np.int64(3),): np.float32(2)}, seed=np.int64(3),
+        eos_token_id=list(np.arange(2)), temperature=np.float32(0.5), do_sample=np.bool_(True),
+    )  # fmt: skip
+    assert config == GenerationConfig(
+        max_new_tokens=120, sequence_bias={(3,): 2.0}, seed=3, eos_token_id=[0, 1], temperature=0.5, do_sample=True
+    )
+    assert config.length_limits(100)[1] == 220
+    assert generate(ChainModel(make_tables(rng, V), encoder=False), [[1]], config).sequences.shape[0] == 1
+    with pytest.raises(InputError, match="sequence_bias must be pairs"):
+        GenerationConfig(sequence_bias=[(np.int64(3), 2.0)])
+
+
+def test_what_a_stopped_row_draws_does_not_count(rng: np.random.Generator) -> None:
+    """Without EOS tokens it goes on until all rows are stopped, and may find nothing left to draw."""
+    tables = make_tables(rng, V)
+    call = {"do_sample": True, "no_repeat_ngram_size": 1, "stop_strings": "a", "max_new_tokens": V - 1}
+    texts = ["a" if token == 1 else "" for token in range(V)]
+    prompts = [[2, 3, 4], [2, 2, 2]]
+    tables[:, 1] -= 99  # the last to be drawn: the eighth of the first row, the tenth of the second
+    found = generate(ChainModel(tables, encoder=False), prompts, token_texts=texts, **call).sequences
+    assert (found[0, 10], found[1, 12]) == (1, 1)
+    with pytest.raises(InputError, match="no token could be drawn"):
+        generate(ChainModel(tables, encoder=False), prompts, token_texts=["b"] * V, **call)

@@ -224,6 +224,10 @@ def test_rotary_positions_have_no_end_but_the_model_was_made_for_some(
         outputs.append(json.loads(capsys.readouterr().out)["output"])
     decode_inputs([*flags[:-1], ("ab" * 40)[-59:], "--max-new-tokens", "5"])
     assert outputs[2] == json.loads(capsys.readouterr().out)["output"]
+    for more in ([], ["--truncate"]):  # what fits is not cut for tokens that go beyond the context
+        decode_inputs([*flags[:-1], "ab" * 15, "--max-new-tokens", "64", *more])
+        outputs.append(json.loads(capsys.readouterr().out)["output"])
+    assert outputs[-1] == outputs[-2]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
