@@ -13,10 +13,10 @@ demo: .venv/installed ## train on the copy task, then decode with beam search
 	$(BIN)/python train.py --task copy
 	$(BIN)/python generate.py --beam 4
 
-test: .venv/tested ## the tests, about ten minutes on two cores
+test: .venv/tested ## the tests, about eight minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup --durations 10
 
-test-slow: .venv/tested ## the tests that take longer, half an hour
+test-slow: .venv/tested ## the tests that take longer, under half an hour
 	$(BIN)/python -m pytest -m "slow and not optimised" --numprocesses 2 --dist loadgroup --durations 0
 	$(BIN)/python -m pytest -m optimised --numprocesses 2 --dist loadgroup --durations 0
 
