@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 # XLA gives matrix products on CPUs to YNNPACK, whose kernels for a few rows, beams or a small batch, can take 1.8 times
-# as long as those of Eigen, which it falls back to without. Eigen has none for integers: there, YNNPACK is 3 times faster
-# for one row and 12 times for eight than the loops that are left.
+# as long as those of Eigen, which it falls back to without. Eigen has none for integers: without YNNPACK, products of
+# these are loops, which take three times as long for one row and far longer for more.
 FEW_ROWS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 

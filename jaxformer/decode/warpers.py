@@ -1,7 +1,8 @@
 """Warpers, the processors of sampling: temperature and truncations.
 
-None sorts the vocabulary. A truncation keeps what lies above a threshold, and thresholds are found by bisection: 32
-halvings find any float32, for the order of floats is the order of integers that their bits spell.
+None sorts the vocabulary. A truncation keeps what lies above a threshold, which nearly always is one of the few largest
+scores. Where it is not, it is found by bisection: 32 halvings find any float32, for the order of floats is the order of
+integers that their bits spell.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from jax import lax
 from jaxformer.decode.plan import Context
 
 LOWEST, HIGHEST = -0x7F800001, 0x7F800000  # the integers of -inf and +inf
+FEW = 256  # scores, which are looked at first: to pick them takes as long as five halvings
 BLOCK = 128  # tokens
 
 
@@ -46,10 +48,38 @@ def largest_float(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Arr
 def kth_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
     """The k-th largest score of each row [R, V], equal scores counted apiece: [R, 1]. k: a number for all rows."""
     R, V = scores.shape
-    return lax.cond(
-        k == 1,
+    k, few = jnp.minimum(k, V), min(FEW, V)
+    ways = (
         lambda: jnp.max(scores, axis=1, keepdims=True),
-        lambda: largest_float(lambda value: jnp.sum(scores >= value, axis=1, keepdims=True) >= jnp.minimum(k, V), R),
+        lambda: lax.dynamic_slice_in_dim(lax.top_k(scores, few)[0], k - 1, 1, axis=1),
+        lambda: largest_float(lambda value: jnp.sum(scores >= value, axis=1, keepdims=True) >= k, R),
+    )
+    return lax.switch((k > 1).astype(jnp.int32) + (k > few), ways)
+
+
+def highest_above(scores: jax.Array, weights: jax.Array, limit: jax.Array) -> jax.Array:
+    """The highest value, for each row, below which scores [R, V] weigh at most `limit` together: [R, 1].
+
+    weights: [R, V], not negative. Where all weigh no more, it may be any value from the largest score on.
+    """
+    R, V = scores.shape
+
+    def weight_where(chosen: jax.Array) -> jax.Array:
+        return jnp.sum(weights, axis=1, keepdims=True, where=chosen)
+
+    best, places = lax.top_k(scores, min(FEW, V))
+    border = jnp.min(best, axis=1, keepdims=True)  # its last: but for a slice of `top_k`, XLA sorts all scores
+    rest = weight_where(scores <= border)
+
+    def one_of_the_best() -> jax.Array:
+        above = jnp.where(best > border, jnp.take_along_axis(weights, places, axis=1), 0.0)
+        below = rest + lax.cumsum(above, axis=1, reverse=True) - above
+        return jnp.take_along_axis(best, jnp.argmax(below <= limit, axis=1, keepdims=True), axis=1)
+
+    return lax.cond(
+        jnp.all(rest <= limit),
+        one_of_the_best,
+        lambda: largest_float(lambda value: weight_where(scores < value) <= limit, R),
     )
 
 
@@ -103,7 +133,7 @@ def keep_top_p(scores: jax.Array, context: Context) -> jax.Array:
     def mass_below(value: jax.Array) -> jax.Array:
         return jnp.sum(probabilities, axis=1, keepdims=True, where=scores < value)
 
-    least = jnp.minimum(largest_float(lambda value: mass_below(value) <= dropped, R), kth_largest(scores, kept))
+    least = jnp.minimum(highest_above(scores, probabilities, dropped), kth_largest(scores, kept))
     below, equal = scores < least, scores == least
     # Of several that are the least to stay, as many fall as are light enough together and leave enough; never all.
     mass, weight = mass_below(least), jnp.max(jnp.where(equal, probabilities, 0.0), axis=1, keepdims=True)

@@ -1,5 +1,7 @@
 """Processors and warpers: equal to the classes of transformers on random scores with ties."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from jaxformer.decode import GenerationConfig
+from jaxformer.decode import GenerationConfig, warpers
 from jaxformer.decode.plan import Context, Marks, process
 from jaxformer.decode.planning import make_plan
 
@@ -47,10 +49,19 @@ KINDS = ["distinct", "ties", "zeros", "partly"]
 SAMPLE = {"do_sample": True, "top_k": 0}
 
 
+@pytest.fixture
+def seen_first(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """So many scores are looked at before all are."""
+    monkeypatch.setattr(warpers, "FEW", request.param)
+    process_compiled.clear_cache()
+    yield request.param
+    process_compiled.clear_cache()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("beams", [1, 3])
-def test_warpers(kind: str, beams: int, rng: np.random.Generator) -> None:
-    """Temperature, top-k, top-p, min-p and all of them in a row."""
+@pytest.mark.parametrize(("beams", "seen_first"), [(1, 256), (1, 3), (3, 4)], indirect=["seen_first"])
+def test_warpers(kind: str, beams: int, seen_first: int, rng: np.random.Generator) -> None:
+    """Temperature, top-k, top-p, min-p and all in a row, whether their thresholds are among a few scores or not."""
     tokens = rng.integers(V, size=(R, 5))
     keep = 1 if beams == 1 else 3
     base = SAMPLE | {"num_beams": beams, "eos_token_id": (4, 9)}
@@ -75,6 +86,17 @@ def test_warpers(kind: str, beams: int, rng: np.random.Generator) -> None:
             if kind in ("ties", "zeros"):  # which of equal tokens top_p keeps is not specified there, but how many
                 found, expected = np.sort(found), np.sort(expected)
             np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=str(settings))
+
+
+@pytest.mark.parametrize("seen_first", [4], indirect=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kth_largest_of_any_k(kind: str, seen_first: int, rng: np.random.Generator) -> None:
+    """The best, among the few that are seen first, and beyond."""
+    scores = draw_scores(rng, kind)
+    found = jax.jit(jax.vmap(partial(warpers.kth_largest, scores)))(np.arange(1, V + 2))
+    descending = -np.sort(-scores, axis=1)
+    expected = np.concatenate([descending, descending[:, -1:]], axis=1)
+    np.testing.assert_allclose(found[..., 0].T, expected, rtol=0, atol=1e-37)  # XLA compares subnormals as zeros
 
 
 def test_top_p_splits_ties_by_token_id() -> None:
