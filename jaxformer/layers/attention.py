@@ -1,5 +1,6 @@
 """Multi-head attention, section 3.2.2, and what it remembers."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +21,19 @@ from jaxformer.ops import (
 )
 
 
+def as_kept(x: jax.Array) -> jax.Array:
+    """What a cache keeps of [X, S, H]: the same, but [S, H] where X is 1.
+
+    XLA takes an axis of 1 out of every product, by a view that it merges with the write before it: then the write
+    happens twice, and the cache is copied for every token.
+    """
+    return x[0] if len(x) == 1 else x
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeyValue:
-    """Keys and values of one attention layer for B sequences, both [B K, S, H], and how many heads K they are of.
+    """Keys and values of one attention layer for B sequences, [B K, S, H] `as_kept`, and how many heads K they are of.
 
     Rows and heads are one axis, and stand before slots, unlike in activations: so the products of a decoding step read
     a cache as it lies, and what is written to it goes in its place. XLA would copy [B, K, S, H] twice for every token,
@@ -38,38 +48,40 @@ class KeyValue:
     def of(cls, key: jax.Array, value: jax.Array) -> "KeyValue":
         """Keys and values as activations have them, [B, S, K, H]."""
         B, S, K, _ = key.shape
-        return cls(*(jnp.swapaxes(x, 1, 2).reshape(B * K, S, x.shape[3]) for x in (key, value)), heads=K)
+        kept = (as_kept(jnp.swapaxes(x, 1, 2).reshape(B * K, S, x.shape[3])) for x in (key, value))
+        return cls(*kept, heads=K)
 
     @property
     def rows(self) -> int:
         """How many sequences there are, B."""
-        return self.key.shape[0] // self.heads
+        return math.prod(self.key.shape[:-2]) // self.heads
 
     @property
     def slots(self) -> int:
         """How many keys and values there are, S."""
-        return self.key.shape[1]
+        return self.key.shape[-2]
 
     def write(self, new: "KeyValue", start: int | jax.Array) -> "KeyValue":
         """A copy whose slots from `start` on hold `new`, of T slots."""
-        return self._with(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, 1), new)
+        return self._with(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, -2), new)
 
     def select(self, rows: jax.Array) -> "KeyValue":
         """That of the batch rows `rows` [R]."""
-        return self._with(lambda old: old.reshape(-1, self.heads, *old.shape[1:])[rows].reshape(-1, *old.shape[1:]))
+        batches = (x.reshape(-1, self.heads, *x.shape[-2:])[rows] for x in (self.key, self.value))
+        return KeyValue(*(as_kept(x.reshape(-1, *x.shape[-2:])) for x in batches), heads=self.heads)
 
     def move(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "KeyValue":
         """A copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
-        part = self._with(lambda old: jax.lax.dynamic_slice_in_dim(old, start, slots, 1))
+        part = self._with(lambda old: jax.lax.dynamic_slice_in_dim(old, start, slots, -2))
         return self.write(part.select(rows), start)
 
     def first(self, slots: int) -> "KeyValue":
         """Its first `slots` slots."""
-        return self._with(lambda old: old[:, :slots])
+        return self._with(lambda old: old[..., :slots, :])
 
     def as_activations(self) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, S, K, H], as the operations take them."""
-        key, value = (each.reshape(self.rows, self.heads, *each.shape[1:]) for each in (self.key, self.value))
+        key, value = (each.reshape(self.rows, self.heads, *each.shape[-2:]) for each in (self.key, self.value))
         return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
 
     def _with(self, change: Callable[..., jax.Array], *others: "KeyValue") -> "KeyValue":
@@ -137,7 +149,7 @@ class Attention(nnx.Module):
     def empty(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValue:
         """A cache of this layer's keys and values with room for `slots` of them."""
         K, H = self.key.outputs
-        zeros = jnp.zeros((batch * K, slots, H), dtype)
+        zeros = as_kept(jnp.zeros((batch * K, slots, H), dtype))
         return KeyValue(zeros, zeros, heads=K)
 
     def __call__(

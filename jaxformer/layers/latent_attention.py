@@ -1,5 +1,6 @@
 """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1), and the little that it remembers."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -7,45 +8,55 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import LatentAttentionConfig
-from jaxformer.layers.attention import Visibility, attend, attention_maps, in_line
+from jaxformer.layers.attention import Visibility, as_kept, attend, attention_maps, in_line
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.layers.rotary import turn
 
 
 class Latent(NamedTuple):
-    """What latent attention keeps of each token, in `states` [B, S, R + P]: its latent and, behind it, the shared key.
+    """What latent attention keeps of each token: its latent and, behind it, the shared key; `as_kept` [B, S, R + P].
 
     The key is kept as turned by the position where the token stands.
     """
 
-    states: jax.Array
+    kept: jax.Array
+
+    @classmethod
+    def of(cls, states: jax.Array) -> "Latent":
+        """Latents and shared keys [B, S, R + P]."""
+        return cls(as_kept(states))
+
+    @property
+    def states(self) -> jax.Array:
+        """Latents and shared keys [B, S, R + P]."""
+        return self.kept.reshape(-1, *self.kept.shape[-2:])
 
     @property
     def rows(self) -> int:
         """How many sequences there are, B."""
-        return self.states.shape[0]
+        return math.prod(self.kept.shape[:-2])
 
     @property
     def slots(self) -> int:
         """How many tokens there are, S."""
-        return self.states.shape[1]
+        return self.kept.shape[-2]
 
     def write(self, new: "Latent", start: int | jax.Array) -> "Latent":
         """A copy whose slots from `start` on hold `new`, of T tokens."""
-        return Latent(jax.lax.dynamic_update_slice_in_dim(self.states, new.states, start, 1))
+        return Latent(jax.lax.dynamic_update_slice_in_dim(self.kept, new.kept, start, -2))
 
     def select(self, rows: jax.Array) -> "Latent":
         """That of the batch rows `rows` [R]."""
-        return Latent(self.states[rows])
+        return Latent.of(self.states[rows])
 
     def move(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "Latent":
         """A copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
-        return self.write(Latent(jax.lax.dynamic_slice_in_dim(self.states, start, slots, 1)).select(rows), start)
+        return self.write(Latent(jax.lax.dynamic_slice_in_dim(self.kept, start, slots, -2)).select(rows), start)
 
     def first(self, slots: int) -> "Latent":
         """Its first `slots` slots."""
-        return Latent(self.states[:, :slots])
+        return Latent(self.kept[..., :slots, :])
 
 
 class LatentAttention(nnx.Module):
@@ -83,11 +94,11 @@ class LatentAttention(nnx.Module):
         if self.latent_norm is not None:
             latent = self.latent_norm(latent)
         shared = self._turned(shared[:, :, None], position_ids)[:, :, 0]
-        return Latent(jnp.concatenate([latent, shared], axis=-1))
+        return Latent.of(jnp.concatenate([latent, shared], axis=-1))
 
     def empty(self, batch: int, slots: int, dtype: jnp.dtype) -> Latent:
         """A cache of this layer with room for `slots` tokens."""
-        return Latent(jnp.zeros((batch, slots, self.config.latent + self.config.shared_dim), dtype))
+        return Latent.of(jnp.zeros((batch, slots, self.config.latent + self.config.shared_dim), dtype))
 
     def absorbs(self, queries: int, slots: int) -> bool:
         """Whether the absorbed form takes fewer multiplications for so many queries and remembered tokens."""

@@ -110,7 +110,7 @@ def test_dropout_drops_the_same_weights_in_both_forms(rng: np.random.Generator) 
 def test_rows_that_share_a_source_get_what_copies_would_give(rng: np.random.Generator) -> None:
     module, beams = make(CROSS), 2
     x, seen = states(rng, B * beams, T, D), module.keys_values(states(rng, B, S, D))
-    copies = Latent(jnp.repeat(seen.states, beams, axis=0))
+    copies = Latent.of(jnp.repeat(seen.states, beams, axis=0))
     for form in (False, True):
         assert_close(*(module(x, each, Visibility(), absorbed=form) for each in (seen, copies)))
     assert_close(module.weights(x, seen, Visibility()), module.weights(x, copies, Visibility()))
@@ -121,7 +121,7 @@ def test_the_form_follows_from_the_work() -> None:
     module = make(LatentAttentionConfig(8, 32, None, 16, 8, rope=Rope()))
     assert not module.absorbs(64, 64)
     assert module.absorbs(1, 64)
-    x, seen, at = jnp.zeros((1, 1, D)), Latent(jnp.zeros((1, 64, 40))), jnp.array([[63]])
+    x, seen, at = jnp.zeros((1, 1, D)), Latent.of(jnp.zeros((1, 64, 40))), jnp.array([[63]])
 
     def flops(absorbed: bool) -> float:
         call = jax.jit(lambda module, x, seen: module(x, seen, Visibility(), at, absorbed=absorbed))
