@@ -55,7 +55,8 @@ def main(arguments: Arguments) -> None:
             times += [seconds(row) for row in compared]
     method = (
         "Time of the first start of `generate.py`, which compiles, / time of the second, which reads what the first "
-        f"has kept in the user's cache folder: the median of interleaved rounds. In seconds: {'; '.join(times)}."
+        f"has kept in the user's cache folder: the median of {arguments.rounds} interleaved rounds. In seconds: "
+        f"{'; '.join(times)}."
     )
     report("Starting generate.py", None if arguments.quick else ROOT / "docs/benchmarks/start.md", rows, method)
     print(*times, sep="\n")
