@@ -15,7 +15,7 @@ from jax import lax
 from jaxformer.decode.plan import Context
 
 LOWEST, HIGHEST = -0x7F800001, 0x7F800000  # the integers of -inf and +inf
-FEW = 256  # scores, which are looked at first: to pick them takes as long as five halvings
+FEW = 256  # scores, which are looked at first: to pick them takes as long as four to eight halvings
 BLOCK = 128  # tokens
 
 
