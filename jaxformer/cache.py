@@ -19,7 +19,7 @@ BLOCK = 16  # slots that are moved at once
 class Cache:
     """What a decoder remembers of the tokens it has seen: an immutable pytree, in and out.
 
-    layers: what each block keeps, keys and values [B K, slots, H] or latents. cross: the same of the encoder's output,
+    layers: what each block keeps, keys and values (`KeyValue`) or latents. cross: the same of the encoder's output,
     of B' rows, where B = B' or a multiple (beams over one source). source_valid: boolean [B', S]. valid: boolean
     [B, slots], real tokens (None: all). history: token ids [B, slots], kept where they may have to be read again
     (None: not). length: slots in use; in a fresh cache the Python integer 0, so that a compiler sees a constant.

@@ -73,7 +73,9 @@ def highest_above(scores: jax.Array, weights: jax.Array, limit: jax.Array) -> ja
 
     def one_of_the_best() -> jax.Array:
         above = jnp.where(best > border, jnp.take_along_axis(weights, places, axis=1), 0.0)
-        below = rest + lax.cumsum(above, axis=1, reverse=True) - above
+        # Summed without themselves: to subtract the best, of nearly 1, again would round the small rest away.
+        others = jnp.pad(above[:, 1:], ((0, 0), (0, 1)))
+        below = rest + lax.cumsum(others, axis=1, reverse=True)
         return jnp.take_along_axis(best, jnp.argmax(below <= limit, axis=1, keepdims=True), axis=1)
 
     return lax.cond(

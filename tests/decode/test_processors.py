@@ -99,6 +99,16 @@ def test_the_kth_largest_of_any_k(kind: str, seen_first: int, rng: np.random.Gen
     np.testing.assert_allclose(found[..., 0].T, expected, rtol=0, atol=1e-37)  # XLA compares subnormals as zeros
 
 
+@pytest.mark.parametrize("top_p", [0.99, 0.9999, 0.999999])
+def test_top_p_weighs_a_light_tail(top_p: float, rng: np.random.Generator) -> None:
+    """What falls is weighed by itself: beside a token of nearly all mass it would be rounded away."""
+    tails = rng.dirichlet(np.ones(V - 1), size=R) * (1 - top_p) * rng.uniform(0.95, 1.6, size=(R, 1))
+    scores = np.log(np.concatenate([1 - tails.sum(axis=1, keepdims=True), tails], axis=1)).astype(np.float32)
+    tokens = rng.integers(V, size=(R, 5))
+    found = ours(scores, tokens, **SAMPLE, top_p=top_p)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(theirs(scores, tokens, hf.TopPLogitsWarper(top_p))))
+
+
 def test_top_p_splits_ties_by_token_id() -> None:
     """Of equally likely tokens at the border the lower ids fall: four of 1/4 and a mass of 1/2 leave the last two."""
     scores = np.zeros((R, 4), np.float32)
