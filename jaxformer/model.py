@@ -25,6 +25,8 @@ from jaxformer.layers import (
     Classifier,
     Embedding,
     Head,
+    LatentAttention,
+    Linear,
     Memory,
     QuantisedLinear,
     Source,
@@ -36,6 +38,7 @@ from jaxformer.layers import (
     replace_linear,
     split_key,
 )
+from jaxformer.ops import prefers_transposed
 
 
 class Observed(NamedTuple):
@@ -193,12 +196,25 @@ class Transformer(nnx.Module):
         return model
 
     def for_steps(self, rows: int) -> "Transformer":
-        """An equal model whose matrices lie as steps of so many rows read them fastest: make it once before a loop."""
-        model = nnx.clone(self)
-        if rows == 1:
-            replace_linear(model._decoder, TransposedLinear, lambda _, linear: linear.narrows)
-        elif isinstance(model.head, Head):
-            model.head = model.head.untied(self.embedding.table[...])
+        """An equal model whose matrices lie as steps of so many rows read them fastest: make it before a loop.
+
+        Up to four and more are told apart, on CPUs alone. Not to be compiled, which would undo the transpositions.
+        """
+        if jax.default_backend() != "cpu":
+            return self
+        model, table = nnx.clone(self), self.embedding.table[...]
+        crosses = [block.cross for block in model._decoder.blocks]
+
+        def meets_few_rows(module: nnx.Module, name: str, linear: Linear) -> bool:
+            # Keys and values of a source are made before the steps, those of latents of all that is remembered.
+            of_many = isinstance(module, LatentAttention) or any(module is cross for cross in crosses)
+            return linear.prefers_transposed(rows) and not (of_many and name in ("key", "value"))
+
+        for part in (model._decoder, model.head):
+            if part is not None:
+                replace_linear(part, TransposedLinear, meets_few_rows)
+        if isinstance(model.head, Head) and not prefers_transposed(rows, table.shape, table.dtype):
+            model.head = model.head.untied(table)
         return model
 
     def quantised(self) -> "Transformer":
@@ -210,7 +226,7 @@ class Transformer(nnx.Module):
         model = nnx.clone(self)
         if isinstance(model.head, Head):
             model.head = model.head.untied(self.embedding.table[...])
-        replace_linear(model, QuantisedLinear, lambda name, _: name != "router")
+        replace_linear(model, QuantisedLinear, lambda _, name, __: name != "router")
         return model
 
     def prefill(

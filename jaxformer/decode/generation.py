@@ -11,6 +11,7 @@ import numpy as np
 from jaxformer.decode.compiling import compiled
 from jaxformer.decode.config import GenerationConfig, as_tuple
 from jaxformer.decode.engine import Generated, begin, in_float32, returned, strategy_of
+from jaxformer.decode.layout import laid_out
 from jaxformer.decode.loop import Found, Search, finish
 from jaxformer.decode.observation import Observable, look_again
 from jaxformer.decode.plan import Automaton, Plan
@@ -67,7 +68,7 @@ class Model(Observable, Protocol):
         """The model as generation wants it, should that differ from the plain forward."""
 
     def for_steps(self, rows: int) -> "Model":
-        """An equal model, laid out as steps of so many rows read it fastest."""
+        """An equal model, laid out as steps of so many rows read it fastest: up to four, or more."""
 
     def prefill(
         self, tokens: jax.Array, cache: Any, *, length: int | jax.Array, valid: jax.Array | None = None
@@ -102,7 +103,7 @@ def generate(
     """
     config = (config or GenerationConfig()).replace(**settings)
     request = make_request(model, inputs, config, inputs_mask, decoder_input_ids, allowed, token_texts)
-    found, maps = generate_compiled(model, request)
+    found, maps = generate_compiled(model, laid_out(model, request.rows), request)
     source_length = 0 if request.source is None else np.shape(inputs)[1]
     return returned(found, config, request.plan, maps, source_length)
 
@@ -123,6 +124,11 @@ class Request:
     plan: Plan
     prompt_slots: int = field(metadata={"static": True})
     observe: bool = field(metadata={"static": True})
+
+    @property
+    def rows(self) -> int:
+        """How many sequences a step reads at once."""
+        return len(self.tokens) * self.plan.copies
 
 
 def make_request(
@@ -161,8 +167,8 @@ def make_request(
     return Request(source, source_valid, tokens, valid, plan, prompt_slots, config.output_attentions)
 
 
-def begin_request(model: Model, request: Request) -> tuple[Model, Search]:
-    """The model as generation wants it; the source encoded, the prompts read, their first new token chosen."""
+def begin_request(model: Model, request: Request) -> Search:
+    """The source encoded, the prompts read, their first new token chosen."""
     plan, source, tokens = request.plan, request.source, request.tokens
     model = model.for_decoding()
     encoded = None if source is None else model.encode(source, valid=request.source_valid)
@@ -170,33 +176,24 @@ def begin_request(model: Model, request: Request) -> tuple[Model, Search]:
     # What stands behind the prompts is not attended to, but has to be a token: the padding may be -1.
     prompt, length = jnp.maximum(tokens[:, : request.prompt_slots], 0), jnp.asarray(plan.prompt_length)
     logits, cache = model.prefill(prompt, cache, length=length, valid=request.valid)
-    return model, begin(plan, select_cache_rows, tokens, logits, cache)
+    return begin(plan, select_cache_rows, tokens, logits, cache)
 
 
 @compiled()
-def generate_compiled(model: Model, request: Request) -> tuple[Found, Any]:
-    """What `generate` compiles: what was found, and the attention maps behind it if they are asked for."""
-    decoder, search = begin_request(model, request)
+def generate_compiled(model: Model, stepping: Model, request: Request) -> tuple[Found, Any]:
+    """What `generate` compiles: what was found, and the attention maps behind it if they are asked for.
+
+    The model reads the prompts, `stepping`, which is the same laid out for steps, generates.
+    """
     plan, strategy = request.plan, strategy_of(request.plan)
-
-    def proceed_to_the_end(search: Search) -> Search:
-        step = in_float32(decoder.for_steps(rows_of(search)).step)
-        return finish(plan, strategy, step, select_cache_rows, search)
-
-    # A call for a single token ends here, and need not lay matrices out.
-    done = strategy.finished(plan, search.state)
-    search = jax.lax.cond(done, lambda search: search, proceed_to_the_end, search)
+    search = begin_request(model, request)
+    search = finish(plan, strategy, in_float32(stepping.step), select_cache_rows, search)
     found = strategy.result(search.state, search.record)
     if not request.observe:
         return found, None
+    decoder = model.for_decoding()
     maps = look_again(decoder, request.source, request.source_valid, request.valid, found.tokens, found.length)
     return found, maps
-
-
-def rows_of(search: Search) -> int:
-    """How many sequences a step reads at once."""
-    tokens = search.state.tokens
-    return tokens.size // tokens.shape[-1]
 
 
 def select_cache_rows(cache: Any, rows: jax.Array) -> Any:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.decode.compiling import compiled
+from jaxformer.decode.compiling import Compiled, compiled
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.engine import Generated, check_drawn, in_float32, returned, strategy_of
-from jaxformer.decode.generation import BESIDE, Model, Request, begin_request, make_request, rows_of, select_cache_rows
+from jaxformer.decode.generation import BESIDE, Model, begin_request, make_request, select_cache_rows
+from jaxformer.decode.layout import laid_out
 from jaxformer.decode.loop import Found, Search, proceed
 from jaxformer.decode.plan import Plan
 from jaxformer.decode.planning import Allowed
@@ -45,7 +46,7 @@ class Session:
             raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
         request = make_request(model, inputs, self.config, inputs_mask, decoder_input_ids, allowed, token_texts)
         self.plan = request.plan
-        self.model, self.state = begin_compiled(model, request)
+        self.model, self.state = laid_out(model, request.rows), begin_compiled(model, request)
 
     @property
     def finished(self) -> bool:
@@ -96,11 +97,7 @@ def produced(session: Session) -> Iterator[np.ndarray]:
         session.advance()
 
 
-@compiled()
-def begin_compiled(model: Model, request: Request) -> tuple[Model, Search]:
-    """What is compiled for the prompts."""
-    model, search = begin_request(model, request)
-    return model.for_steps(rows_of(search)), search
+begin_compiled = Compiled(begin_request)  # what is compiled for the prompts
 
 
 @compiled(donate_argnames="search")

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.ops import matmul
+from jaxformer.decode.compiling import for_few_rows
+from jaxformer.ops import matmul, matmul_transposed
+from jaxformer.ops.matmul import FEW_ROWS
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -37,3 +39,45 @@ def test_no_operand_of_a_product_is_widened(dtype: jnp.dtype) -> None:
     for line in products:
         operands = line.split(" : (")[1].split(") -> ")[0].split(", ")
         assert all(operand.endswith(f"x{short}>") for operand in operands), line
+
+
+# Summed whole, in pieces of 128 and of 1024, and neither; weights with an odd number of rows, and too small for a loop.
+SHAPES = [(24, 768), (37, 512), (9, 2048), (9, 5120), (201, 100), (7, 4999), (5, 12)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_few_rows_times_a_transposed_weight(shape: tuple[int, int], dtype: jnp.dtype, rng: np.random.Generator) -> None:
+    weight = jnp.asarray(rng.normal(size=shape), dtype)
+    for leading in ((), (1,), (1, 1), (FEW_ROWS, 1), (FEW_ROWS + 1,)):
+        x = jnp.asarray(rng.normal(size=(*leading, shape[1])), dtype)
+        y, exact = matmul_transposed(x, weight), [np.asarray(array, np.float64) for array in (x, weight.T)]
+        assert y.dtype == jnp.float32
+        assert (np.abs(y - exact[0] @ exact[1]) <= 2e-7 * np.abs(exact[0]) @ np.abs(exact[1])).all()
+
+
+def test_gradients_through_a_few_rows(rng: np.random.Generator) -> None:
+    x, weight, d_y = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 768), (24, 768), (2, 24)))
+    d_x, d_weight = jax.vjp(matmul_transposed, x, weight)[1](d_y)
+    np.testing.assert_allclose(d_x, d_y @ weight, atol=1e-4)
+    np.testing.assert_allclose(d_weight, d_y.T @ x, atol=1e-4)
+
+
+def test_a_row_that_is_no_number_spoils_no_other(rng: np.random.Generator) -> None:
+    weight = jnp.asarray(rng.normal(size=(24, 768)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(3, 768)), jnp.float32)
+    for bad in ([0], [2], [0, 1, 2]):
+        for column in (0, 700):
+            y = matmul_transposed(x.at[jnp.array(bad), column].set(jnp.nan), weight)
+            assert np.isnan(y).all(axis=1).tolist() == [row in bad for row in range(3)]
+            assert np.isnan(y).any(axis=1).tolist() == [row in bad for row in range(3)]
+
+
+@pytest.mark.parametrize("inputs", [512, 768, 5120])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS])
+def test_products_of_few_rows_are_not_laid_out(rows: int, inputs: int) -> None:
+    """They are as many as the weight has numbers, times the rows, and belong into the loop that sums them."""
+    options = (for_few_rows() or {}) | {"xla_cpu_use_fusion_emitters": "True"}  # fused as users have it
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, inputs), (96, inputs))]
+    program = jax.jit(matmul_transposed, compiler_options=options).lower(*shapes).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 96 * inputs
