@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -85,8 +84,7 @@ def main(arguments: Arguments) -> None:
     races |= {what: race_others(subject, batch, beams, arguments) for what, batch, beams in SEARCHES}
     rows += [row for what, seconds in races.items() for row in compare(what, seconds)]
     rows += race_sampling(subject, arguments)
-    one, all_of_them = (min(races[what][OURS]) for what in ("the first token, batch 1", "greedy, batch 1"))
-    share = share_of_memory(subject, (all_of_them - one) / (arguments.new_tokens - 1), arguments.quick)
+    share = share_of_memory(subject, arguments)
     kind = "float32; all tokens were equal" if full else "weights of 8 bits here, in CTranslate2 and in llama.cpp"
     method = (
         f"{arguments.new_tokens} new tokens from {arguments.prompt}; {subject.name}; {kind}. Time of the rival / time "
@@ -208,14 +206,26 @@ def naive_compiled(model: Transformer, source: jax.Array, new_tokens: int, end: 
     return lax.fori_loop(0, new_tokens, lengthen, jnp.full((source.shape[0], 1 + new_tokens), start))
 
 
-def share_of_memory(subject: Subject, seconds: float, quick: bool) -> str:
-    """How near a token of greedy decoding, which takes so many seconds, comes to what reading its weights takes."""
-    read, speed = weights_read(subject.rounded or subject.ours), memory_bandwidth(1 if quick else 512)
-    floor = read / speed
+def share_of_memory(subject: Subject, arguments: Arguments) -> str:
+    """How near a token of greedy decoding comes to what reading its weights takes, measured beside each other.
+
+    Other tenants of a machine change the speed of its memory by half within seconds, so that a round measures both.
+    """
+    prompts, new_tokens = subject.prompts(1, arguments.prompt), arguments.new_tokens
+    generations = {count: partial(generated, subject, prompts, 1, count) for count in (1, new_tokens)}
+    megabytes, passes = (1, 1) if arguments.quick else (512, 10)
+    ways = ways_to_read(megabytes, passes)
+    seconds = race({"1": generations[1], "all": generations[new_tokens]} | ways, arguments.runs + 4)
+    tokens = (np.array(seconds["all"]) - seconds["1"]) / (new_tokens - 1)
+    speeds = passes * megabytes * 2**20 / np.min([seconds[way] for way in ways], axis=0)
+    read = weights_read(subject.rounded or subject.ours)
+    shares = read / speeds / tokens
     return (
-        f"A token of greedy decoding at batch 1 reads {read / 1e6:.0f} MB of weights. The fastest of four ways to read "
-        f"memory reached {speed / 1e9:.1f} GB/s in the same run, with which that takes {floor * 1e3:.1f} ms. jaxformer "
-        f"takes {seconds * 1e3:.1f} ms: {floor / seconds:.0%} of what memory allows."
+        f"A token of greedy decoding at batch 1 reads {read / 1e6:.0f} MB of weights and takes "
+        f"{np.median(tokens) * 1e3:.1f} ms. In the same rounds the fastest of four ways to read memory reached "
+        f"{np.median(speeds) / 1e9:.1f} GB/s ({speeds.min() / 1e9:.1f} to {speeds.max() / 1e9:.1f}), with which the "
+        f"weights take {np.median(read / speeds) * 1e3:.1f} ms: {np.median(shares):.0%} of what memory allows "
+        f"({shares.min():.0%} to {shares.max():.0%} in a round, {len(shares)} rounds)."
     )
 
 
@@ -231,26 +241,25 @@ def weights_read(model: Transformer) -> int:
     return sum(leaf.nbytes for leaf in (*head, *used))
 
 
-def memory_bandwidth(megabytes: int) -> float:
-    """Bytes per second that are read from an array that no cache holds: the best of several ways, ten times each."""
+def ways_to_read(megabytes: int, passes: int) -> dict[str, Callable[[], Any]]:
+    """Ways to read an array that no cache holds, so many times."""
     numbers = np.ones((1024, megabytes * 256), np.float32)
     tensor, array = torch.from_numpy(numbers), jnp.asarray(numbers)
     row, total = jnp.ones((1, 1024)), jax.jit(jnp.sum)
     product = jax.jit(jnp.matmul)
-    ways = (
-        lambda: torch.sum(tensor),
-        lambda: torch.ones(1, 1024) @ tensor,
-        lambda: jax.block_until_ready(total(array)),
-        lambda: jax.block_until_ready(product(row, array)),
-    )
-    best = float("inf")
-    for way in ways:
+    ways: dict[str, Callable[[], Any]] = {
+        "torch.sum": lambda: torch.sum(tensor),
+        "torch.matmul": lambda: torch.ones(1, 1024) @ tensor,
+        "jnp.sum": lambda: jax.block_until_ready(total(array)),
+        "jnp.matmul": lambda: jax.block_until_ready(product(row, array)),
+    }
+    return {name: partial(repeatedly, way, passes) for name, way in ways.items()}
+
+
+def repeatedly(way: Callable[[], Any], passes: int) -> None:
+    """Call it so many times."""
+    for _ in range(passes):
         way()
-        for _ in range(10):
-            start = perf_counter()
-            way()
-            best = min(best, perf_counter() - start)
-    return numbers.nbytes / best
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from jaxformer.decode.compiling import Compiled, compiled
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.engine import Generated, check_drawn, in_float32, returned, strategy_of
 from jaxformer.decode.generation import BESIDE, Model, begin_request, make_request, select_cache_rows
-from jaxformer.decode.layout import laid_out
+from jaxformer.decode.layout import Flat, laid_out
 from jaxformer.decode.loop import Found, Search, proceed
 from jaxformer.decode.plan import Plan
 from jaxformer.decode.planning import Allowed
@@ -46,7 +46,8 @@ class Session:
             raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
         request = make_request(model, inputs, self.config, inputs_mask, decoder_input_ids, allowed, token_texts)
         self.plan = request.plan
-        self.model, self.state = laid_out(model, request.rows), begin_compiled(model, request)
+        reading, self.stepping = laid_out(model, request.rows)
+        self.state = begin_compiled(reading, self.stepping, request)
 
     @property
     def finished(self) -> bool:
@@ -60,7 +61,7 @@ class Session:
 
     def advance(self) -> None:
         """Generate a few more tokens. The state from before is used up: save it first, if it is to be kept."""
-        self.state = proceed_compiled(self.model, self.state, self.plan)
+        self.state = proceed_compiled(self.stepping, self.state, self.plan)
 
     def result(self) -> Generated:
         """The sequences so far, as `generate` returns them at the end; beams that run on are not among them."""
@@ -101,6 +102,6 @@ begin_compiled = Compiled(begin_request)  # what is compiled for the prompts
 
 
 @compiled(donate_argnames="search")
-def proceed_compiled(model: Model, search: Search, plan: Plan) -> Search:
+def proceed_compiled(stepping: Flat, search: Search, plan: Plan) -> Search:
     """What is compiled for every chunk of tokens."""
-    return proceed(plan, strategy_of(plan), in_float32(model.step), select_cache_rows, search)
+    return proceed(plan, strategy_of(plan), in_float32(stepping.model.step), select_cache_rows, search)
