@@ -25,20 +25,16 @@ from jaxformer.layers import (
     Classifier,
     Embedding,
     Head,
-    LatentAttention,
-    Linear,
     Memory,
     QuantisedLinear,
     Source,
     Stack,
     Trace,
-    TransposedLinear,
     Visibility,
     count_positions,
     replace_linear,
     split_key,
 )
-from jaxformer.ops import prefers_transposed
 
 
 class Observed(NamedTuple):
@@ -202,19 +198,10 @@ class Transformer(nnx.Module):
         """
         if jax.default_backend() != "cpu":
             return self
-        model, table = nnx.clone(self), self.embedding.table[...]
-        crosses = [block.cross for block in model._decoder.blocks]
-
-        def meets_few_rows(module: nnx.Module, name: str, linear: Linear) -> bool:
-            # Keys and values of a source are made before the steps, those of latents of all that is remembered.
-            of_many = isinstance(module, LatentAttention) or any(module is cross for cross in crosses)
-            return linear.prefers_transposed(rows) and not (of_many and name in ("key", "value"))
-
-        for part in (model._decoder, model.head):
-            if part is not None:
-                replace_linear(part, TransposedLinear, meets_few_rows)
-        if isinstance(model.head, Head) and not prefers_transposed(rows, table.shape, table.dtype):
-            model.head = model.head.untied(table)
+        model = nnx.clone(self)
+        model.decoder = model._decoder.for_steps(rows)
+        if isinstance(model.head, Head):
+            model.head = model.head.for_steps(self.embedding.table[...], rows)
         return model
 
     def quantised(self) -> "Transformer":

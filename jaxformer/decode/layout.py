@@ -43,7 +43,7 @@ def laid_out(model: Any, rows: int) -> tuple[Flat, Flat]:
     """The model, and the same `for_decoding()` and `for_steps(rows)`: made once for as long as it has the same weights.
 
     To transpose the weights of GPT-2 small takes as long as ten tokens. For up to four rows, what is kept takes as much
-    memory as the matrices of the decoder; for more, as the tied output. Arrays never change, so that the same arrays
+    memory as the decoder's matrices; for more, as the tied output. Arrays never change, so that the same arrays
     are the same weights.
     """
     flat = Flat.of(model)
@@ -53,7 +53,7 @@ def laid_out(model: Any, rows: int) -> tuple[Flat, Flat]:
     if kept is not None and kept.structure == flat.structure and all(map(is_the_same, kept.weights, flat.weights)):
         return flat, kept.laid_out
     made = Flat.of(model.for_decoding().for_steps(rows))
-    if all(isinstance(weight, jax.Array) for weight in flat.weights):
+    if all(isinstance(weight, jax.Array) for weight in flat.weights) and type(model).__weakrefoffset__:
         if kept is None:
             weakref.finalize(model, KEPT.pop, key, None)
         KEPT[key] = Kept(made, flat.structure, [weakref.ref(weight) for weight in flat.weights])

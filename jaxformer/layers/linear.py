@@ -85,7 +85,7 @@ class TransposedLinear(LinearMap):
 
     def product(self, x: jax.Array) -> jax.Array:
         """`x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
-        return matmul_transposed(x, self.weight[...].astype(x.dtype)).astype(x.dtype)
+        return matmul_transposed(x, self.weight[...]).astype(x.dtype)
 
     def matrix(self) -> jax.Array:
         """The weight [inputs, outputs]."""

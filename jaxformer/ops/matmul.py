@@ -24,8 +24,11 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def matmul_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Activations x [..., I] times the transpose of a weight [O, I], both of one type: [..., O] in float32 at least."""
-    if prefers_transposed(x.size // x.shape[-1], weight.shape, weight.dtype):
+    """Activations x [..., I] times the transpose of a weight [O, I]: [..., O] in float32 at least.
+
+    Not to be mapped by `jax.vmap`: what a few rows gain by would become as many numbers as the weights have, per row.
+    """
+    if prefers_transposed(x.size // x.shape[-1], weight.shape, jnp.promote_types(x.dtype, weight.dtype)):
         return jax.lax.platform_dependent(x, weight, cpu=_few_rows_times_transposed, default=_times_transposed)
     return _times_transposed(x, weight)
 
@@ -38,7 +41,8 @@ def prefers_transposed(rows: int, shape: tuple[int, ...], dtype: jnp.dtype) -> b
 
 def _times_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide)
+    axes = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, weight.astype(x.dtype), axes, preferred_element_type=wide)
 
 
 def _few_rows_times_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Models laid out for steps are kept as long as they are right, and no longer."""
 
 import gc
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,20 @@ def test_arrays_that_can_change_are_not_kept() -> None:
     _, before = laid_out(model, 1)
     assert laid_out(model, 1)[1] is not before
     assert not any(key[0] == id(model) for key in KEPT)
+
+
+def test_a_model_that_cannot_be_referred_to_weakly_is_not_kept() -> None:
+    class Tuple(NamedTuple):
+        table: jax.Array
+
+        def for_decoding(self) -> "Tuple":
+            return self
+
+        def for_steps(self, rows: int) -> "Tuple":
+            return self
+
+    model = Tuple(jnp.ones(3))
+    assert laid_out(model, 1)[1].model.table is model.table
 
 
 @pytest.mark.parametrize("rows", [1, 9])

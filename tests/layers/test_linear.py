@@ -65,8 +65,11 @@ def test_a_large_tied_table_serves_a_few_rows_as_it_lies(vocab_size: int, few_ar
     few, many = (model.for_steps(rows).head for rows in (FEW_ROWS, FEW_ROWS + 1))
     assert isinstance(few, Head)
     assert isinstance(many, Head)
-    assert (few.output is None) == few_are_tied
-    assert many.output is not None
+    assert isinstance(few.output, TransposedLinear) == few_are_tied
+    assert few_are_tied == any(leaf is model.embedding.table[...] for leaf in jax.tree.leaves(few))
+    assert isinstance(many.output, Linear)
+    assert isinstance(model.head, Head)
+    assert model.head.output is None
 
 
 def transposed_maps(model: Transformer) -> set[str]:
