@@ -26,6 +26,8 @@ class Transform(nnx.Module):
 class Head(nnx.Module):
     """Logits of every token, section 3.4: hidden states times the embedding table (tied) or a matrix of its own."""
 
+    output: Linear | TransposedLinear | QuantisedLinear | None
+
     def __init__(self, config: HeadConfig, embedding: EmbeddingConfig, dim: int, *, rngs: nnx.Rngs):
         width = embedding.dim or dim
         self.config = config
