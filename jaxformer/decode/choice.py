@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxformer.decode.warpers import place_on_line
+from jaxformer.decode.selection import few_largest, place_on_line
 
 NOTHING = -1  # what is drawn where all scores are -inf, or one is NaN
 
@@ -26,7 +26,7 @@ def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
 
 def best_token(scores: jax.Array) -> jax.Array:
     """The token of the largest score, the lowest id among equals: int32 [R] from [R, V]."""
-    return lax.top_k(scores, 1)[1][:, 0]
+    return few_largest(scores, 1)[1][:, 0]
 
 
 def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
     By inversion: one uniform number is laid on the line of cumulative probabilities, and the token that it falls on is
     taken. Tokens of probability 0 are never drawn; NOTHING is, where no token has a probability.
     """
-    weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
+    weights = jnp.exp(scores - few_largest(scores, 1)[0])
     total = jnp.sum(weights, axis=1, keepdims=True)
     mark = jax.vmap(jax.random.uniform)(keys)[:, None] * total
     return jnp.where(total > 0, place_on_line(weights, mark), NOTHING)[:, 0]
@@ -47,8 +47,8 @@ def best_candidates(scores: jax.Array, count: int) -> jax.Array:
     First within each beam, then among those: the same candidates as from all at once, found faster.
     """
     B, W, V = scores.shape
-    values, tokens = lax.top_k(scores, min(count, V))
-    flat = tokens + V * jnp.arange(W)[None, :, None]
+    values, tokens = few_largest(scores.reshape(B * W, V), min(count, V))
+    flat = tokens.reshape(B, W, -1) + V * jnp.arange(W)[None, :, None]
     merged = lax.top_k(values.reshape(B, -1), count)[1]
     return jnp.take_along_axis(flat.reshape(B, -1), merged, axis=1)
 

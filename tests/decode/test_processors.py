@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from jaxformer.decode import GenerationConfig, warpers
+from jaxformer.decode import GenerationConfig, selection
 from jaxformer.decode.plan import Context, Marks, process
 from jaxformer.decode.planning import make_plan
 
@@ -52,7 +52,7 @@ SAMPLE = {"do_sample": True, "top_k": 0}
 @pytest.fixture
 def seen_first(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """So many scores are looked at before all are."""
-    monkeypatch.setattr(warpers, "FEW", request.param)
+    monkeypatch.setattr(selection, "FEW", request.param)
     process_compiled.clear_cache()
     yield request.param
     process_compiled.clear_cache()
@@ -93,10 +93,52 @@ def test_warpers(kind: str, beams: int, seen_first: int, rng: np.random.Generato
 def test_the_kth_largest_of_any_k(kind: str, seen_first: int, rng: np.random.Generator) -> None:
     """The best, among the few that are seen first, and beyond."""
     scores = draw_scores(rng, kind)
-    found = jax.jit(jax.vmap(partial(warpers.kth_largest, scores)))(np.arange(1, V + 2))
+    found = jax.jit(jax.vmap(partial(selection.kth_largest, scores)))(np.arange(1, V + 2))
     descending = -np.sort(-scores, axis=1)
     expected = np.concatenate([descending, descending[:, -1:]], axis=1)
     np.testing.assert_allclose(found[..., 0].T, expected, rtol=0, atol=1e-37)  # XLA compares subnormals as zeros
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "equal", "mostly -inf"])
+@pytest.mark.parametrize(("size", "count"), [(53, 53), (1000, 1), (1000, 7), (4099, 8), (4099, 64)])
+def test_the_few_largest(kind: str, size: int, count: int, rng: np.random.Generator) -> None:
+    """As from a stable sort, of few scores and of many; which of -inf are among them is not specified."""
+    scores = np.concatenate([draw_scores(rng, kind) for _ in range(-(-size // V))], axis=1)[:, :size]
+    if kind in ("equal", "mostly -inf"):
+        scores = np.full_like(scores, -np.inf)
+        scores[:, rng.permutation(size)[: size if kind == "equal" else max(1, count // 2)]] = 2.0
+    scores += np.float32(0.0)  # no -0.0, which `top_k` puts behind 0.0
+    values, places = map(np.asarray, jax.jit(selection.few_largest, static_argnums=1)(scores, count))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(values, np.take_along_axis(scores, order, axis=1))
+    np.testing.assert_array_equal(np.where(np.isinf(values), -1, places), np.where(np.isinf(values), -1, order))
+    np.testing.assert_array_equal(np.take_along_axis(scores, places, axis=1), values)
+    assert all(len(set(row)) == count for row in places.tolist())
+
+
+def test_of_equal_scores_the_first_comes_first() -> None:
+    """Wherever they stand: beside better ones, and far behind."""
+    scores = np.arange(-4000, 0, dtype=np.float32)[None]
+    below = 4000 // selection.DEPTH
+    scores[0, [40, 40 + 3 * below, 12 + 3 * below]] = [9, 7, 7]
+    places = selection.few_largest(scores, 3)[1]
+    assert places.tolist() == [[40, 12 + 3 * below, 40 + 3 * below]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_warpers_of_many_tokens(kind: str, spread: float, rng: np.random.Generator) -> None:
+    """Top-k and top-p over 20,000 tokens, whose thresholds are among the 256 that are seen first or beyond."""
+    tokens = rng.integers(V, size=(R, 5))
+    scores = spread * np.concatenate([draw_scores(rng, kind) for _ in range(20_000 // V)], axis=1)
+    scores += np.float32(0.0)  # no -0.0
+    for k, p in ((50, 0.9), (3, 0.4), (1000, 0.7), (0, 0.5)):
+        top_k, top_p = [hf.TopKLogitsWarper(k)] if k else [], hf.TopPLogitsWarper(p)
+        found = np.isfinite(ours(scores, tokens, **SAMPLE | {"top_k": k, "top_p": p}))
+        expected = np.isfinite(theirs(scores, tokens, *top_k, top_p))
+        if kind in ("ties", "zeros"):
+            found, expected = found.sum(axis=1), expected.sum(axis=1)
+        np.testing.assert_array_equal(found, expected, err_msg=f"top_k={k}, top_p={p}")
 
 
 @pytest.mark.parametrize("top_p", [0.99, 0.9999, 0.999999])

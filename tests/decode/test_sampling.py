@@ -11,7 +11,7 @@ from decode.chain import CODES, empty_cache, logits_after, make_step, make_table
 
 from jaxformer.decode import decode
 from jaxformer.decode.choice import draw_token
-from jaxformer.decode.warpers import place_on_line
+from jaxformer.decode.selection import place_on_line
 from jaxformer.errors import InputError
 
 V = 11
