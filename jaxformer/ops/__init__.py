@@ -15,7 +15,7 @@ from jaxformer.ops.experts import mix_experts
 from jaxformer.ops.int8 import Quantised, int8_matmul, quantise
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import causal_mask, padding_mask
-from jaxformer.ops.matmul import matmul, matmul_transposed, prefers_transposed
+from jaxformer.ops.matmul import batched_matmul_transposed, matmul, matmul_transposed, prefers_transposed
 from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import distance_buckets, sinusoidal_positions
 from jaxformer.ops.rotary import Rotation, rotary_frequencies, rotate, rotation
@@ -38,6 +38,7 @@ __all__ = [
     "attention_scores",
     "attention_weights",
     "balance_loss",
+    "batched_matmul_transposed",
     "causal_mask",
     "communication_loss",
     "corrected",

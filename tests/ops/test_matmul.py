@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer.decode.compiling import for_few_rows
-from jaxformer.ops import matmul, matmul_transposed
+from jaxformer.ops import batched_matmul_transposed, matmul, matmul_transposed
 from jaxformer.ops.matmul import FEW_ROWS
 
 
@@ -56,12 +56,33 @@ def test_few_rows_times_a_transposed_weight(shape: tuple[int, int], dtype: jnp.d
         assert (np.abs(y - exact[0] @ exact[1]) <= 2e-7 * np.abs(exact[0]) @ np.abs(exact[1])).all()
 
 
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 90])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_batch_of_rows_and_weights(rows: int, dtype: jnp.dtype, rng: np.random.Generator) -> None:
+    x, weights = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((6, rows, 96), (6, 50, 96)))
+    y, exact = batched_matmul_transposed(x, weights), [np.asarray(array, np.float64) for array in (x, weights)]
+    exact[1] = exact[1].swapaxes(1, 2)
+    assert y.dtype == jnp.float32  # sums of 96 products in one chain, as tests compile them
+    assert (np.abs(y - exact[0] @ exact[1]) <= 4e-7 * np.abs(exact[0]) @ np.abs(exact[1])).all()
+
+
 def test_gradients_through_a_few_rows(rng: np.random.Generator) -> None:
     x, weight, d_y = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 768), (24, 768), (2, 24)))
     d_x, d_weight = jax.vjp(matmul_transposed, x, weight)[1](d_y)
     for ours, factors in ((d_x, (d_y, weight)), (d_weight, (d_y.T, x))):
         one, other = (np.asarray(array, np.float64) for array in factors)
         assert (np.abs(ours - one @ other) <= 2e-7 * np.abs(one) @ np.abs(other)).all()
+
+
+def test_mapped_products_of_few_rows_stay_products(rng: np.random.Generator) -> None:
+    """And so do their gradients: worked out before they are summed, they would be as large as the weight, each."""
+    x, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((100, 768), (96, 768)))
+    mapped = jax.jit(jax.vmap(matmul_transposed, in_axes=(0, None)))
+    np.testing.assert_allclose(mapped(x, weight), x @ weight.T, rtol=1e-4, atol=1e-4)
+    squares = jax.jit(jax.vmap(jax.grad(lambda x: jnp.sum(matmul_transposed(x, weight) ** 2))))
+    np.testing.assert_allclose(squares(x), 2 * x @ weight.T @ weight, rtol=1e-3, atol=1e-2)
+    for function, arguments in ((mapped, (x, weight)), (squares, (x,))):
+        assert function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes < 2**20
 
 
 def test_a_row_that_is_no_number_spoils_no_other(rng: np.random.Generator) -> None:
