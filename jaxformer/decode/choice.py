@@ -26,7 +26,7 @@ def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
 
 def best_token(scores: jax.Array) -> jax.Array:
     """The token of the largest score, the lowest id among equals: int32 [R] from [R, V]."""
-    return few_largest(scores, 1)[1][:, 0]
+    return few_largest(scores, 1, first_of_equals=True)[1][:, 0]
 
 
 def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
@@ -42,12 +42,13 @@ def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def best_candidates(scores: jax.Array, count: int) -> jax.Array:
-    """The `count` largest of the scores [B, W, V], best first, the lowest index among equals: [B, count] in W*V.
+    """The `count` largest of the scores [B, W, V], best first: [B, count] in W*V.
 
-    First within each beam, then among those: the same candidates as from all at once, found faster.
+    Among equals the lowest index comes first, but for -inf. They are looked for within each beam and then among those:
+    the same candidates as from all at once, found faster.
     """
     B, W, V = scores.shape
-    values, tokens = few_largest(scores.reshape(B * W, V), min(count, V))
+    values, tokens = few_largest(scores.reshape(B * W, V), min(count, V), first_of_equals=True)
     flat = tokens.reshape(B, W, -1) + V * jnp.arange(W)[None, :, None]
     merged = lax.top_k(values.reshape(B, -1), count)[1]
     return jnp.take_along_axis(flat.reshape(B, -1), merged, axis=1)

@@ -8,17 +8,18 @@ import numpy as np
 from jax import lax
 
 LOWEST, HIGHEST = -0x7F800001, 0x7F800000  # the integers of -inf and +inf
-FEW = 256  # scores, which are looked at first: to pick them takes as long as two halvings
+FEW = 256  # scores looked at first: to pick them takes as long as two halvings
 DEPTH = 16  # scores in a column
 BLOCK = 128  # stretches of a line
 
 
-def few_largest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+def few_largest(scores: jax.Array, count: int, *, first_of_equals: bool = False) -> tuple[jax.Array, jax.Array]:
     """The `count` largest of each row, best first, and where they stand: [R, count] each, of scores [R, V].
 
-    Among equal ones the lowest index comes first, except among those of -inf, of which it may be any. Many scores are
-    laid out in columns: the largest stand in the columns whose maxima are the largest. Of one it takes a third of the
-    time of `jnp.max` on CPUs.
+    Many scores are laid out in columns: the largest stand in the columns whose maxima are the largest. The places of
+    those equal to the last may be any, unless `first_of_equals` wants the lowest, which for -inf it never does. NaN may
+    be overlooked. For a count of 1 it takes a third of the time of `jnp.max` on CPUs. Never take a slice of the result,
+    such as the first: of a slice of `top_k`, XLA makes a sort of all scores.
     """
     R, V = scores.shape
     columns = V // DEPTH
@@ -26,15 +27,19 @@ def few_largest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         return tuple(lax.top_k(scores, count))
     maxima = jnp.max(scores[:, : DEPTH * columns].reshape(R, DEPTH, columns), axis=1)
     chosen = jnp.sort(lax.top_k(maxima, count)[1], axis=1)
-    places = (columns * jnp.arange(DEPTH)[None, :, None] + chosen[:, None]).reshape(R, -1)
-    rest = jnp.broadcast_to(jnp.arange(DEPTH * columns, V)[None], (R, V % DEPTH))
-    places = jnp.concatenate([places, rest], axis=1)  # ascending: of equal scores, `top_k` finds the first first
+    below = columns * jnp.arange(DEPTH, dtype=jnp.int32)[None, :, None]
+    rest = jnp.broadcast_to(jnp.arange(DEPTH * columns, V, dtype=jnp.int32)[None], (R, V % DEPTH))
+    # In ascending order: of equal scores, `top_k` takes the first.
+    places = jnp.concatenate([(below + chosen[:, None]).reshape(R, -1), rest], axis=1)
     values, found = lax.top_k(jnp.take_along_axis(scores, places, axis=1), count)
-    least = jnp.min(values, axis=1, keepdims=True)  # its last: but for a slice of `top_k`, XLA sorts all scores
+    places = jnp.take_along_axis(places, found, axis=1)
+    if not first_of_equals:
+        return values, places
+    least = jnp.min(values, axis=1, keepdims=True)
     others_are_less = jnp.sum(maxima >= least, axis=1, keepdims=True) <= count
     return lax.cond(
         jnp.all(others_are_less | jnp.isneginf(least)),
-        lambda: (values, jnp.take_along_axis(places, found, axis=1)),
+        lambda: (values, places),
         lambda: tuple(lax.top_k(scores, count)),
     )
 
@@ -94,7 +99,7 @@ def place_on_line(lengths: jax.Array, mark: jax.Array) -> jax.Array:
     block, before = first_beyond(jnp.concatenate([blocks, rest], axis=1), mark)
     places = jnp.minimum(block * size, V - size) + jnp.arange(size)[None]
     inside = jnp.where(places < block * size, 0.0, jnp.take_along_axis(lengths, places, axis=1))
-    return places[:, :1] + first_beyond(inside, mark - before)[0]
+    return (places[:, :1] + first_beyond(inside, mark - before)[0]).astype(jnp.int32)
 
 
 def first_beyond(lengths: jax.Array, mark: jax.Array) -> tuple[jax.Array, jax.Array]:

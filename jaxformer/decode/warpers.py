@@ -34,7 +34,7 @@ def keep_top_p(scores: jax.Array, context: Context) -> jax.Array:
     best, tokens = few_largest(scores, min(selection.FEW, V))
     border = jnp.min(best, axis=1, keepdims=True)
     is_above = best > border
-    weights = jnp.exp(scores - best[:, :1])
+    weights = jnp.exp(scores - jnp.max(best, axis=1, keepdims=True))
     rest = jnp.sum(weights, axis=1, keepdims=True, where=scores <= border)
     above = jnp.where(is_above, jnp.take_along_axis(weights, tokens, axis=1), 0.0)
     total = rest + jnp.sum(above, axis=1, keepdims=True)
@@ -72,7 +72,7 @@ def keep_top_h(scores: jax.Array, context: Context) -> jax.Array:
 
     Potraghloo et al. 2025: of the 100 best tokens, whose probabilities are those among them.
     """
-    best, tokens = few_largest(scores, min(100, scores.shape[1]))
+    best, tokens = lax.top_k(scores, min(100, scores.shape[1]))
     logs = jax.nn.log_softmax(best)
     parts = jnp.where(jnp.isneginf(logs), 0.0, -jnp.exp(logs) * logs)
     keep = jnp.cumsum(parts, axis=1) <= context.plan.top_h * jnp.sum(parts, axis=1, keepdims=True)

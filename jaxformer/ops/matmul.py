@@ -26,7 +26,7 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 def matmul_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
     """Activations x [..., I] times the transpose of a weight [O, I]: [..., O] in float32 at least."""
-    if not prefers_transposed(x.size // x.shape[-1], weight.shape, jnp.promote_types(x.dtype, weight.dtype)):
+    if not prefers_transposed(math.prod(x.shape[:-1]), weight.shape, jnp.promote_types(x.dtype, weight.dtype)):
         return _times_transposed(x, weight)
 
     def few_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -37,7 +37,7 @@ def matmul_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def batched_matmul_transposed(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """The same of a batch, such as queries x [X, R, I] and keys [X, O, I]: [X, R, O] in float32 at least."""
+    """`matmul_transposed` of each of a batch, such as queries x [X, R, I] and keys [X, O, I]: [X, R, O]."""
     shape = (weights.shape[0] * weights.shape[1], weights.shape[2])
     if not prefers_transposed(x.shape[1], shape, jnp.promote_types(x.dtype, weights.dtype)):
         return _batch_times_transposed(x, weights)
@@ -47,7 +47,7 @@ def batched_matmul_transposed(x: jax.Array, weights: jax.Array) -> jax.Array:
 def prefers_transposed(rows: int, shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
     """Whether on CPUs so many rows meet a weight [O, I] of that shape and type faster than its transpose [I, O]."""
     floats = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize <= 4
-    return floats and rows <= FEW_ROWS and math.prod(shape) >= SMALL_WEIGHT and _piece(shape[-1]) <= LONGEST_PIECE
+    return floats and 0 < rows <= FEW_ROWS and math.prod(shape) >= SMALL_WEIGHT and _piece(shape[-1]) <= LONGEST_PIECE
 
 
 def _times_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -96,7 +96,7 @@ def _loop_over_outputs(x: jax.Array, weights: jax.Array) -> jax.Array:
     def sums(x: jax.Array, weights: jax.Array) -> jax.Array:
         weights = weights.astype(jnp.float32).reshape(X, outputs, 1, -1, width)
         products = weights * x.astype(jnp.float32).reshape(X, 1, R, -1, width)
-        pieces = (jnp.ones(width) @ products.reshape(-1, width).T).reshape(X, outputs, R, -1)
+        pieces = (jnp.ones(width, jnp.float32) @ products.reshape(-1, width).T).reshape(X, outputs, R, -1)
         return jnp.swapaxes(pieces.sum(-1), 1, 2)
 
     def no_numbers(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ def _loop_over_outputs(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 @_loop_over_outputs.def_vmap
 def _mapped(size: int, mapped: list[bool], x: jax.Array, weights: jax.Array) -> tuple[jax.Array, bool]:
-    """The loop would work out as many numbers as the weights have, for every x."""
+    """Plain products: mapped, the loop would become as many numbers as the weights have, for every x."""
     return jax.vmap(_batch_times_transposed, [0 if axis else None for axis in mapped])(x, weights), True
 
 

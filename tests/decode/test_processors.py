@@ -1,16 +1,19 @@
 """Processors and warpers: equal to the classes of transformers on random scores with ties."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from transformers.generation import logits_process as hf
 
 from jaxformer.decode import GenerationConfig, selection
+from jaxformer.decode.choice import NOTHING, best_token, draw_token
 from jaxformer.decode.plan import Context, Marks, process
 from jaxformer.decode.planning import make_plan
 
@@ -108,7 +111,9 @@ def test_the_few_largest(kind: str, size: int, count: int, rng: np.random.Genera
         scores = np.full_like(scores, -np.inf)
         scores[:, rng.permutation(size)[: size if kind == "equal" else max(1, count // 2)]] = 2.0
     scores += np.float32(0.0)  # no -0.0, which `top_k` puts behind 0.0
-    values, places = map(np.asarray, jax.jit(selection.few_largest, static_argnums=1)(scores, count))
+    find = jax.jit(partial(selection.few_largest, count=count, first_of_equals=True))
+    values, places = map(np.asarray, find(scores))
+    np.testing.assert_array_equal(selection.few_largest(scores, count)[0], values)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(values, np.take_along_axis(scores, order, axis=1))
     np.testing.assert_array_equal(np.where(np.isinf(values), -1, places), np.where(np.isinf(values), -1, order))
@@ -121,16 +126,16 @@ def test_of_equal_scores_the_first_comes_first() -> None:
     scores = np.arange(-4000, 0, dtype=np.float32)[None]
     below = 4000 // selection.DEPTH
     scores[0, [40, 40 + 3 * below, 12 + 3 * below]] = [9, 7, 7]
-    places = selection.few_largest(scores, 3)[1]
+    places = selection.few_largest(scores, 3, first_of_equals=True)[1]
     assert places.tolist() == [[40, 12 + 3 * below, 40 + 3 * below]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("spread", [0.5, 3.0])
-def test_warpers_of_many_tokens(kind: str, spread: float, rng: np.random.Generator) -> None:
-    """Top-k and top-p over 20,000 tokens, whose thresholds are among the 256 that are seen first or beyond."""
+@pytest.mark.parametrize(("size", "spread"), [(5_000, 3.0), (20_000, 0.5), (20_000, 3.0)])
+def test_warpers_of_many_tokens(kind: str, size: int, spread: float, rng: np.random.Generator) -> None:
+    """Top-k and top-p over thousands of tokens, whose thresholds are among the 256 that are seen first or beyond."""
     tokens = rng.integers(V, size=(R, 5))
-    scores = spread * np.concatenate([draw_scores(rng, kind) for _ in range(20_000 // V)], axis=1)
+    scores = spread * np.concatenate([draw_scores(rng, kind) for _ in range(size // V)], axis=1)
     scores += np.float32(0.0)  # no -0.0
     for k, p in ((50, 0.9), (3, 0.4), (1000, 0.7), (0, 0.5)):
         top_k, top_p = [hf.TopKLogitsWarper(k)] if k else [], hf.TopPLogitsWarper(p)
@@ -139,6 +144,49 @@ def test_warpers_of_many_tokens(kind: str, spread: float, rng: np.random.Generat
         if kind in ("ties", "zeros"):
             found, expected = found.sum(axis=1), expected.sum(axis=1)
         np.testing.assert_array_equal(found, expected, err_msg=f"top_k={k}, top_p={p}")
+
+
+@pytest.mark.parametrize("size", [1000, 5000, 20_000])
+def test_sampling_sorts_no_vocabulary(size: int) -> None:
+    """XLA makes a sort of a `top_k` whose result is sliced, which takes ten times as long."""
+    config = GenerationConfig(do_sample=True, temperature=0.8, top_k=50, top_p=0.9)
+    tokens = np.ones((1, 3), np.int32)
+    plan = make_plan(config, config.length_limits(3), tokens, np.ones((1, 3), bool), read=tokens)
+
+    def draw(scores: jax.Array, context: Context, keys: jax.Array) -> jax.Array:
+        return draw_token(process(scores, context), keys)
+
+    context = Context(plan, np.ones((1, SLOTS), np.int32), np.int32(3), Marks(None, None))
+    keys = jax.random.split(jax.random.key(0), 1)
+    text = jax.jit(draw).lower(jnp.zeros((1, size)), context, keys).compile().as_text()
+    assert "TopK" in text
+    assert not re.search(rf"\[1,{size}\].* sort\(", text)
+
+
+def test_sampling_with_numbers_of_64_bits_enabled(rng: np.random.Generator) -> None:
+    """As without: some programs use both."""
+    scores, tokens = 3 * rng.normal(size=(R, 20_000)).astype(np.float32), np.ones((R, 5), np.int32)
+    settings = SAMPLE | {"temperature": 0.7, "top_k": 300, "top_p": 0.8}
+    narrow, keys = ours(scores, tokens, **settings), jax.random.split(jax.random.key(0), R)
+    with jax.enable_x64(True):
+        wide = ours(scores, tokens, **settings)
+        np.testing.assert_array_equal(wide, narrow)
+        assert (np.asarray(best_token(jnp.asarray(wide))) == narrow.argmax(axis=1)).all()
+        assert np.isfinite(narrow[np.arange(R), np.asarray(draw_token(jnp.asarray(wide), keys))]).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 5}, {"top_k": 300}, {"top_p": 0.9}, {"top_h": 0.4}, {"min_p": 0.1}], ids=str
+)
+def test_a_score_that_is_no_number_draws_nothing(settings: dict[str, Any], rng: np.random.Generator) -> None:
+    """Wherever it stands: `generate` says so."""
+    scores = rng.normal(size=(R, 20_000)).astype(np.float32)
+    scores[np.arange(R - 1), rng.integers(20_000, size=R - 1)] = np.nan
+    drawn = draw_token(
+        jnp.asarray(ours(scores, np.ones((R, 5), np.int32), **SAMPLE | settings)),
+        jax.random.split(jax.random.key(0), R),
+    )
+    assert (np.asarray(drawn) == NOTHING).tolist() == [True] * (R - 1) + [False]
 
 
 @pytest.mark.parametrize("top_p", [0.99, 0.9999, 0.999999])

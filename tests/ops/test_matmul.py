@@ -74,6 +74,20 @@ def test_gradients_through_a_few_rows(rng: np.random.Generator) -> None:
         assert (np.abs(ours - one @ other) <= 2e-7 * np.abs(one) @ np.abs(other)).all()
 
 
+def test_no_rows_are_no_products() -> None:
+    assert matmul_transposed(jnp.ones((0, 96)), jnp.ones((500, 96))).shape == (0, 500)
+    assert batched_matmul_transposed(jnp.ones((6, 0, 96)), jnp.ones((6, 50, 96))).shape == (6, 0, 50)
+
+
+def test_few_rows_with_numbers_of_64_bits_enabled(rng: np.random.Generator) -> None:
+    with jax.enable_x64(True):
+        for dtype in (jnp.float32, jnp.float64):
+            x, weight = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((1, 768), (96, 768)))
+            y = matmul_transposed(x, weight)
+            assert y.dtype == dtype
+            np.testing.assert_allclose(y, np.asarray(x, np.float64) @ np.asarray(weight.T, np.float64), atol=1e-4)
+
+
 def test_mapped_products_of_few_rows_stay_products(rng: np.random.Generator) -> None:
     """And so do their gradients: worked out before they are summed, they would be as large as the weight, each."""
     x, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((100, 768), (96, 768)))
