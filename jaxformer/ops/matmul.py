@@ -47,7 +47,8 @@ def batched_matmul_transposed(x: jax.Array, weights: jax.Array) -> jax.Array:
 def prefers_transposed(rows: int, shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
     """Whether on CPUs so many rows meet a weight [O, I] of that shape and type faster than its transpose [I, O]."""
     floats = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize <= 4
-    return floats and 0 < rows <= FEW_ROWS and math.prod(shape) >= SMALL_WEIGHT and _piece(shape[-1]) <= LONGEST_PIECE
+    few, large = 0 < rows <= FEW_ROWS, math.prod(shape) >= SMALL_WEIGHT
+    return floats and few and large and _piece(shape[-1], rows) <= LONGEST_PIECE
 
 
 def _times_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -91,7 +92,7 @@ def _loop_over_outputs(x: jax.Array, weights: jax.Array) -> jax.Array:
     read once from end to end, with all rows of x. It stands in a branch, as XLA would otherwise work out x for every
     output too; the other branch is for rows that all begin with NaN, of which every output is NaN.
     """
-    (X, R, _), outputs, width = x.shape, weights.shape[1], _piece(x.shape[2])
+    (X, R, _), outputs, width = x.shape, weights.shape[1], _piece(x.shape[2], x.shape[1])
 
     def sums(x: jax.Array, weights: jax.Array) -> jax.Array:
         weights = weights.astype(jnp.float32).reshape(X, outputs, 1, -1, width)
@@ -111,14 +112,14 @@ def _mapped(size: int, mapped: list[bool], x: jax.Array, weights: jax.Array) -> 
     return jax.vmap(_batch_times_transposed, [0 if axis else None for axis in mapped])(x, weights), True
 
 
-def _piece(width: int) -> int:
+def _piece(width: int, rows: int) -> int:
     """How many products are summed in one go, a divisor of the width.
 
-    LLVM makes one chain of up to 512, in which each sum waits for the one before, so that these had better be cut; of
-    more it makes a loop with four chains.
+    LLVM makes one chain of up to 512, in which each sum waits for the one before, so that these had better be short; of
+    more it makes a loop with four chains, which is the fastest for several rows.
     """
-    piece = math.gcd(width, 128 if width <= 512 else 1024)
-    return width if 512 < width <= LONGEST_PIECE or piece < 64 else piece
+    piece = 1024 if rows > 1 and width % 1024 == 0 else math.gcd(width, 128)
+    return width if piece < 64 else piece
 
 
 def _product(x: jax.Array, y: jax.Array, contracted: Dims) -> jax.Array:
