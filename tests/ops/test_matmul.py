@@ -41,6 +41,12 @@ def test_no_operand_of_a_product_is_widened(dtype: jnp.dtype) -> None:
         assert all(operand.endswith(f"x{short}>") for operand in operands), line
 
 
+def assert_product(y: jax.Array, x: jax.Array, weight: jax.Array, bound: float = 2e-7) -> None:
+    """Whether y is x times weight in float64, but for so small a part of the sum of all absolute products."""
+    one, other = (np.asarray(array, np.float64) for array in (x, weight))
+    assert (np.abs(y - one @ other) <= bound * np.abs(one) @ np.abs(other)).all()
+
+
 # Summed whole, in pieces of 128 and of 1024, and neither; weights with an odd number of rows, and too small for a loop.
 SHAPES = [(24, 768), (37, 512), (9, 2048), (9, 5120), (201, 100), (7, 4999), (5, 12)]
 
@@ -51,27 +57,25 @@ def test_few_rows_times_a_transposed_weight(shape: tuple[int, int], dtype: jnp.d
     weight = jnp.asarray(rng.normal(size=shape), dtype)
     for leading in ((), (1,), (1, 1), (FEW_ROWS, 1), (FEW_ROWS + 1,)):
         x = jnp.asarray(rng.normal(size=(*leading, shape[1])), dtype)
-        y, exact = matmul_transposed(x, weight), [np.asarray(array, np.float64) for array in (x, weight.T)]
+        y = matmul_transposed(x, weight)
         assert y.dtype == jnp.float32
-        assert (np.abs(y - exact[0] @ exact[1]) <= 2e-7 * np.abs(exact[0]) @ np.abs(exact[1])).all()
+        assert_product(y, x, weight.T)
 
 
 @pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 90])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_batch_of_rows_and_weights(rows: int, dtype: jnp.dtype, rng: np.random.Generator) -> None:
     x, weights = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((6, rows, 96), (6, 50, 96)))
-    y, exact = batched_matmul_transposed(x, weights), [np.asarray(array, np.float64) for array in (x, weights)]
-    exact[1] = exact[1].swapaxes(1, 2)
-    assert y.dtype == jnp.float32  # sums of 96 products in one chain, as tests compile them
-    assert (np.abs(y - exact[0] @ exact[1]) <= 4e-7 * np.abs(exact[0]) @ np.abs(exact[1])).all()
+    y = batched_matmul_transposed(x, weights)
+    assert y.dtype == jnp.float32
+    assert_product(y, x, weights.swapaxes(1, 2), bound=4e-7)  # sums of 96 in one chain, as tests compile them
 
 
 def test_gradients_through_a_few_rows(rng: np.random.Generator) -> None:
     x, weight, d_y = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 768), (24, 768), (2, 24)))
     d_x, d_weight = jax.vjp(matmul_transposed, x, weight)[1](d_y)
-    for ours, factors in ((d_x, (d_y, weight)), (d_weight, (d_y.T, x))):
-        one, other = (np.asarray(array, np.float64) for array in factors)
-        assert (np.abs(ours - one @ other) <= 2e-7 * np.abs(one) @ np.abs(other)).all()
+    assert_product(d_x, d_y, weight)
+    assert_product(d_weight, d_y.T, x)
 
 
 def test_no_rows_are_no_products() -> None:
@@ -85,16 +89,18 @@ def test_few_rows_with_numbers_of_64_bits_enabled(rng: np.random.Generator) -> N
             x, weight = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((1, 768), (96, 768)))
             y = matmul_transposed(x, weight)
             assert y.dtype == dtype
-            np.testing.assert_allclose(y, np.asarray(x, np.float64) @ np.asarray(weight.T, np.float64), atol=1e-4)
+            assert_product(y, x, weight.T, bound=2e-7 if dtype == jnp.float32 else 4e-16)
 
 
 def test_mapped_products_of_few_rows_stay_products(rng: np.random.Generator) -> None:
     """And so do their gradients: worked out before they are summed, they would be as large as the weight, each."""
     x, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((100, 768), (96, 768)))
     mapped = jax.jit(jax.vmap(matmul_transposed, in_axes=(0, None)))
-    np.testing.assert_allclose(mapped(x, weight), x @ weight.T, rtol=1e-4, atol=1e-4)
+    assert_product(mapped(x, weight), x, weight.T)
     squares = jax.jit(jax.vmap(jax.grad(lambda x: jnp.sum(matmul_transposed(x, weight) ** 2))))
-    np.testing.assert_allclose(squares(x), 2 * x @ weight.T @ weight, rtol=1e-3, atol=1e-2)
+    wide, matrix = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    bound = 4e-7 * np.abs(2 * wide) @ np.abs(matrix.T) @ np.abs(matrix)  # two products, one behind the other
+    assert (np.abs(squares(x) - 2 * wide @ matrix.T @ matrix) <= bound).all()
     for function, arguments in ((mapped, (x, weight)), (squares, (x,))):
         assert function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes < 2**20
 
