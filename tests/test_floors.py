@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxformer"
 FLOORS = (
-    {"errors", "ops", "config"},
+    {"errors", "schema", "ops", "config"},
     {"layers"},
     {"model", "cache", "presets"},
     {"decode", "train", "data", "pretrained", "visualize"},
@@ -15,11 +15,20 @@ FLOORS = (
     {"__init__", "__main__"},
 )
 # Within the lowest floor operations know nothing of configurations; `config` names the activations that exist.
-NEVER = {("ops", "config"), ("errors", "ops"), ("errors", "config"), ("decode", "model"), ("train", "model")}
+NEVER = {
+    ("ops", "config"),
+    ("schema", "ops"),
+    ("schema", "config"),
+    ("errors", "ops"),
+    ("errors", "config"),
+    ("decode", "model"),
+    ("train", "model"),
+}
 # Neighbours that need each other: a folder's weights come with settings for generation.
 NEIGHBOURS = {
     ("pretrained", "decode"),
     ("ops", "errors"),
+    ("schema", "errors"),
     ("config", "errors"),
     ("config", "ops"),
     ("presets", "model"),
