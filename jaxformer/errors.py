@@ -16,8 +16,19 @@ def shortened(text: str, most: int = 300) -> str:
     return f"{line[:head]}...{line[len(line) - (most - 3 - head) :]}"
 
 
-def listed(items: Iterable[object], most: int = 5) -> str:
-    """Return the first items of a list for a message: "a, b, c, d, e and 37 more"."""
-    names = [shortened(str(item), 60) for item in items]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listed(items: Iterable[object], most: int = 5, room: int = 200) -> str:
+    """Return the first items of a list for a message: "a, b, c and 37 more".
+
+    Args:
+        items: What to list.
+        most: How many items are shown at most.
+        room: How many characters they may take; the first one is cut to it.
+    """
+    names = [str(item) for item in items]
+    shown = [shortened(name, room) for name in names[:1]]
+    for name in names[1:most]:
+        if sum(map(len, shown)) + len(name) > room:
+            break
+        shown.append(shortened(name, room))
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more

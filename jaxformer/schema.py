@@ -92,14 +92,13 @@ def choice(default: str | None, names: Collection[str]) -> Field:
     return _optional(default, f"one of {known}", lambda value: isinstance(value, str) and value in names)
 
 
-def only(value: Any, default: Any = None) -> Field:
-    """Declare the one value that is supported; where the file lacks the key it is meant (or `default` is)."""
-    same = type(value)
+def only(value: Any) -> Field:
+    """Declare the one value that is supported."""
 
     def accepts(found: Any) -> bool:
-        return found == value and (isinstance(found, same) or (is_number(found) and is_number(value)))
+        return found == value and isinstance(found, bool) == isinstance(value, bool)
 
-    return Field(value if default is None else default, f"{json.dumps(value)}: nothing else is supported", accepts)
+    return Field(value, f"{json.dumps(value)}: nothing else is supported", accepts)
 
 
 def list_of(item: Field, default: Any = None, most: int = 2**20) -> Field:
@@ -138,10 +137,10 @@ def is_number(value: Any) -> bool:
 
 
 def read(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
-    """Return all of `values`, with the defaults of absent keys.
+    """Return the value of each key of the schema, the default where `values` lacks it.
 
     Args:
-        values: An object of an outside file. Keys that the schema does not know are passed on as they are.
+        values: An object of an outside file. Keys that the schema does not know are left out: nobody may read them.
         schema: What the known keys may hold.
 
     Raises:
@@ -150,7 +149,7 @@ def read(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     for key, field in schema.items():
         if key in values and not field.accepts(values[key]):
             raise InputError(f"{key}={shown(values[key])} must be {field.expected}")
-    return {key: field.default for key, field in schema.items()} | dict(values)
+    return {key: values.get(key, field.default) for key, field in schema.items()}
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Checkpoint folders of Hugging Face: a function from their configuration to ours and a table of weight names each."""
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import tokenizers
 
-from jaxformer.config import HeadConfig, TransformerConfig
 from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.pretrained.bundle import Output, Pretrained
 from jaxformer.pretrained.export import as_pretrained
 from jaxformer.pretrained.families import FAMILIES, family_of
-from jaxformer.pretrained.files import FLAX, Arrays, read_json, read_tensors, replacing, write_json, write_tensors
-from jaxformer.pretrained.weights import WeightTable, build, named, tensors_of
+from jaxformer.pretrained.files import FLAX, read_json, read_tensors, replacing, write_json, write_tensors
+from jaxformer.pretrained.stored import as_stored
+from jaxformer.pretrained.weights import build, named, tensors_of
 
 __all__ = ["FAMILIES", "Output", "Pretrained", "as_pretrained", "from_pretrained", "save_pretrained"]
 
@@ -40,7 +40,8 @@ def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None
     config = family.config(hf)
     table = family.table(config)
     tensors = named(read_tensors(folder), table)
-    config = with_own_head(config, tensors, table)
+    config = as_stored(config, tensors, family.table)
+    table = family.table(config)
     model = build(config, tensors, table, dtype)
     settings, vocabulary = folder / "generation_config.json", folder / TOKENIZER
     return Pretrained(
@@ -79,19 +80,6 @@ def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
             pretrained.tokenizer.save(str(new / TOKENIZER))
         for name, text in pretrained.files.items():
             (new / name).write_text(text)
-
-
-def with_own_head(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> TransformerConfig:
-    """The configuration with a head of its own, where the file has one that is not the embedding again.
-
-    What the file holds is right, as for transformers: the setting says only what a file without a head means.
-    """
-    head, embedding = (table.name(path) for path in (("head", "output", "weight"), ("embedding", "table")))
-    if not isinstance(config.head, HeadConfig) or not config.head.tied or head not in tensors:
-        return config
-    if np.array_equal(tensors[head], tensors.get(embedding, tensors[head])):
-        return config
-    return replace(config, head=replace(config.head, tied=False))
 
 
 def read_tokenizer(path: Path, model: Transformer) -> tokenizers.Tokenizer:

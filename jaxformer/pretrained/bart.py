@@ -1,5 +1,6 @@
 """BART, mBART, Pegasus, Marian: the paper's encoder-decoder, with learned positions or with sinusoids in halves."""
 
+import re
 from typing import Any
 
 from jaxformer.config import (
@@ -16,29 +17,44 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
-from jaxformer.pretrained.settings import activation, require
+from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import Schema, count, flag, layers, only, probability
 
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 50265,
-    "d_model": 1024,
-    "encoder_layers": 12,
-    "decoder_layers": 12,
-    "encoder_attention_heads": 16,
-    "decoder_attention_heads": 16,
-    "encoder_ffn_dim": 4096,
-    "decoder_ffn_dim": 4096,
-    "max_position_embeddings": 1024,
-    "activation_function": "gelu",
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "dropout": 0.1,
-    "scale_embedding": False,
+BART: Schema = {
+    "vocab_size": count(50265),
+    "d_model": count(1024),
+    "encoder_layers": layers(12),
+    "decoder_layers": layers(12),
+    "encoder_attention_heads": count(16),
+    "decoder_attention_heads": count(16),
+    "encoder_ffn_dim": count(4096),
+    "decoder_ffn_dim": count(4096),
+    "max_position_embeddings": count(1024),
+    "activation_function": activation_name("gelu"),
+    "attention_dropout": probability(0.0),
+    "activation_dropout": probability(0.0),
+    "dropout": probability(0.1),
+    "scale_embedding": flag(False),
+    "encoder_layerdrop": only(0.0),
+    "decoder_layerdrop": only(0.0),
+    "is_decoder": only(False),
+}
+MARIAN: Schema = {
+    **BART,
+    "decoder_vocab_size": count(None),
+    "share_encoder_decoder_embeddings": flag(True),
+}
+ALIASES = {
+    "num_attention_heads": "encoder_attention_heads",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
 }
 # Our name -> theirs, applied in this order to "decoder.blocks.0.attention.query.weight" and its like.
 RENAMES = (
     (r"^source_embedding\.table$", "model.encoder.embed_tokens.weight"),
     (r"^head\.bias$", "final_logits_bias"),
+    (r"^head\.output\.", "lm_head."),
     (r"^(encoder|decoder)\.", r"model.\1."),
     (r"\.positions\.table$", ".embed_positions.weight"),
     (r"\.embedding_norm\.", ".layernorm_embedding."),
@@ -58,42 +74,52 @@ RENAMES = (
     (r"\.shift$", ".bias"),
 )
 # Ties are written once or several times, depending on the version.
-IGNORABLE = r"lm_head\.weight|model\.(encoder|decoder)\.embed_tokens\.weight|model\.shared\.weight"
+SHARED = "model.shared.weight"
+TIES = ((r"lm_head\.weight|model\.(encoder|decoder)\.embed_tokens\.weight", SHARED),)
 # Sinusoids are computed here, and stored in files of Pegasus and in old ones of Marian.
 SINUSOIDS = r"model\.(encoder|decoder)\.embed_positions\.weight"
+KINDS: dict[str, Any] = {"prefix": "model.", "rows": "final_logits_bias"}
 
 
 def bart_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a BART `config.json`: learned positions behind two reserved rows, a norm after them."""
+    hf = read_settings(hf, BART, ALIASES)
     return _configuration(hf, learned(hf), LayerNormConfig(), shared=True)
 
 
 def mbart_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of an mBART `config.json`: BART with norms before the sub-layers, and one more after them."""
+    hf = read_settings(hf, BART, ALIASES)
     return _configuration(hf, learned(hf), LayerNormConfig(), shared=True, placement="pre")
 
 
 def pegasus_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Pegasus `config.json`: as mBART, with sinusoids and no norm after the embedding."""
+    hf = read_settings(hf, BART, ALIASES)
     return _configuration(hf, SinusoidalPositions(layout="halves"), None, shared=True, placement="pre")
 
 
 def marian_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Marian `config.json`: sinusoids in halves; the two vocabularies may differ."""
-    shared = hf.get("share_encoder_decoder_embeddings", True)
+    hf = read_settings(hf, MARIAN, ALIASES)
+    shared = hf["share_encoder_decoder_embeddings"]
     return _configuration(hf, SinusoidalPositions(layout="halves"), None, shared=shared)
 
 
 def bart_table(config: TransformerConfig) -> WeightTable:
     """Where BART and Marian keep their weights."""
-    embedding = "model.shared.weight" if config.share_embeddings else "model.decoder.embed_tokens.weight"
-    renames = ((r"^embedding\.table$", embedding), *RENAMES)
-    return WeightTable(renames, IGNORABLE, prefix="model.", rows="final_logits_bias", kept=SINUSOIDS)
+    if config.share_embeddings:
+        return WeightTable(((r"^embedding\.table$", SHARED), *RENAMES), "", TIES, **KINDS, kept=SINUSOIDS)
+    decoder = "model.decoder.embed_tokens.weight"
+    renames = ((r"^embedding\.table$", decoder), *RENAMES)
+    # Where each stack has its own, nothing reads the shared one.
+    kept = rf"{SINUSOIDS}|{re.escape(SHARED)}"
+    return WeightTable(renames, "", ((r"lm_head\.weight", decoder),), **KINDS, kept=kept)
 
 
 def learned(hf: dict[str, Any]) -> LearnedPositions:
     """The positions of BART and mBART: two rows are reserved."""
-    return LearnedPositions(hf.get("max_position_embeddings", DEFAULTS["max_position_embeddings"]), offset=2)
+    return LearnedPositions(hf["max_position_embeddings"], offset=2)
 
 
 def _configuration(
@@ -104,10 +130,8 @@ def _configuration(
     shared: bool,
     placement: Placement = "post",
 ) -> TransformerConfig:
-    hf = DEFAULTS | hf
-    require(hf, encoder_layerdrop=0.0, decoder_layerdrop=0.0)
-
     def stack(name: str, vocab_size: int) -> StackConfig:
+        head_width(hf, "d_model", f"{name}_attention_heads")
         attention = AttentionConfig(hf[f"{name}_attention_heads"], dropout=hf["attention_dropout"])
         block = BlockConfig(
             attention,

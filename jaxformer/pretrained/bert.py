@@ -20,35 +20,60 @@ from jaxformer.config import (
 )
 from jaxformer.errors import InputError
 from jaxformer.ops import Activation
-from jaxformer.pretrained.settings import activation, require
+from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import (
+    Schema,
+    count,
+    flag,
+    integer,
+    layers,
+    list_of,
+    mapping,
+    number,
+    only,
+    probability,
+    text,
+)
 
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "classifier_dropout": None,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "tie_word_embeddings": True,
+# What all of them may say.
+COMMON: Schema = {
+    "vocab_size": count(30522),
+    "max_position_embeddings": count(512),
+    "tie_word_embeddings": flag(True),
+    "architectures": list_of(text(None)),
+    "id2label": mapping(),
+    "num_labels": count(2),
+    "position_embedding_type": only("absolute"),
 }
-ROBERTA: dict[str, Any] = {"vocab_size": 50265, "pad_token_id": 1}
-DISTILBERT: dict[str, Any] = {
-    "dim": 768,
-    "n_layers": 6,
-    "n_heads": 12,
-    "hidden_dim": 3072,
-    "activation": "gelu",
-    "dropout": 0.1,
-    "attention_dropout": 0.1,
-    "seq_classif_dropout": 0.2,
+BERT: Schema = {
+    **COMMON,
+    "hidden_size": count(768),
+    "num_hidden_layers": layers(12),
+    "num_attention_heads": count(12),
+    "intermediate_size": count(3072),
+    "hidden_act": activation_name("gelu"),
+    "hidden_dropout_prob": probability(0.1),
+    "attention_probs_dropout_prob": probability(0.1),
+    "classifier_dropout": probability(None),
+    "type_vocab_size": count(2),
+    "layer_norm_eps": number(1e-12, 0.0, 1.0),
+    "is_decoder": only(False),
+    "add_cross_attention": only(False),
 }
+ROBERTA: Schema = {**BERT, "vocab_size": count(50265), "pad_token_id": integer(1)}
+DISTILBERT: Schema = {
+    **COMMON,
+    "dim": count(768),
+    "n_layers": layers(6),
+    "n_heads": count(12),
+    "hidden_dim": count(3072),
+    "activation": activation_name("gelu"),
+    "dropout": probability(0.1),
+    "attention_dropout": probability(0.1),
+    "seq_classif_dropout": probability(0.2),
+}
+ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
 # DistilBERT's names of BERT's settings.
 RENAMED = {
     "dim": "hidden_size",
@@ -110,24 +135,30 @@ OLD_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 
 def bert_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a BERT `config.json`."""
-    hf = DEFAULTS | hf
+    hf = read_settings(hf, BERT)
+    head_width(hf, "hidden_size", "num_attention_heads")
     positions = LearnedPositions(hf["max_position_embeddings"])
     return encoder_config(hf, positions, "slot", transformed=activation(hf, "hidden_act"), classified="tanh")
 
 
 def roberta_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a RoBERTa `config.json`: positions count what is not padding, behind reserved rows."""
-    hf = DEFAULTS | ROBERTA | hf
+    hf = read_settings(hf, ROBERTA)
+    head_width(hf, "hidden_size", "num_attention_heads")
     pad = hf["pad_token_id"]
+    if hf["max_position_embeddings"] <= pad + 1:
+        raise InputError(
+            f"max_position_embeddings={hf['max_position_embeddings']} leaves no position behind pad_token_id={pad}"
+        )
     positions = LearnedPositions(hf["max_position_embeddings"] - pad - 1, offset=pad + 1)
     return encoder_config(hf, positions, TokensExcept(pad), transformed="gelu", classified="tanh")
 
 
 def distilbert_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a DistilBERT `config.json`; its sinusoids, where it has them, are stored like others."""
-    hf = DISTILBERT | hf
-    hf = DEFAULTS | hf | {ours: hf[theirs] for theirs, ours in RENAMED.items()} | {"type_vocab_size": None}
-    hf["layer_norm_eps"] = 1e-12
+    hf = read_settings(hf, DISTILBERT, ALIASES)
+    head_width(hf, "dim", "n_heads")
+    hf |= {ours: hf[theirs] for theirs, ours in RENAMED.items()} | {"type_vocab_size": None, "layer_norm_eps": 1e-12}
     positions = LearnedPositions(hf["max_position_embeddings"])
     return encoder_config(hf, positions, "slot", transformed=activation(hf, "hidden_act"), classified="relu")
 
@@ -141,7 +172,6 @@ def encoder_config(
     classified: Activation,
 ) -> TransformerConfig:
     """A post-norm encoder, with the head that the model's class has; the activations inside the two kinds of head."""
-    require(hf, is_decoder=False, position_embedding_type="absolute")
     norm = LayerNormConfig(hf["layer_norm_eps"])
     block = BlockConfig(
         AttentionConfig(hf["num_attention_heads"], dropout=hf["attention_probs_dropout_prob"]),
@@ -157,13 +187,14 @@ def encoder_config(
         position_index=position_index,
         dropout=hf["hidden_dropout_prob"],
     )
-    name = next(iter(hf.get("architectures") or ()), "Model")
+    name = next(iter(hf["architectures"] or ()), "Model")
     if name.endswith(("ForMaskedLM", "ForPreTraining")):
-        require(hf, tie_word_embeddings=True)
+        if not hf["tie_word_embeddings"]:
+            raise InputError("tie_word_embeddings=false is not supported in encoders: only true is")
         head = HeadConfig(bias=True, transform=TransformConfig(transformed, norm))
     elif name.endswith("ForSequenceClassification"):
         dropout = hf["classifier_dropout"]
-        classes = len(hf["id2label"]) if "id2label" in hf else hf.get("num_labels", 2)
+        classes = hf["num_labels"] if hf["id2label"] is None else len(hf["id2label"])
         head = ClassifierConfig(classes, classified, hf["hidden_dropout_prob"] if dropout is None else dropout)
     elif name.endswith("Model"):
         head = None
@@ -176,22 +207,29 @@ def encoder_config(
 def bert_table(config: TransformerConfig) -> WeightTable:
     """Where BERT keeps its weights. Its pooler is a classifier's inner layer, or has to do with pre-training alone."""
     heads = (*BERT_HEADS, (r"^head\.hidden\.", "bert.pooler.dense."), (r"^head\.output\.", "classifier."))
-    return table("bert.", BLOCKS, heads, r"bert\.pooler\..*|cls\.seq_relationship\..*", "cls.predictions.decoder")
+    kept = r"bert\.pooler\..*|cls\.seq_relationship\..*"
+    return table("bert.", BLOCKS, heads, kept, "cls.predictions.decoder.", "cls.predictions.bias")
 
 
 def roberta_table(config: TransformerConfig) -> WeightTable:
     """Where RoBERTa keeps its weights."""
     heads = (*ROBERTA_HEADS, (r"^head\.output\.", "classifier.out_proj."))
-    return table("roberta.", BLOCKS, heads, r"roberta\.pooler\..*", "lm_head.decoder")
+    return table("roberta.", BLOCKS, heads, r"roberta\.pooler\..*", "lm_head.decoder.", "lm_head.bias")
 
 
 def distilbert_table(config: TransformerConfig) -> WeightTable:
     """Where DistilBERT keeps its weights."""
-    return table("distilbert.", DISTILBERT_BLOCKS, DISTILBERT_HEADS, "", "vocab_projector")
+    return table("distilbert.", DISTILBERT_BLOCKS, DISTILBERT_HEADS, "", "vocab_projector.", None)
 
 
-def table(prefix: str, blocks: Any, heads: Any, kept: str, decoder: str) -> WeightTable:
-    """Names with the prefix of the bare model everywhere but in the heads."""
+def table(prefix: str, blocks: Any, heads: Any, kept: str, decoder: str, bias: str | None) -> WeightTable:
+    """Return names with the prefix of the bare model everywhere but in the heads.
+
+    decoder: the prefix under which files repeat the embedding as the map to the vocabulary. bias: what they repeat its
+    bias of, under the same prefix.
+    """
     renames = (*EMBEDDINGS, *blocks, (r"^(?=embeddings\.|encoder\.|transformer\.)", prefix), *heads, *LEAVES)
-    ignorable = rf"{re.escape(decoder)}\.(weight|bias)|{re.escape(prefix)}embeddings\.position_ids"
-    return WeightTable(renames, ignorable, prefix=prefix, kept=kept, aliases=OLD_NAMES)
+    ties = [(re.escape(f"{decoder}weight"), f"{prefix}embeddings.word_embeddings.weight")]
+    ties += [(re.escape(f"{decoder}bias"), bias)] if bias else []
+    unused = rf"{re.escape(prefix)}embeddings\.position_ids"
+    return WeightTable(renames, unused, tuple(ties), prefix=prefix, kept=kept, aliases=OLD_NAMES)

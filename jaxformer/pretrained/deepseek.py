@@ -13,47 +13,61 @@ from jaxformer.config import (
     TransformerConfig,
 )
 from jaxformer.errors import InputError
-from jaxformer.pretrained.llama import DEFAULTS, IGNORABLE, NORMS, RENAMES, decoder_config
-from jaxformer.pretrained.mixture import EXPERTS, PROJECTIONS, ROUTER
-from jaxformer.pretrained.rope import grown, rope, said_of_rope
-from jaxformer.pretrained.settings import activation, require
+from jaxformer.ops.rotary import RotaryLayout
+from jaxformer.pretrained.llama import DECODER, NORMS, RENAMES, TIES, UNUSED, decoder_config
+from jaxformer.pretrained.mixture import EXPERTS, PROJECTIONS, ROUTER, check_experts
+from jaxformer.pretrained.rope import first_given, grown, rope, rope_parameters
+from jaxformer.pretrained.settings import activation, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import Schema, choice, count, experts, flag, integer, layers, nullable, number, only
 
-V2: dict[str, Any] = {
-    "vocab_size": 102400,
-    "first_k_dense_replace": 0,
-    "kv_lora_rank": 512,
-    "q_lora_rank": 1536,
-    "n_group": None,
-    "n_routed_experts": 64,
-    "n_shared_experts": 2,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "routed_scaling_factor": 1.0,
-    "topk_group": None,
-    "topk_method": "greedy",
-    "v_head_dim": 128,
-    "num_experts_per_tok": None,
-    "moe_intermediate_size": 1407,
+# What both may say.
+COMMON: Schema = {
+    **DECODER,
+    "num_key_value_heads": nullable(count(32)),  # as many as there are heads; no weight depends on it
+    "attention_bias": flag(False),
+    "first_k_dense_replace": integer(0),
+    "kv_lora_rank": count(512),
+    "q_lora_rank": nullable(count(1536)),
+    "qk_nope_head_dim": count(128),
+    "qk_rope_head_dim": count(64),
+    "v_head_dim": count(128),
+    "n_group": count(None),
+    "topk_group": count(None),
+    "n_routed_experts": experts(64),
+    "n_shared_experts": count(2),
+    "num_experts_per_tok": count(None),
+    "moe_intermediate_size": count(1407),
+    "routed_scaling_factor": number(1.0),
+    "moe_layer_freq": only(1),
 }
-V3: dict[str, Any] = {
-    **V2,
-    "vocab_size": 129280,
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "moe_intermediate_size": 2048,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "n_shared_experts": 1,
-    "n_routed_experts": 256,
-    "routed_scaling_factor": 2.5,
-    "n_group": 8,
-    "topk_group": 4,
-    "num_experts_per_tok": 8,
-    "first_k_dense_replace": 3,
-    "norm_topk_prob": True,
-    "max_position_embeddings": 4096,
-    "rope_interleave": True,
+V2: Schema = {
+    **COMMON,
+    "vocab_size": count(102400),
+    "mlp_bias": flag(False),
+    "scoring_func": only("softmax"),
+    "topk_method": choice("greedy", ("greedy", "group_limited_greedy")),
+}
+V3: Schema = {
+    **COMMON,
+    "vocab_size": count(129280),
+    "hidden_size": count(7168),
+    "intermediate_size": count(18432),
+    "moe_intermediate_size": count(2048),
+    "num_hidden_layers": layers(61),
+    "num_attention_heads": count(128),
+    "n_shared_experts": count(1),
+    "n_routed_experts": experts(256),
+    "routed_scaling_factor": number(2.5),
+    "n_group": count(8),
+    "topk_group": count(4),
+    "num_experts_per_tok": count(8),
+    "first_k_dense_replace": integer(3),
+    "norm_topk_prob": flag(True),
+    "max_position_embeddings": count(4096),
+    "rope_interleave": flag(True),
+    "scoring_func": only("sigmoid"),
+    "topk_method": only("noaux_tc"),
 }
 LATENTS = (
     (r"\.attention\.down\.", ".self_attn.kv_a_proj_with_mqa."),
@@ -68,36 +82,36 @@ CORRECTION = (r"\.feed_forward\.correction$", ".mlp.gate.e_score_correction_bias
 
 def deepseek_v2_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a DeepSeek-V2 `config.json`. Weights of experts are never renormalised, whatever it says."""
-    hf = DEFAULTS | V2 | hf
-    require(hf, scoring_func="softmax")
-    match hf["topk_method"]:
-        case "greedy":
-            groups = {}
-        case "group_limited_greedy":
-            check_given(hf, "n_group", "topk_group")
-            groups = {"groups": hf["n_group"], "kept_groups": hf["topk_group"]}
-        case method:
-            raise InputError(f"topk_method={method!r} is not supported: known are greedy, group_limited_greedy")
-    return config(
-        hf, SoftmaxRouter(renormalise=False, scale=hf["routed_scaling_factor"], **groups), bias=hf["mlp_bias"]
-    )
+    hf = read_settings(hf, V2, {"num_experts": "n_routed_experts"})
+    head_width(hf, "hidden_size", "num_attention_heads")  # asked by transformers too, though nothing follows from it
+    groups = {}
+    if hf["topk_method"] == "group_limited_greedy":
+        check_groups(hf)
+        groups = {"groups": hf["n_group"], "kept_groups": hf["topk_group"]}
+    router = SoftmaxRouter(renormalise=False, scale=hf["routed_scaling_factor"], **groups)
+    return config(hf, router, bias=hf["mlp_bias"], layout="interleaved")
 
 
 def deepseek_v3_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a DeepSeek-V3 `config.json`."""
-    hf = DEFAULTS | V3 | hf
-    require(hf, scoring_func="sigmoid")
+    hf = read_settings(hf, V3, {"num_local_experts": "n_routed_experts"})
+    check_groups(hf)
     router = SigmoidRouter(hf["norm_topk_prob"], hf["n_group"], hf["topk_group"], hf["routed_scaling_factor"])
-    return config(hf | {"mlp_bias": False}, router, bias=False)
+    return config(hf, router, bias=False, layout="interleaved" if hf["rope_interleave"] else "halves")
 
 
-def config(hf: dict[str, Any], router: Router, *, bias: bool) -> TransformerConfig:
-    """What both have in common. bias: of feed-forward networks, but for those that a router chooses."""
-    require(hf, moe_layer_freq=1)
+def config(hf: dict[str, Any], router: Router, *, bias: bool, layout: RotaryLayout) -> TransformerConfig:
+    """Return what both have in common. bias: of feed-forward networks, but for those that a router chooses."""
     check_given(hf, "num_experts_per_tok")
-    widths, said = {"hidden": hf["moe_intermediate_size"], "activation": activation(hf, "hidden_act")}, said_of_rope(hf)
+    check_experts(hf, "n_routed_experts")
+    if hf["first_k_dense_replace"] > hf["num_hidden_layers"]:
+        hf["first_k_dense_replace"] = hf["num_hidden_layers"]
+    widths = {"hidden": hf["moe_intermediate_size"], "activation": activation(hf, "hidden_act")}
+    said = rope_parameters(hf)
     # With YaRN the scores grow by the square of what the length of the text asks for.
-    everywhere = said.get("rope_type", said.get("type", "default")) != "default" and said.get("mscale_all_dim")
+    everywhere = first_given(said["rope_type"], said["type"], "default") != "default" and said["mscale_all_dim"]
+    if everywhere and said["factor"] is None:
+        raise InputError("mscale_all_dim needs factor beside it")
     sharper = grown(said["factor"], everywhere) ** 2 if everywhere else 1.0
     own, shared = hf["qk_nope_head_dim"], hf["qk_rope_head_dim"]
     attention = LatentAttentionConfig(
@@ -110,7 +124,7 @@ def config(hf: dict[str, Any], router: Router, *, bias: bool) -> TransformerConf
         scale=sharper * (own + shared) ** -0.5,
         norm=RMSNormConfig(1e-6),  # whatever rms_norm_eps says
         bias=hf["attention_bias"],
-        rope=rope(hf, shared, layout="interleaved" if hf.get("rope_interleave", True) else "halves"),
+        rope=rope(hf, shared, layout=layout),
         dropout=hf["attention_dropout"],
     )
     plain = FeedForwardConfig(hf["intermediate_size"], widths["activation"], gated=True, bias=bias)
@@ -130,7 +144,19 @@ def config(hf: dict[str, Any], router: Router, *, bias: bool) -> TransformerConf
 def check_given(hf: dict[str, Any], *names: str) -> None:
     """Raise InputError where a file lacks a number that has no default."""
     if missing := [name for name in names if hf[name] is None]:
-        raise InputError(f"config.json says nothing of {', '.join(missing)}, which has no default")
+        raise InputError(f"{', '.join(missing)} must be given: there is no default")
+
+
+def check_groups(hf: dict[str, Any]) -> None:
+    """Raise InputError where experts cannot be parted into the groups, or a token goes to more than these hold."""
+    check_given(hf, "n_group", "topk_group", "num_experts_per_tok")
+    experts, groups, chosen = hf["n_routed_experts"], hf["n_group"], hf["topk_group"]
+    if experts % groups or chosen > groups:
+        raise InputError(f"n_group={groups} must divide n_routed_experts={experts} and be at least topk_group={chosen}")
+    if hf["num_experts_per_tok"] > chosen * (experts // groups):
+        raise InputError(
+            f"num_experts_per_tok={hf['num_experts_per_tok']} exceeds the experts of topk_group={chosen} groups"
+        )
 
 
 def deepseek_table(config: TransformerConfig) -> WeightTable:
@@ -141,7 +167,8 @@ def deepseek_table(config: TransformerConfig) -> WeightTable:
     further = rf"model\.layers\.{len(config.main.blocks)}\..*"  # a layer that predicts a token more, not used by itself
     return WeightTable(
         (*NORMS, CORRECTION, ROUTER, SHARED, EXPERTS, PROJECTIONS, *LATENTS, query, *RENAMES),
-        IGNORABLE,
+        UNUSED,
+        TIES,
         prefix="model.",
         by_head=r".*\.kv_b_proj\..*",
         kept=further,

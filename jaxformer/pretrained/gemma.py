@@ -4,51 +4,59 @@ from dataclasses import replace
 from typing import Any
 
 from jaxformer.config import AttentionConfig, RMSNormConfig, Rope, TransformerConfig
-from jaxformer.pretrained.llama import IGNORABLE, RENAMES, attention_config, decoder_config
-from jaxformer.pretrained.rope import rope
-from jaxformer.pretrained.settings import require
+from jaxformer.errors import InputError
+from jaxformer.pretrained.llama import DECODER, RENAMES, TIES, UNUSED, attention_config, decoder_config
+from jaxformer.pretrained.rope import checked_parameters, rope
+from jaxformer.pretrained.settings import LAYER_TYPES, activation_name, check_layer_types, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import Schema, count, flag, layers, nullable, number, only
 
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 256000,
-    "hidden_size": 3072,
-    "intermediate_size": 24576,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "head_dim": 256,
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_activation": "gelu_pytorch_tanh",
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "mlp_bias": False,
-    "tie_word_embeddings": True,
+# What all of them may say.
+COMMON: Schema = {
+    **DECODER,
+    "vocab_size": count(256000),
+    "head_dim": count(256),
+    "attention_bias": flag(False),
+    "max_position_embeddings": count(8192),
+    "tie_word_embeddings": flag(True),
+    "use_bidirectional_attention": nullable(only(False)),
 }
-GEMMA2: dict[str, Any] = {
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
+GEMMA: Schema = {
+    **COMMON,
+    "hidden_size": count(3072),
+    "intermediate_size": count(24576),
+    "num_hidden_layers": layers(28),
+    "num_attention_heads": count(16),
+    "num_key_value_heads": count(16),
+    "hidden_act": activation_name("gelu_pytorch_tanh"),
 }
-GEMMA3: dict[str, Any] = {
+GEMMA2: Schema = {
+    **COMMON,
+    "hidden_size": count(2304),
+    "intermediate_size": count(9216),
+    "num_hidden_layers": layers(26),
+    "num_attention_heads": count(8),
+    "num_key_value_heads": count(4),
+    "hidden_activation": activation_name("gelu_pytorch_tanh"),
+    "query_pre_attn_scalar": number(256, 0.0, above=True),
+    "sliding_window": nullable(count(4096)),
+    "layer_types": LAYER_TYPES,
+    "attn_logit_softcapping": nullable(number(50.0, 0.0, above=True)),
+    "final_logit_softcapping": nullable(number(30.0, 0.0, above=True)),
+}
+GEMMA3: Schema = {
     **GEMMA2,
-    "vocab_size": 262208,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "sliding_window_pattern": 6,
+    "vocab_size": count(262208),
+    "max_position_embeddings": count(131072),
+    "final_logit_softcapping": number(None, 0.0, above=True),
+    "sliding_window_pattern": count(6),
+    "rope_local_base_freq": number(10000.0, 1.0, above=True),
 }
 
 
 def gemma_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Gemma `config.json`. Old files say "gelu" and mean its tanh form, as all of them do."""
-    hf = DEFAULTS | hf
-    require(hf, use_bidirectional_attention=False)
+    hf = read_settings(hf, GEMMA)
     if hf["hidden_act"] == "gelu":
         hf["hidden_act"] = "gelu_pytorch_tanh"
     norm = RMSNormConfig(hf["rms_norm_eps"], offset=True)
@@ -58,7 +66,7 @@ def gemma_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def gemma2_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Gemma 2 `config.json`: every other layer sees a window; scores and logits are capped."""
-    hf = DEFAULTS | GEMMA2 | hf
+    hf = read_settings(hf, GEMMA2)
     return sandwich_config(hf, lambda layer: layer % 2 == 0, lambda _: rope(hf, hf["head_dim"]))
 
 
@@ -67,16 +75,19 @@ def gemma3_config(hf: dict[str, Any]) -> TransformerConfig:
 
     Its soft cap of the scores is a setting that the model never applied.
     """
-    hf = DEFAULTS | GEMMA3 | hf
+    hf = read_settings(hf, GEMMA3)
     pattern, width = hf["sliding_window_pattern"], hf["head_dim"]
-    said = hf.get("rope_parameters") or {}
-    if "full_attention" not in said:  # as files said it once, of the full layers alone
-        said = {"full_attention": said or hf.get("rope_scaling") or {}}
-    near = (said.get("sliding_attention") or {}) | {}
-    near.setdefault("rope_theta", hf.get("rope_local_base_freq", 10000.0))
+    given = hf["rope_parameters"] or {}
+    if unknown := sorted(given.keys() - {"full_attention", "sliding_attention"}):
+        raise InputError(f"rope_parameters has {unknown[0]!r}: it must say it of full_attention or sliding_attention")
+    # What old files say under rope_scaling is said of the full layers alone.
+    full = checked_parameters((given.get("full_attention") or {}) | (hf["rope_scaling"] or {}), "rope_parameters")
+    near = checked_parameters(given.get("sliding_attention") or {}, "rope_parameters")
+    own = {False: (full, {}), True: (near, {"rope_theta": hf["rope_local_base_freq"]})}
 
     def turned(slides: bool) -> Rope:
-        return rope(hf, width, said=near if slides else said["full_attention"], theta=1e6)
+        parameters, instead = own[slides]
+        return rope(hf | instead, width, parameters=parameters, theta=1e6)
 
     norm = RMSNormConfig(hf["rms_norm_eps"], offset=True)
     hf = hf | {"attn_logit_softcapping": None}
@@ -91,7 +102,7 @@ def gemma2_table(config: TransformerConfig) -> WeightTable:
         (r"\.feed_forward_norm\.", ".pre_feedforward_layernorm."),
         (r"\.feed_forward_output_norm\.", ".post_feedforward_layernorm."),
     )
-    return WeightTable((*norms, *RENAMES), IGNORABLE, prefix="model.")
+    return WeightTable((*norms, *RENAMES), UNUSED, TIES, prefix="model.")
 
 
 def sandwich_config(
@@ -102,9 +113,10 @@ def sandwich_config(
     slides_by_default: whether a layer has a window where the file does not say. turned: the rotary positions of layers
     with and without one.
     """
-    require(hf, use_bidirectional_attention=False)
+    check_layer_types(hf)
+    head_width(hf, "hidden_size", "num_attention_heads")  # asked by transformers too, though nothing follows from it
     hf = hf | {"hidden_act": hf["hidden_activation"]}
-    bias, types = hf["attention_bias"], hf.get("layer_types")
+    bias, types = hf["attention_bias"], hf["layer_types"]
 
     def attention(layer: int) -> AttentionConfig:
         slides = slides_by_default(layer) if types is None else types[layer] == "sliding_attention"

@@ -13,24 +13,33 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
-from jaxformer.pretrained.settings import activation, require
+from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import Schema, count, flag, layers, number, only, probability
 
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 50257,
-    "n_positions": 1024,
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_inner": None,
-    "activation_function": "gelu_new",
-    "resid_pdrop": 0.1,
-    "embd_pdrop": 0.1,
-    "attn_pdrop": 0.1,
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "tie_word_embeddings": True,
+GPT2: Schema = {
+    "vocab_size": count(50257),
+    "n_positions": count(1024),
+    "n_embd": count(768),
+    "n_layer": layers(12),
+    "n_head": count(12),
+    "n_inner": count(None),
+    "activation_function": activation_name("gelu_new"),
+    "resid_pdrop": probability(0.1),
+    "embd_pdrop": probability(0.1),
+    "attn_pdrop": probability(0.1),
+    "layer_norm_epsilon": number(1e-5, 0.0, 1.0),
+    "scale_attn_weights": flag(True),
+    "scale_attn_by_inverse_layer_idx": flag(False),
+    "tie_word_embeddings": flag(True),
+    "add_cross_attention": only(False),
+    "reorder_and_upcast_attn": only(False),
+}
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
 }
 RENAMES = (
     (r"^embedding\.table$", "transformer.wte.weight"),
@@ -47,16 +56,15 @@ RENAMES = (
     (r"\.scale$", ".weight"),
     (r"\.shift$", ".bias"),
 )
-# Old files hold the causal mask too.
-IGNORABLE = r"lm_head\.weight|transformer\.h\.\d+\.attn\.(masked_)?bias"
+TIES = ((r"lm_head\.weight", "transformer.wte.weight"),)
+UNUSED = r"transformer\.h\.\d+\.attn\.(masked_)?bias"  # old files hold the causal mask too
 
 
 def gpt2_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a GPT-2 `config.json`."""
-    hf = DEFAULTS | hf
-    require(hf, add_cross_attention=False, reorder_and_upcast_attn=False)
+    hf = read_settings(hf, GPT2, ALIASES)
     norm = LayerNormConfig(hf["layer_norm_epsilon"])
-    width = hf["n_embd"] // hf["n_head"]
+    width = head_width(hf, "n_embd", "n_head")
 
     def block(index: int) -> BlockConfig:
         scale = width**-0.5 if hf["scale_attn_weights"] else 1.0
@@ -82,4 +90,4 @@ def gpt2_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def gpt2_table(config: TransformerConfig) -> WeightTable:
     """Where GPT-2 keeps its weights: its blocks' linear maps as [inputs, outputs], queries, keys and values in one."""
-    return WeightTable(RENAMES, IGNORABLE, prefix="transformer.", as_is=r"transformer\.h\..*")
+    return WeightTable(RENAMES, UNUSED, TIES, prefix="transformer.", as_is=r"transformer\.h\..*")

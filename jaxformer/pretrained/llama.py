@@ -21,52 +21,91 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
-from jaxformer.pretrained.rope import rope
-from jaxformer.pretrained.settings import activation, require
+from jaxformer.errors import InputError
+from jaxformer.pretrained.rope import ROPE, rope, rope_kind
+from jaxformer.pretrained.settings import (
+    LAYER_TYPES,
+    activation,
+    activation_name,
+    check_divides,
+    check_layer_types,
+    head_width,
+    read_settings,
+)
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import Schema, count, flag, integer, layers, list_of, nullable, number, only, probability
 
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
+# What Llama and all of its kin may say.
+DECODER: Schema = {
+    **ROPE,
+    "vocab_size": count(32000),
+    "hidden_size": count(4096),
+    "intermediate_size": count(11008),
+    "num_hidden_layers": layers(32),
+    "num_attention_heads": count(32),
+    "num_key_value_heads": count(None),
+    "head_dim": count(None),
+    "hidden_act": activation_name("silu"),
+    "rms_norm_eps": number(1e-6, 0.0, 1.0),
+    "attention_dropout": probability(0.0),
+    "tie_word_embeddings": flag(False),
+    "pretraining_tp": only(1),
 }
-# What the classes say where a file says nothing, if it is not what Llama says.
-MISTRAL: dict[str, Any] = {"intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": 4096}
-QWEN2: dict[str, Any] = {
-    "vocab_size": 151936,
-    "intermediate_size": 22016,
-    "num_key_value_heads": 32,
-    "max_window_layers": 28,
+WINDOWS: Schema = {
+    "use_sliding_window": flag(False),
+    "sliding_window": count(None),
+    "layer_types": LAYER_TYPES,
 }
-QWEN3: dict[str, Any] = {**QWEN2, "head_dim": 128}
-SMOLLM3: dict[str, Any] = {
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "no_rope_layer_interval": 4,
-    "tie_word_embeddings": True,
+LLAMA: Schema = {**DECODER, "attention_bias": flag(False), "mlp_bias": flag(False)}
+MISTRAL: Schema = {
+    **DECODER,
+    "intermediate_size": count(14336),
+    "num_key_value_heads": nullable(count(8)),
+    "sliding_window": nullable(count(4096)),
+    "max_position_embeddings": count(131072),
 }
-OLMO2: dict[str, Any] = {"vocab_size": 50304, "rms_norm_eps": 1e-5}
-PHI3: dict[str, Any] = {
-    "vocab_size": 32064,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "max_position_embeddings": 4096,
-    "original_max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "resid_pdrop": 0.0,
+QWEN2: Schema = {
+    **DECODER,
+    **WINDOWS,
+    "vocab_size": count(151936),
+    "intermediate_size": count(22016),
+    "num_key_value_heads": nullable(count(32)),
+    "sliding_window": nullable(count(4096)),
+    "max_window_layers": integer(28),
+    "max_position_embeddings": count(32768),
+}
+QWEN3: Schema = {**QWEN2, "head_dim": count(128), "attention_bias": flag(False)}
+SMOLLM3: Schema = {
+    **DECODER,
+    **WINDOWS,
+    "vocab_size": count(128256),
+    "hidden_size": count(2048),
+    "num_hidden_layers": layers(36),
+    "num_attention_heads": count(16),
+    "num_key_value_heads": nullable(count(4)),
+    "no_rope_layer_interval": count(4),
+    "no_rope_layers": list_of(integer(1, 0, 1), None, most=4096),
+    "attention_bias": flag(False),
+    "mlp_bias": flag(False),
+    "max_position_embeddings": count(32768),
+    "tie_word_embeddings": flag(True),
+}
+OLMO2: Schema = {
+    **DECODER,
+    "vocab_size": count(50304),
+    "rms_norm_eps": number(1e-5, 0.0, 1.0),
+    "attention_bias": flag(False),
+}
+PHI3: Schema = {
+    **DECODER,
+    "vocab_size": count(32064),
+    "hidden_size": count(3072),
+    "intermediate_size": count(8192),
+    "max_position_embeddings": count(4096),
+    "original_max_position_embeddings": integer(4096, 2),
+    "rms_norm_eps": number(1e-5, 0.0, 1.0),
+    "sliding_window": count(None),
+    "resid_pdrop": probability(0.0),
 }
 NORMS = (
     (r"\.attention_norm\.", ".input_layernorm."),
@@ -87,32 +126,35 @@ RENAMES = (
     (r"\.feed_forward\.(gate|up|down)\.", r".mlp.\1_proj."),
     (r"\.scale$", ".weight"),
 )
-IGNORABLE = r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+TIES = ((r"lm_head\.weight", "model.embed_tokens.weight"),)
+UNUSED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # old files hold what is computed
 
 
 def llama_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Llama `config.json`."""
-    hf = DEFAULTS | hf
+    hf = read_settings(hf, LLAMA)
     attention = attention_config(hf, bias=hf["attention_bias"], output_bias=hf["attention_bias"])
     return decoder_config(hf, lambda _: attention)
 
 
 def mistral_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Mistral `config.json`: every layer sees a window, where one is set."""
-    hf = DEFAULTS | MISTRAL | hf
+    hf = read_settings(hf, MISTRAL)
     attention = attention_config(hf, window=hf["sliding_window"])
     return decoder_config(hf, lambda _: attention)
 
 
 def qwen2_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Qwen2 `config.json`: windows in some layers, biases on all but the output projection."""
-    hf = DEFAULTS | QWEN2 | hf
+    hf = read_settings(hf, QWEN2)
+    check_layer_types(hf)
     return decoder_config(hf, lambda layer: attention_config(hf, bias=True, window=qwen_window(hf, layer)))
 
 
 def qwen3_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Qwen3 `config.json`: queries and keys are normalised, head by head."""
-    hf = DEFAULTS | QWEN3 | hf
+    hf = read_settings(hf, QWEN3)
+    check_layer_types(hf)
     bias, norm = hf["attention_bias"], RMSNormConfig(hf["rms_norm_eps"])
     return decoder_config(
         hf,
@@ -124,14 +166,19 @@ def qwen3_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def smollm3_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a SmolLM3 `config.json`: some layers, every fourth by default, have no positions at all."""
-    hf = DEFAULTS | SMOLLM3 | hf
-    interval, layers = hf["no_rope_layer_interval"], range(hf["num_hidden_layers"])
-    turned = hf.get("no_rope_layers") or [(layer + 1) % interval != 0 for layer in layers]
+    hf = read_settings(hf, SMOLLM3)
+    check_layer_types(hf)
+    interval, number_of_layers = hf["no_rope_layer_interval"], hf["num_hidden_layers"]
+    turned = hf["no_rope_layers"]
+    if turned is None:
+        turned = [(layer + 1) % interval != 0 for layer in range(number_of_layers)]
+    if len(turned) != number_of_layers:
+        raise InputError(f"no_rope_layers names {len(turned)} layers, but num_hidden_layers={number_of_layers}")
 
     def attention(layer: int) -> AttentionConfig:
-        bias, types = hf["attention_bias"], hf.get("layer_types")
+        bias, types = hf["attention_bias"], hf["layer_types"]
         slides = not turned[layer] if types is None else types[layer] == "sliding_attention"
-        window = hf.get("sliding_window") if slides and hf.get("use_sliding_window") else None
+        window = hf["sliding_window"] if slides and hf["use_sliding_window"] else None
         config = attention_config(hf, bias=bias, output_bias=bias, window=window, theta=2e6)
         return config if turned[layer] else replace(config, rope=None)
 
@@ -140,7 +187,7 @@ def smollm3_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def olmo2_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of an OLMo 2 `config.json`: norms after the sub-layers, and over all queries and all keys."""
-    hf = DEFAULTS | OLMO2 | hf
+    hf = read_settings(hf, OLMO2)
     bias, norm = hf["attention_bias"], RMSNormConfig(hf["rms_norm_eps"])
     attention = attention_config(hf, bias=bias, output_bias=bias, query_key_norm=norm)
     return decoder_config(hf, lambda _: replace(attention, normed="all heads"), placement="output")
@@ -148,14 +195,16 @@ def olmo2_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def phi3_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Phi-3 `config.json`: Llama with fused projections, dropout of residuals and LongRoPE."""
-    hf = DEFAULTS | PHI3 | hf
-    attention = attention_config(hf, window=hf.get("sliding_window"))
+    hf = read_settings(hf, PHI3)
+    if rope_kind(hf) not in ("default", "longrope"):
+        raise InputError(f"rope_type={rope_kind(hf)!r} is not supported in Phi-3: known are default, longrope")
+    attention = attention_config(hf, window=hf["sliding_window"], partial=True)
     return decoder_config(hf, lambda _: attention, dropout=hf["resid_pdrop"])
 
 
 def llama_table(config: TransformerConfig) -> WeightTable:
     """Where Llama and most of its kin keep their weights."""
-    return WeightTable((*NORMS, *RENAMES), IGNORABLE, prefix="model.")
+    return WeightTable((*NORMS, *RENAMES), UNUSED, TIES, prefix="model.")
 
 
 def olmo2_table(config: TransformerConfig) -> WeightTable:
@@ -164,7 +213,7 @@ def olmo2_table(config: TransformerConfig) -> WeightTable:
         (r"\.attention_norm\.", ".post_attention_layernorm."),
         (r"\.feed_forward_norm\.", ".post_feedforward_layernorm."),
     )
-    return WeightTable((*names, *RENAMES), IGNORABLE, prefix="model.")
+    return WeightTable((*names, *RENAMES), UNUSED, TIES, prefix="model.")
 
 
 def phi3_table(config: TransformerConfig) -> WeightTable:
@@ -173,14 +222,14 @@ def phi3_table(config: TransformerConfig) -> WeightTable:
         (r"\.attention\.(query|key|value)\.", ".self_attn.qkv_proj."),
         (r"\.feed_forward\.(gate|up)\.", ".mlp.gate_up_proj."),
     )
-    return WeightTable((*NORMS, *fused, *RENAMES), IGNORABLE, prefix="model.")
+    return WeightTable((*NORMS, *fused, *RENAMES), UNUSED, TIES, prefix="model.")
 
 
 def qwen_window(hf: dict[str, Any], layer: int) -> int | None:
     """How many keys a layer of Qwen sees; None: all."""
-    if not hf.get("use_sliding_window") or hf.get("sliding_window") is None:
+    if not hf["use_sliding_window"] or hf["sliding_window"] is None:
         return None
-    types = hf.get("layer_types")
+    types = hf["layer_types"]
     slides = layer >= hf["max_window_layers"] if types is None else types[layer] == "sliding_attention"
     return hf["sliding_window"] if slides else None
 
@@ -193,17 +242,23 @@ def attention_config(
     window: int | None = None,
     query_key_norm: RMSNormConfig | None = None,
     theta: float = 10000.0,
+    partial: bool = False,
 ) -> AttentionConfig:
-    """Attention with rotary positions and grouped heads."""
-    heads = hf["num_attention_heads"]
+    """Return attention with rotary positions and grouped heads."""
+    check_divides(hf, "num_key_value_heads", "num_attention_heads")
     return AttentionConfig(
-        heads,
+        hf["num_attention_heads"],
         hf["num_key_value_heads"],
         hf["head_dim"],
         window=window,
         bias=bias,
         output_bias=output_bias,
-        rope=rope(hf, hf["head_dim"] or hf["hidden_size"] // heads, theta=theta),
+        rope=rope(
+            hf,
+            hf["head_dim"] or head_width(hf, "hidden_size", "num_attention_heads"),
+            theta=theta,
+            partial=partial,
+        ),
         query_key_norm=query_key_norm,
         dropout=hf["attention_dropout"],
     )
@@ -220,9 +275,9 @@ def decoder_config(
     feed_forward: Callable[[int], FeedForwardConfig | MoEConfig] | None = None,
 ) -> TransformerConfig:
     """A decoder with RMSNorm and a gated feed-forward network; layers may differ in their attention and in this."""
-    require(hf, pretraining_tp=1)
     norm = norm or RMSNormConfig(hf["rms_norm_eps"])
-    plain = FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=hf["mlp_bias"])
+    bias = hf.get("mlp_bias", False)
+    plain = FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=bias)
     blocks = tuple(
         BlockConfig(
             attention(layer),

@@ -12,23 +12,27 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
-from jaxformer.pretrained.rope import rope
-from jaxformer.pretrained.settings import activation
+from jaxformer.pretrained.rope import ROPE, rope
+from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import Schema, count, flag, layers, number, probability
 
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 50432,
-    "hidden_size": 6144,
-    "intermediate_size": 24576,
-    "num_hidden_layers": 44,
-    "num_attention_heads": 64,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-    "attention_bias": True,
-    "attention_dropout": 0.0,
-    "hidden_dropout": 0.0,
-    "use_parallel_residual": True,
-    "tie_word_embeddings": False,
+NEOX: Schema = {
+    **ROPE,
+    "vocab_size": count(50432),
+    "hidden_size": count(6144),
+    "intermediate_size": count(24576),
+    "num_hidden_layers": layers(44),
+    "num_attention_heads": count(64),
+    "hidden_act": activation_name("gelu"),
+    "layer_norm_eps": number(1e-5, 0.0, 1.0),
+    "attention_bias": flag(True),
+    "attention_dropout": probability(0.0),
+    "hidden_dropout": probability(0.0),
+    "use_parallel_residual": flag(True),
+    "tie_word_embeddings": flag(False),
+    "rotary_pct": number(0.25, 0.0, 1.0, above=True),
+    "rotary_emb_base": number(10000.0, 1.0, above=True),
 }
 RENAMES = (
     (r"^embedding\.table$", "gpt_neox.embed_in.weight"),
@@ -47,15 +51,17 @@ RENAMES = (
 # In memory, and so in what transformers says of gradients, the head has its usual name.
 ALIASES = ((r"^lm_head\.", "embed_out."),)
 # Old files hold the causal mask and the rotary frequencies too.
-IGNORABLE = r"embed_out\.weight|gpt_neox\.layers\.\d+\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)"
+UNUSED = r"gpt_neox\.layers\.\d+\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)"
+TIES = ((r"embed_out\.weight", "gpt_neox.embed_in.weight"),)
 
 
 def neox_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a GPT-NeoX `config.json`."""
-    hf = DEFAULTS | hf
-    hf.setdefault("partial_rotary_factor", hf.get("rotary_pct", 0.25))
+    hf = read_settings(hf, NEOX)
+    # The keys of other families do not count here, as in transformers.
+    hf |= {"rope_theta": hf["rotary_emb_base"], "partial_rotary_factor": hf["rotary_pct"]}
     norm, heads = LayerNormConfig(hf["layer_norm_eps"]), hf["num_attention_heads"]
-    positions = rope(hf, hf["hidden_size"] // heads, theta=hf.get("rotary_emb_base", 10000.0))
+    positions = rope(hf, head_width(hf, "hidden_size", "num_attention_heads"), partial=True)
     block = BlockConfig(
         AttentionConfig(heads, bias=hf["attention_bias"], rope=positions, dropout=hf["attention_dropout"]),
         FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act")),
@@ -77,4 +83,5 @@ def neox_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def neox_table(config: TransformerConfig) -> WeightTable:
     """Where GPT-NeoX keeps its weights: head by head its query, key and value, in one tensor."""
-    return WeightTable(RENAMES, IGNORABLE, prefix="gpt_neox.", by_head=r".*\.query_key_value\..*", aliases=ALIASES)
+    by_head = r".*\.query_key_value\..*"
+    return WeightTable(RENAMES, UNUSED, TIES, prefix="gpt_neox.", by_head=by_head, aliases=ALIASES)

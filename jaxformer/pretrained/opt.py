@@ -13,24 +13,27 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
-from jaxformer.pretrained.settings import activation, require
+from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import Schema, count, flag, layers, only, probability
 
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 50272,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "ffn_dim": 3072,
-    "max_position_embeddings": 2048,
-    "activation_function": "relu",
-    "do_layer_norm_before": True,
-    "_remove_final_layer_norm": False,
-    "word_embed_proj_dim": None,
-    "enable_bias": True,
-    "attention_dropout": 0.0,
-    "dropout": 0.1,
-    "tie_word_embeddings": True,
+OPT: Schema = {
+    "vocab_size": count(50272),
+    "hidden_size": count(768),
+    "num_hidden_layers": layers(12),
+    "num_attention_heads": count(12),
+    "ffn_dim": count(3072),
+    "max_position_embeddings": count(2048),
+    "activation_function": activation_name("relu"),
+    "do_layer_norm_before": flag(True),
+    "_remove_final_layer_norm": flag(False),
+    "word_embed_proj_dim": count(None),
+    "enable_bias": flag(True),
+    "attention_dropout": probability(0.0),
+    "dropout": probability(0.1),
+    "tie_word_embeddings": flag(True),
+    "layer_norm_elementwise_affine": only(True),
+    "layerdrop": only(0.0),
 }
 RENAMES = (
     (r"^embedding\.table$", "model.decoder.embed_tokens.weight"),
@@ -51,12 +54,13 @@ RENAMES = (
     (r"\.scale$", ".weight"),
     (r"\.shift$", ".bias"),
 )
+TIES = ((r"lm_head\.weight", "model.decoder.embed_tokens.weight"),)
 
 
 def opt_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of an OPT `config.json`. Its plain forward counts real tokens, too."""
-    hf = DEFAULTS | hf
-    require(hf, layer_norm_elementwise_affine=True, layerdrop=0.0)
+    hf = read_settings(hf, OPT)
+    head_width(hf, "hidden_size", "num_attention_heads")
     before, bias = hf["do_layer_norm_before"], hf["enable_bias"]
     block = BlockConfig(
         AttentionConfig(hf["num_attention_heads"], bias=bias, dropout=hf["attention_dropout"]),
@@ -76,4 +80,4 @@ def opt_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def opt_table(config: TransformerConfig) -> WeightTable:
     """Where OPT keeps its weights."""
-    return WeightTable(RENAMES, r"lm_head\.weight", prefix="model.")
+    return WeightTable(RENAMES, ties=TIES, prefix="model.")

@@ -14,6 +14,43 @@ from jaxformer.config import (
 )
 from jaxformer.errors import InputError
 from jaxformer.ops.rotary import RotaryLayout
+from jaxformer.schema import INT32_MAX, Schema, count, flag, integer, list_of, located, mapping, number, read, text
+
+# What a file may say beside its other keys.
+ROPE: Schema = {
+    "rope_parameters": mapping(),
+    "rope_scaling": mapping(),
+    "rope_theta": number(None, 1.0, above=True),
+    "partial_rotary_factor": number(None, 0.0, 1.0, above=True),
+    "max_position_embeddings": count(2048),
+}
+POSITIVE = number(None, 0.0, above=True)
+FACTORS = list_of(number(1.0, 0.0, above=True), None, most=4096)
+# What the object under rope_parameters may say.
+PARAMETERS: Schema = {
+    "rope_type": text(None),
+    "type": text(None),
+    "rope_theta": number(None, 1.0, above=True),
+    "partial_rotary_factor": number(None, 0.0, 1.0, above=True),
+    "factor": POSITIVE,
+    "original_max_position_embeddings": integer(None, 2, INT32_MAX),  # whose logarithm LongRoPE divides by
+    "attention_factor": POSITIVE,
+    "beta_fast": POSITIVE,
+    "beta_slow": POSITIVE,
+    "mscale": number(None, 0.0),
+    "mscale_all_dim": number(None, 0.0),
+    "truncate": flag(True),
+    "low_freq_factor": POSITIVE,
+    "high_freq_factor": POSITIVE,
+    "short_factor": FACTORS,
+    "long_factor": FACTORS,
+}
+NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}
 
 
 def rope(
@@ -21,71 +58,116 @@ def rope(
     width: int,
     *,
     theta: float = 10000.0,
-    said: dict[str, Any] | None = None,
+    parameters: dict[str, Any] | None = None,
     layout: RotaryLayout = "halves",
+    partial: bool = False,
 ) -> Rope:
-    """Rotary positions of heads of this width. theta: where the file says none. said: in place of what the file says.
+    """Return the rotary positions of heads of this width.
 
-    Raises InputError for a scaling that we do not have and for one that lacks a number.
+    Args:
+        hf: A config.json, read by a schema that includes `ROPE`.
+        width: Width H of a head.
+        theta: The base where the file gives none.
+        parameters: What is said of these layers (None: what the file says of all of them).
+        layout: Which dimensions of a head make a pair.
+        partial: Whether the family rotates a part of each head; transformers ignores the factor in all others.
+
+    Raises:
+        InputError: The scaling is unknown, or a number is missing, of the wrong type or out of range.
     """
-    said = said_of_rope(hf) if said is None else said
-    base = said.get("rope_theta", hf.get("rope_theta", theta))
-    part = said.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
-    turned = int(width * part)
-    return Rope(float(base), None if turned == width else turned, layout, scaling(hf, said))
+    said = rope_parameters(hf) if parameters is None else parameters
+    base, part = (first_given(said[key], hf.get(key)) for key in ("rope_theta", "partial_rotary_factor"))
+    how = scaling(hf, said)
+    rotated = int(width * (1.0 if part is None else part))
+    if rotated != width and not partial:
+        if how is not None:
+            raise InputError(f"partial_rotary_factor={part} is not supported in this family with scaled positions")
+        rotated = width
+    if rotated < 2 or rotated % 2 or (rotated == 2 and isinstance(how, DynamicScaling)):
+        raise InputError(
+            f"rotary positions need an even number of dimensions of a head, more than 2 with rope_type='dynamic', "
+            f"not {rotated} of {width}: change head_dim, the heads or partial_rotary_factor"
+        )
+    if isinstance(how, LongRopeScaling) and not len(how.short) == len(how.long) == rotated // 2:
+        raise InputError(f"short_factor and long_factor must have {rotated // 2} numbers, one for each pair")
+    return Rope(float(theta if base is None else base), None if rotated == width else rotated, layout, how)
 
 
-def said_of_rope(hf: dict[str, Any]) -> dict[str, Any]:
-    """What the file says of rotary positions in one place."""
-    return hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+def first_given(*values: Any) -> Any:
+    """Return the first value that is given, None if none is."""
+    return next((value for value in values if value is not None), None)
+
+
+def rope_parameters(hf: dict[str, Any]) -> dict[str, Any]:
+    """Return what the file says of rotary positions in one place; rope_scaling counts first, as in transformers."""
+    key = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
+    return checked_parameters(hf.get(key) or {}, key)
+
+
+def checked_parameters(said: Any, key: str) -> dict[str, Any]:
+    """Return rotary parameters with all known keys. Raises InputError for what is not as it should be, naming `key`."""
+    with located(key):
+        if not isinstance(said, dict):
+            raise InputError("must be an object")
+        return read(said, PARAMETERS)
+
+
+def rope_kind(hf: dict[str, Any]) -> str:
+    """Return the type of rotary positions that the file names, as it names it or as today's files do."""
+    said = rope_parameters(hf)
+    kind = first_given(said["rope_type"], said["type"], "default")
+    # What Phi-3's first files called it.
+    return "longrope" if kind in ("su", "yarn") and said["long_factor"] is not None else kind
 
 
 def scaling(hf: dict[str, Any], said: dict[str, Any]) -> RopeScaling | None:
-    """How the positions reach beyond the length of training; None: they do not."""
-    kind, longest = said.get("rope_type", said.get("type", "default")), int(hf.get("max_position_embeddings", 2048))
-    trained = hf.get("original_max_position_embeddings", said.get("original_max_position_embeddings", longest))
-    if kind in ("su", "yarn") and "long_factor" in said:
+    """Return how the positions reach beyond the length of training; None: they do not."""
+    kind, longest = first_given(said["rope_type"], said["type"], "default"), hf["max_position_embeddings"]
+    trained = first_given(hf.get("original_max_position_embeddings"), said["original_max_position_embeddings"], longest)
+    if kind in ("su", "yarn") and said["long_factor"] is not None:
         kind = "longrope"  # what Phi-3's first files called it
-    try:
-        match kind:
-            case "default":
-                return None
-            case "linear":
-                return LinearScaling(float(said["factor"]))
-            case "dynamic":
-                return DynamicScaling(float(said["factor"]), longest)
-            case "llama3":
-                low, high = float(said["low_freq_factor"]), float(said["high_freq_factor"])
-                return Llama3Scaling(float(said["factor"]), low, high, trained)
-            case "yarn":
-                return yarn(said, longest, trained)
-            case "longrope":
-                factor = said.get("factor") or longest / trained
-                magnitude = said.get("attention_factor")
-                if magnitude is None:
-                    magnitude = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-                return LongRopeScaling(tuple(said["short_factor"]), tuple(said["long_factor"]), trained, magnitude)
-    except KeyError as missing:
-        raise InputError(f"rope_type={kind!r} needs {missing} beside it") from None
-    raise InputError(f"rope_type={kind!r} is not supported: known are default, linear, dynamic, llama3, yarn, longrope")
+    if missing := [key for key in NEEDED.get(kind, ()) if said[key] is None]:
+        raise InputError(f"rope_type={kind!r} needs {', '.join(missing)} beside it")
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            return LinearScaling(float(said["factor"]))
+        case "dynamic":
+            return DynamicScaling(float(said["factor"]), longest)
+        case "llama3":
+            low, high = float(said["low_freq_factor"]), float(said["high_freq_factor"])
+            if low >= high:
+                raise InputError(f"low_freq_factor={low:g} must be below high_freq_factor={high:g}")
+            return Llama3Scaling(float(said["factor"]), low, high, trained)
+        case "yarn":
+            return yarn(said, longest, trained)
+        case "longrope":
+            factor = said["factor"] or longest / trained
+            magnitude = said["attention_factor"]
+            if magnitude is None:
+                magnitude = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+            return LongRopeScaling(tuple(said["short_factor"]), tuple(said["long_factor"]), trained, magnitude)
+    known = "default, linear, dynamic, llama3, yarn, longrope"
+    raise InputError(f"rope_type={kind!r} is not supported: known are {known}")
 
 
 def yarn(said: dict[str, Any], longest: int, trained: int) -> YarnScaling:
-    """YaRN, whose factor on cosines and sines is given, or follows from how far it reaches."""
-    factor = said.get("factor") or longest / trained
-    magnitude, some, everywhere = said.get("attention_factor"), said.get("mscale"), said.get("mscale_all_dim")
+    """Return YaRN, whose factor on cosines and sines is given, or follows from how far it reaches."""
+    factor = said["factor"] or longest / trained
+    magnitude, some, everywhere = said["attention_factor"], said["mscale"], said["mscale_all_dim"]
     if magnitude is None:
         magnitude = grown(factor, some) / grown(factor, everywhere) if some and everywhere else grown(factor)
     return YarnScaling(
         float(factor),
         trained,
-        float(said.get("beta_fast") or 32),
-        float(said.get("beta_slow") or 1),
-        bool(said.get("truncate", True)),
+        float(said["beta_fast"] or 32),
+        float(said["beta_slow"] or 1),
+        said["truncate"],
         float(magnitude),
     )
 
 
 def grown(factor: float, weight: float = 1.0) -> float:
-    """How much larger scores should be for a text that is so many times as long (Peng et al. 2023, equation 22)."""
+    """Return how much larger scores should be for a text `factor` times as long (Peng et al. 2023, equation 22)."""
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0

@@ -13,30 +13,57 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
-from jaxformer.errors import InputError
-from jaxformer.pretrained.settings import ACTIVATIONS
+from jaxformer.pretrained.settings import ACTIVATIONS, activation_name, read_settings
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import (
+    Schema,
+    choice,
+    count,
+    flag,
+    integer,
+    layers,
+    list_of,
+    nullable,
+    number,
+    only,
+    probability,
+    text,
+)
 
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
-    "num_decoder_layers": None,
-    "num_heads": 8,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "dropout_rate": 0.1,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "relu",
+FEED_FORWARDS = [f"{gated}{name}" for gated in ("", "gated-") for name in ACTIVATIONS]
+T5: Schema = {
+    "vocab_size": count(32128),
+    "d_model": count(512),
+    "d_kv": count(64),
+    "d_ff": count(2048),
+    "num_layers": layers(6),
+    "num_decoder_layers": nullable(layers(None)),
+    "num_heads": count(8),
+    "relative_attention_num_buckets": integer(32, 4, 65_536),
+    "relative_attention_max_distance": integer(128, 2),
+    "dropout_rate": probability(0.1),
+    "layer_norm_epsilon": number(1e-6, 0.0, 1.0),
+    "feed_forward_proj": choice("relu", FEED_FORWARDS),
+    "dense_act_fn": activation_name(None),
+    "is_gated_act": flag(None),
+    "scale_decoder_outputs": flag(None),
+    "tie_word_embeddings": flag(True),
+    "architectures": list_of(text(None)),
+    "is_decoder": only(False),
 }
-MT5: dict[str, Any] = {
-    "vocab_size": 250112,
-    "d_ff": 1024,
-    "num_layers": 8,
-    "num_heads": 6,
-    "feed_forward_proj": "gated-gelu",
+MT5: Schema = {
+    **T5,
+    "vocab_size": count(250112),
+    "d_ff": count(1024),
+    "num_layers": layers(8),
+    "num_heads": count(6),
+    "feed_forward_proj": choice("gated-gelu", FEED_FORWARDS),
+}
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
 }
 RENAMES = (
     (r"^embedding\.table$", "shared.weight"),
@@ -59,10 +86,12 @@ RENAMES = (
     (r"\.down\.", ".wo."),
     (r"\.scale$", ".weight"),
 )
-IGNORABLE = (
-    r"lm_head\.weight|(encoder|decoder)\.embed_tokens\.weight"
-    r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+TIES = (
+    (r"lm_head\.weight", "shared.weight"),
+    (r"(encoder|decoder)\.embed_tokens\.weight", "shared.weight"),
 )
+# Files of the first version hold positions between the stacks, which no version of the model has used.
+UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 
 
 def t5_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -70,14 +99,14 @@ def t5_config(hf: dict[str, Any]) -> TransformerConfig:
 
     Files say `tie_word_embeddings` of the factor on the hidden states: a head of its own is used where there is one.
     """
-    hf = DEFAULTS | hf
-    scaled = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True) is not False)
+    hf = read_settings(hf, T5, ALIASES)
+    scaled = hf["tie_word_embeddings"] if hf["scale_decoder_outputs"] is None else hf["scale_decoder_outputs"]
     return configuration(hf, head_scale=hf["d_model"] ** -0.5 if scaled else 1.0)
 
 
 def mt5_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of an mT5 `config.json`."""
-    return configuration(DEFAULTS | MT5 | hf, head_scale=1.0)
+    return configuration(read_settings(hf, MT5, ALIASES), head_scale=1.0)
 
 
 def t5_table(config: TransformerConfig) -> WeightTable:
@@ -85,19 +114,15 @@ def t5_table(config: TransformerConfig) -> WeightTable:
     feed_forward = config.main.blocks[0].feed_forward
     gated = isinstance(feed_forward, FeedForwardConfig) and feed_forward.gated
     inner = ((r"\.gate\.", ".wi_0."), (r"\.up\.", ".wi_1.")) if gated else ((r"\.up\.", ".wi."),)
-    return WeightTable((*RENAMES, *inner), IGNORABLE, prefix="")
+    return WeightTable((*RENAMES, *inner), UNUSED, TIES)
 
 
 def configuration(hf: dict[str, Any], head_scale: float) -> TransformerConfig:
     """Both stacks share their embedding and their shape."""
-    gated, _, name = hf["feed_forward_proj"].rpartition("-")
-    if name not in ACTIVATIONS or gated not in ("", "gated"):
-        raise InputError(f"feed_forward_proj={hf['feed_forward_proj']!r} is not supported")
-    if hf["feed_forward_proj"] == "gated-gelu":
-        name = "gelu_new"
+    gated, name = feed_forward_kind(hf)
     norm, dropout = RMSNormConfig(hf["layer_norm_epsilon"]), hf["dropout_rate"]
     attention = AttentionConfig(hf["num_heads"], head_dim=hf["d_kv"], scale=1.0, bias=False, dropout=dropout)
-    feed_forward = FeedForwardConfig(hf["d_ff"], ACTIVATIONS[name], gated=bool(gated), bias=False, dropout=dropout)
+    feed_forward = FeedForwardConfig(hf["d_ff"], ACTIVATIONS[name], gated=gated, bias=False, dropout=dropout)
 
     def stack(cross: AttentionConfig | None, layers: int) -> StackConfig:
         block = BlockConfig(attention, feed_forward, cross, norm, "pre", dropout=dropout)
@@ -112,8 +137,21 @@ def configuration(hf: dict[str, Any], head_scale: float) -> TransformerConfig:
         )
 
     encoder, width = stack(None, hf["num_layers"]), hf["d_model"]
-    if (hf.get("architectures") or [""])[0].endswith("EncoderModel"):
+    if next(iter(hf["architectures"] or ()), "").endswith("EncoderModel"):
         return TransformerConfig(width, encoder=encoder, head=None)
     decoder = stack(attention, hf["num_decoder_layers"] or hf["num_layers"])
     head = HeadConfig(scale=head_scale)
     return TransformerConfig(width, encoder=encoder, decoder=decoder, head=head, share_embeddings=True)
+
+
+def feed_forward_kind(hf: dict[str, Any]) -> tuple[bool, str]:
+    """Return whether the inner units are gated, and their activation.
+
+    `feed_forward_proj` says both; `is_gated_act` and `dense_act_fn`, which files of transformers have beside it, count
+    where they differ, as they do there.
+    """
+    kind, _, name = hf["feed_forward_proj"].rpartition("-")
+    gated = bool(kind)
+    if hf["feed_forward_proj"] == "gated-gelu":
+        name = "gelu_new"
+    return gated if hf["is_gated_act"] is None else hf["is_gated_act"], hf["dense_act_fn"] or name

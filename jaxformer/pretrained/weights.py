@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from jaxformer.config import TransformerConfig
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, listed
 from jaxformer.layers import Linear
 from jaxformer.model import Transformer, abstract_model
 from jaxformer.pretrained.files import Arrays
@@ -24,20 +24,26 @@ FUSED = ("query", "key", "value", "gate", "up")  # the order in which checkpoint
 class WeightTable:
     """Where checkpoints of a family keep what we call "decoder.blocks.0.attention.query.weight" and so on.
 
-    renames: regular expressions on our names and what to put instead, applied in order. Parameters that end up with
-    the same name are parts of one tensor, side by side along its outputs, in the order of `FUSED`. A "*" in a name is
-    the number of an expert: each has a tensor of its own, and ours are one parameter. ignorable: tensors
-    that may stay unused, a regular expression. prefix: what checkpoints of the bare model leave out in front of names.
-    as_is: linear maps that are [inputs, outputs] in the file too, a regular expression; all others are transposed, as
-    `torch.nn.Linear` has them. rows: vectors that are [1, n] in the file, a regular expression. by_head: tensors whose
-    parts lie side by side within each head, a regular expression. alternating: tensors whose parts take turns number by
-    number, a regular expression. kept: tensors of other uses, which we leave alone and write back. aliases: names of
-    old files, regular expressions and what to put instead.
+    Attributes:
+        renames: Regular expressions on our names and what to put instead, applied in order. Parameters that end up with
+            the same name are parts of one tensor, side by side along its outputs, in the order of `FUSED`. A "*" in a
+            name is the number of an expert: each has a tensor of its own, and ours are one parameter.
+        unused: Tensors of no use that old files hold, a regular expression.
+        ties: Tensors that repeat another one, a regular expression, and the name of that one.
+        prefix: What checkpoints of the bare model leave out in front of names.
+        as_is: Linear maps that are [inputs, outputs] in the file too, a regular expression; all others are transposed,
+            as `torch.nn.Linear` has them.
+        rows: Vectors that are [1, n] in the file, a regular expression.
+        by_head: Tensors whose parts lie side by side within each head, a regular expression.
+        alternating: Tensors whose parts take turns number by number, a regular expression.
+        kept: Tensors of other uses, a regular expression, which we leave alone and write back.
+        aliases: Names of old files, regular expressions and what to put instead.
     """
 
     renames: tuple[tuple[str, str], ...]
-    ignorable: str
-    prefix: str
+    unused: str = ""
+    ties: tuple[tuple[str, str], ...] = ()
+    prefix: str = ""
     as_is: str = ""
     rows: str = ""
     by_head: str = ""
@@ -54,7 +60,7 @@ class WeightTable:
 
 
 def build(config: TransformerConfig, tensors: Arrays, table: WeightTable, dtype: Any = None) -> Transformer:
-    """A model of `config` whose parameters are `tensors`, in their own types or all in `dtype`; raises as `place`."""
+    """Return a model whose parameters are `tensors`, in their own types or all in `dtype`. Raises as `place`."""
     leaves, structure = jax.tree.flatten(place(config, tensors, table))
     for index, leaf in enumerate(leaves):  # in turn, so that what had to be gathered for `place` is given back at once
         # Copies: an array of a mapped file would change with the file, and a transposed one be copied at every call.
@@ -63,38 +69,82 @@ def build(config: TransformerConfig, tensors: Arrays, table: WeightTable, dtype:
 
 
 def place(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Transformer:
-    """The tensors, or views of them, where the parameters of a model of `config` are.
+    """Return a model of `config` with the tensors, or views of them, where its parameters are.
 
-    Linear maps, whose parameter is called "weight", are [inputs, outputs] here. Raises InputError listing all missing,
-    surplus and misshapen tensors at once.
+    Linear maps, whose parameter is called "weight", are [inputs, outputs] here.
+
+    Raises:
+        InputError: Names the first missing, surplus and misshapen tensors, and how many more there are.
     """
-    graphdef, state = nnx.split(abstract_model(config))
+    model = abstract_model(config)
+    graphdef, state = nnx.split(model)
     shapes: dict[tuple, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     parts: dict[str, list[tuple]] = {}
-    for path in shapes:
+    for path in sorted(shapes, key=place_among_fused):
         parts.setdefault(table.name(path), []).append(path)
     names = {name: numbered(name, shapes[paths[0]].shape[0]) for name, paths in parts.items()}
-    known = f"{table.ignorable}|{table.kept}"
-    surplus = [name for name in tensors.keys() - set(chain(*names.values())) if not re.fullmatch(known, name)]
-    problems = [f"surplus {name}" for name in sorted(surplus)]
+    problems = surplus(tensors, set(chain(*names.values())), table)
     filled: dict[tuple, np.ndarray] = {}
     for name, paths in parts.items():
-        if missing := [each for each in names[name] if each not in tensors]:
-            experts = f" of {len(missing)} of {len(names[name])} experts" if "*" in name else ""
-            problems.append(f"missing {name}{experts}")
-            continue
-        tensor = gathered(name, [tensors[each] for each in names[name]])
-        whole = {path: shapes[path].shape for path in sorted(paths, key=place_among_fused)}
-        found = None if tensor is None else split(turned(tensor, name, paths[0], table), whole, name, table)
-        if found is None:
-            wanted = " + ".join(map(str, whole.values()))
-            theirs = " and ".join(str(shape) for shape in {tensors[each].shape: None for each in names[name]})
-            problems.append(f"{name} has shape {theirs}, which does not fit {wanted}")
+        wanted = {path: shapes[path].shape for path in paths}
+        expected = file_shape(model, name, wanted, table)
+        if wrong := unfit(tensors, name, names[name], expected):
+            problems.append(wrong)
         else:
-            filled |= found
+            tensor = stacked(name, [tensors[each] for each in names[name]], table)
+            filled |= split(turned(tensor, name, paths[0], table), wanted, name, table)
     if problems:
-        raise InputError(f"the weights do not fit the configuration: {'; '.join(problems)}")
+        raise InputError(f"the weights do not fit config.json: {listed(problems)}")
     return nnx.merge(graphdef, traverse_util.unflatten_dict(filled))
+
+
+def surplus(tensors: Arrays, used: set[str], table: WeightTable) -> list[str]:
+    """Return what is wrong with the tensors that are no parameters: those of no known use, and repetitions that differ.
+
+    What repeats a tensor is not read, so that it must be the same, or the answer would silently be another one.
+    """
+    problems = []
+    for name in sorted(tensors.keys() - used):
+        repeated = next((source for pattern, source in table.ties if re.fullmatch(pattern, name)), None)
+        if repeated is not None and repeated in tensors:
+            if not np.array_equal(tensors[name], tensors[repeated]):
+                problems.append(f"{name} differs from {repeated}, which it should repeat")
+        elif repeated is not None or not re.fullmatch(f"{table.unused}|{table.kept}", name):
+            problems.append(f"surplus {name}")
+    return problems
+
+
+def unfit(tensors: Arrays, name: str, each: list[str], expected: tuple[int, ...]) -> str | None:
+    """Return why the tensors of one parameter cannot be used, None if they can."""
+    if missing := [one for one in each if one not in tensors]:
+        experts = f" of {len(missing)} of {len(each)} experts" if "*" in name else ""
+        return f"missing {name}{experts}"
+    for one in each:
+        if tensors[one].shape != expected:
+            return f"{one} has shape {tensors[one].shape}, expected {expected}"
+        if not jnp.issubdtype(tensors[one].dtype, jnp.floating):
+            return f"{one} holds {tensors[one].dtype}, expected floating-point numbers"
+    return None
+
+
+def file_shape(
+    model: Transformer, name: str, shapes: dict[tuple, tuple[int, ...]], table: WeightTable
+) -> tuple[int, ...]:
+    """Return the shape in the file of the tensor that holds the parameters of these shapes (of one of its experts)."""
+    wholes = list(shapes.values())
+    path = next(iter(shapes))
+    if re.fullmatch(table.by_head, name):
+        *inputs, heads, _ = wholes[0]
+        shape = (*inputs, heads * sum(whole[-1] for whole in wholes))
+    elif re.fullmatch(table.alternating, name):
+        shape = (*wholes[0][:-1], len(wholes) * wholes[0][-1])
+    else:
+        matrices = [matrix_shape(whole, owner(model, path), path) for path, whole in shapes.items()]
+        shape = (*matrices[0][:-1], sum(matrix[-1] for matrix in matrices))
+    if is_turned(name, path, table, len(shape)):
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    shape = shape[1:] if "*" in name else shape
+    return (1, *shape) if re.fullmatch(table.rows, name) else shape
 
 
 def tensors_of(model: Transformer, table: WeightTable) -> Arrays:
@@ -127,17 +177,21 @@ def numbered(name: str, experts: int) -> list[str]:
     return [name.replace("*", str(number)) for number in range(experts)] if "*" in name else [name]
 
 
-def gathered(name: str, tensors: list[np.ndarray]) -> np.ndarray | None:
-    """The tensors of all experts as one, or the only tensor of a name; None if the experts' have several shapes."""
-    if "*" not in name:
-        return tensors[0]
-    return None if len({tensor.shape for tensor in tensors}) > 1 else np.stack(tensors)
+def stacked(name: str, tensors: list[np.ndarray], table: WeightTable) -> np.ndarray:
+    """Return the tensors of all experts as one, or the only tensor of a name."""
+    if "*" in name:
+        return np.stack(tensors)
+    return tensors[0][0] if re.fullmatch(table.rows, name) else tensors[0]
 
 
 def turned(tensor: np.ndarray, name: str, path: tuple[Any, ...], table: WeightTable) -> np.ndarray:
-    """A linear map as the other side has it, [inputs, outputs] or [outputs, inputs]; anything else as it is."""
-    stays = path[-1] != "weight" or re.fullmatch(table.as_is, name) or tensor.ndim < 2
-    return tensor if stays else np.swapaxes(tensor, -1, -2)
+    """Return a linear map as the other side has it, [inputs, outputs] or [outputs, inputs]; anything else as it is."""
+    return np.swapaxes(tensor, -1, -2) if is_turned(name, path, table, tensor.ndim) else tensor
+
+
+def is_turned(name: str, path: tuple[Any, ...], table: WeightTable, axes: int) -> bool:
+    """Return whether the file holds the transpose of a parameter."""
+    return path[-1] == "weight" and axes >= 2 and not re.fullmatch(table.as_is, name)
 
 
 def owner(model: Transformer, path: tuple[Any, ...]) -> Any:
@@ -149,12 +203,17 @@ def owner(model: Transformer, path: tuple[Any, ...]) -> Any:
 
 
 def as_matrix(array: np.ndarray, module: Any, path: tuple[Any, ...]) -> np.ndarray:
-    """A parameter of a linear map without the axes that its inputs and outputs are split into; any other as it is."""
+    """Return a parameter of a linear map without the axes that its inputs and outputs are split into."""
+    return array.reshape(matrix_shape(array.shape, module, path))
+
+
+def matrix_shape(shape: tuple[int, ...], module: Any, path: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the shape of `as_matrix`; that of any other parameter as it is."""
     if not isinstance(module, Linear):
-        return array
+        return shape
     inputs = module.inputs if path[-1] == "weight" else ()
-    experts = array.shape[: array.ndim - len(inputs) - len(module.outputs)]
-    return array.reshape(*experts, *[prod(inputs)] * bool(inputs), prod(module.outputs))
+    experts = shape[: len(shape) - len(inputs) - len(module.outputs)]
+    return (*experts, *[prod(inputs)] * bool(inputs), prod(module.outputs))
 
 
 def place_among_fused(path: tuple[Any, ...]) -> int:
@@ -173,36 +232,21 @@ def named(tensors: Arrays, table: WeightTable) -> Arrays:
 
 def split(
     tensor: np.ndarray, shapes: dict[tuple, tuple[int, ...]], name: str, table: WeightTable
-) -> dict[tuple, np.ndarray] | None:
-    """The parameters of these shapes that lie side by side along the last axis of a tensor; None if they do not.
+) -> dict[tuple, np.ndarray]:
+    """Return the parameters of these shapes, which lie side by side along the last axis of a tensor of their size.
 
     Or within each head, so that the axis is heads x parts x width, or taking turns, so that it is width x parts.
     """
     if len(shapes) == 1:
         ((path, shape),) = shapes.items()
-        return {path: tensor.reshape(shape)} if same_matrix(tensor.shape, shape) else None
+        return {path: tensor.reshape(shape)}
     if re.fullmatch(table.by_head, name):
-        widths, others = [shape[-1] for shape in shapes.values()], {shape[:-1] for shape in shapes.values()}
-        *inputs, heads = next(iter(others))
-        if len(others) > 1 or tensor.shape != (*inputs, heads * sum(widths)):
-            return None
+        widths = [shape[-1] for shape in shapes.values()]
+        *inputs, heads, _ = next(iter(shapes.values()))
         pieces = np.split(tensor.reshape(*inputs, heads, -1), np.cumsum(widths)[:-1], axis=-1)
-        return dict(zip(shapes, pieces, strict=True))
-    if re.fullmatch(table.alternating, name):
-        shape = next(iter(shapes.values()))
-        inputs, outputs = shape[: tensor.ndim - 1], shape[tensor.ndim - 1 :]
-        if tensor.shape != (*inputs, len(shapes) * prod(outputs)) or len(set(shapes.values())) > 1:
-            return None
-        pieces = np.moveaxis(tensor.reshape(*inputs, *outputs, len(shapes)), -1, 0)
-        return dict(zip(shapes, pieces, strict=True))
-    inputs, outputs = tensor.shape[:-1], [prod(shape[tensor.ndim - 1 :]) for shape in shapes.values()]
-    if tensor.shape[-1] != sum(outputs) or any(shape[: len(inputs)] != inputs for shape in shapes.values()):
-        return None
-    pieces = np.split(tensor, np.cumsum(outputs)[:-1], axis=-1)
+    elif re.fullmatch(table.alternating, name):
+        pieces = np.moveaxis(tensor.reshape(*next(iter(shapes.values())), len(shapes)), -1, 0)
+    else:
+        outputs = [prod(shape[tensor.ndim - 1 :]) for shape in shapes.values()]
+        pieces = np.split(tensor, np.cumsum(outputs)[:-1], axis=-1)
     return {path: piece.reshape(shape) for (path, shape), piece in zip(shapes.items(), pieces, strict=True)}
-
-
-def same_matrix(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether a tensor of one shape is one of the other with axes split: [D, N*H] and [D, N, H], [1, V] and [V]."""
-    ends_theirs, ends_ours = (set(np.cumprod([n for n in shape if n > 1]).tolist()) for shape in (theirs, ours))
-    return ends_theirs <= ends_ours and max(ends_theirs, default=1) == max(ends_ours, default=1)

@@ -118,9 +118,9 @@ def test_missing_surplus_and_misshapen_tensors_are_named_together(folder: Path) 
     ("settings", "message"),
     [
         ({"model_type": "whisper"}, "known are bart, bert, deepseek_v2, deepseek_v3, distilbert"),
-        ({"activation_function": "mish"}, "activation_function='mish' is not supported"),
-        ({"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported"),
-        ({"decoder_attention_heads": 3}, "3 heads do not divide"),
+        ({"activation_function": "mish"}, "activation_function=.mish. must be one of"),
+        ({"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 must be 0.0"),
+        ({"decoder_attention_heads": 3}, "decoder_attention_heads=3 does not divide d_model=14"),
     ],
 )
 def test_unsupported_values_are_named(folder: Path, settings: dict[str, object], message: str) -> None:
