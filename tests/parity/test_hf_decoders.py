@@ -256,10 +256,11 @@ def test_files_of_the_flax_classes_open_too(tmp_path: Path, rng: np.random.Gener
     ("name", "settings", "message"),
     [
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention=true must be false"),
-        ("gpt2", {"n_inner": 40}, "mlp.c_fc.weight has shape"),
+        ("gpt2", {"n_inner": 40}, r"mlp.c_proj.weight has shape \(56, 14\), expected \(40, 14\)"),
         ("llama", {"rope_parameters": {"rope_type": "dusk", "rope_theta": 2.0}}, "rope_type='dusk' is not supported"),
         ("llama", {"attention_bias": True}, "missing model.layers.0.self_attn.q_proj.bias"),
-        ("qwen3", {"num_hidden_layers": 2}, "surplus model.layers.2"),
+        ("llama", {"num_hidden_layers": 2}, "surplus model.layers.2"),
+        ("qwen3", {"num_hidden_layers": 2}, "layer_types names 3 layers, but num_hidden_layers=2"),
         (
             "mixtral",
             {"num_local_experts": 6},
@@ -268,7 +269,7 @@ def test_files_of_the_flax_classes_open_too(tmp_path: Path, rng: np.random.Gener
         (
             "mixtral",
             {"intermediate_size": 7},
-            r"experts.0.w1.weight has shape \(19, 24\), expected \(7, 24\)",
+            r"experts.0.w2.weight has shape \(24, 19\), expected \(24, 7\)",
         ),
         ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise=0.1 must be 0.0"),
         ("deepseek-v2", {"topk_method": "noaux_tc"}, "topk_method=.noaux_tc. must be one of 'greedy'"),
