@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint parity calls walkthrough clean help
+.PHONY: demo test test-slow lint parity calls faults configs walkthrough clean help
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,11 +28,21 @@ lint: .venv/linted ## style, format and types
 parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
 	PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/report.py > docs/parity.md
 
+# Compiled as the tests are: quickly.
+QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1 OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/parity:tests/faults \
+	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+SEED ?= $(shell date +%s)
+
 CALLS ?= 10000
 calls: .venv/tested ## draw CALLS calls of generate() (10000), compare with transformers, count
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
-		XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true" \
-		PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/drawn.py --calls $(CALLS) --seed $$(date +%s)
+	$(QUICKLY) $(BIN)/python tests/parity/drawn.py --calls $(CALLS) --seed $(SEED)
+
+configs: .venv/tested ## set every key of every family's config.json to other values, compare with transformers
+	$(QUICKLY) $(BIN)/python tests/faults/configs.py --seed $(SEED)
+
+FAULTS := loading saving kills disks damage commands interrupts calls soak
+faults: .venv/tested ## break everything that can break, count what fails: under an hour
+	@for name in $(FAULTS); do $(QUICKLY) $(BIN)/python tests/faults/$$name.py --seed $(SEED) || failed=1; done; exit $${failed:-0}
 
 walkthrough: .venv/tested ## execute docs/walkthrough.py into the notebook beside it
 	$(BIN)/python tests/test_walkthrough.py docs/walkthrough.ipynb

@@ -177,8 +177,9 @@ def smollm3_config(hf: dict[str, Any]) -> TransformerConfig:
 
     def attention(layer: int) -> AttentionConfig:
         bias, types = hf["attention_bias"], hf["layer_types"]
-        slides = not turned[layer] if types is None else types[layer] == "sliding_attention"
-        window = hf["sliding_window"] if slides and hf["use_sliding_window"] else None
+        # Where the file names the types of layers, use_sliding_window counts no more, as in transformers.
+        slides = types[layer] == "sliding_attention" if types else hf["use_sliding_window"] and not turned[layer]
+        window = hf["sliding_window"] if slides else None
         config = attention_config(hf, bias=bias, output_bias=bias, window=window, theta=2e6)
         return config if turned[layer] else replace(config, rope=None)
 

@@ -14,7 +14,7 @@ from jaxformer.config import (
 )
 from jaxformer.errors import InputError
 from jaxformer.ops.rotary import RotaryLayout
-from jaxformer.schema import INT32_MAX, Schema, count, flag, integer, list_of, located, mapping, number, read, text
+from jaxformer.schema import Schema, count, flag, integer, list_of, located, mapping, number, read, text
 
 # What a file may say beside its other keys.
 ROPE: Schema = {
@@ -23,6 +23,7 @@ ROPE: Schema = {
     "rope_theta": number(None, 1.0, above=True),
     "partial_rotary_factor": number(None, 0.0, 1.0, above=True),
     "max_position_embeddings": count(2048),
+    "original_max_position_embeddings": integer(None, 2),  # whose logarithm LongRoPE divides by
 }
 POSITIVE = number(None, 0.0, above=True)
 FACTORS = list_of(number(1.0, 0.0, above=True), None, most=4096)
@@ -33,7 +34,7 @@ PARAMETERS: Schema = {
     "rope_theta": number(None, 1.0, above=True),
     "partial_rotary_factor": number(None, 0.0, 1.0, above=True),
     "factor": POSITIVE,
-    "original_max_position_embeddings": integer(None, 2, INT32_MAX),  # whose logarithm LongRoPE divides by
+    "original_max_position_embeddings": integer(None, 2),
     "attention_factor": POSITIVE,
     "beta_fast": POSITIVE,
     "beta_slow": POSITIVE,
@@ -85,8 +86,8 @@ def rope(
         rotated = width
     if rotated < 2 or rotated % 2 or (rotated == 2 and isinstance(how, DynamicScaling)):
         raise InputError(
-            f"rotary positions need an even number of dimensions of a head, more than 2 with rope_type='dynamic', "
-            f"not {rotated} of {width}: change head_dim, the heads or partial_rotary_factor"
+            f"rotary positions turn an even number of dimensions (with rope_type='dynamic' more than 2), not {rotated} "
+            f"of {width}: change head_dim, num_attention_heads, hidden_size or partial_rotary_factor"
         )
     if isinstance(how, LongRopeScaling) and not len(how.short) == len(how.long) == rotated // 2:
         raise InputError(f"short_factor and long_factor must have {rotated // 2} numbers, one for each pair")
