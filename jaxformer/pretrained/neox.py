@@ -12,6 +12,7 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
+from jaxformer.errors import InputError
 from jaxformer.pretrained.rope import ROPE, rope
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
@@ -31,6 +32,7 @@ NEOX: Schema = {
     "hidden_dropout": probability(0.0),
     "use_parallel_residual": flag(True),
     "tie_word_embeddings": flag(False),
+    "head_dim": count(None),  # which transformers heeds in the rotary positions alone
     "rotary_pct": number(0.25, 0.0, 1.0, above=True),
     "rotary_emb_base": number(10000.0, 1.0, above=True),
 }
@@ -61,7 +63,10 @@ def neox_config(hf: dict[str, Any]) -> TransformerConfig:
     # The keys of other families do not count here, as in transformers.
     hf |= {"rope_theta": hf["rotary_emb_base"], "partial_rotary_factor": hf["rotary_pct"]}
     norm, heads = LayerNormConfig(hf["layer_norm_eps"]), hf["num_attention_heads"]
-    positions = rope(hf, head_width(hf, "hidden_size", "num_attention_heads"), partial=True)
+    width = head_width(hf, "hidden_size", "num_attention_heads")
+    if hf["head_dim"] not in (None, width):
+        raise InputError(f"head_dim={hf['head_dim']} must be hidden_size / num_attention_heads = {width}")
+    positions = rope(hf, width, partial=True)
     block = BlockConfig(
         AttentionConfig(heads, bias=hf["attention_bias"], rope=positions, dropout=hf["attention_dropout"]),
         FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act")),
