@@ -17,6 +17,7 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
+from jaxformer.errors import InputError
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
 from jaxformer.schema import Schema, count, flag, layers, only, probability
@@ -102,7 +103,11 @@ def pegasus_config(hf: dict[str, Any]) -> TransformerConfig:
 def marian_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Marian `config.json`: sinusoids in halves; the two vocabularies may differ."""
     hf = read_settings(hf, MARIAN, ALIASES)
-    shared = hf["share_encoder_decoder_embeddings"]
+    shared, size = hf["share_encoder_decoder_embeddings"], hf["decoder_vocab_size"]
+    if shared and size not in (None, hf["vocab_size"]):
+        raise InputError(
+            f"decoder_vocab_size={size} must be vocab_size={hf['vocab_size']} with share_encoder_decoder_embeddings=true"
+        )
     return _configuration(hf, SinusoidalPositions(layout="halves"), None, shared=shared)
 
 

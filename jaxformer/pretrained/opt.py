@@ -13,6 +13,7 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
+from jaxformer.errors import InputError
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import WeightTable
 from jaxformer.schema import Schema, count, flag, layers, only, probability
@@ -61,6 +62,12 @@ def opt_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of an OPT `config.json`. Its plain forward counts real tokens, too."""
     hf = read_settings(hf, OPT)
     head_width(hf, "hidden_size", "num_attention_heads")
+    narrow = hf["word_embed_proj_dim"] not in (None, hf["hidden_size"])
+    if narrow and not hf["tie_word_embeddings"]:
+        raise InputError(
+            f"tie_word_embeddings=false is not supported beside word_embed_proj_dim={hf['word_embed_proj_dim']}, which "
+            f"is not hidden_size={hf['hidden_size']}"
+        )
     before, bias = hf["do_layer_norm_before"], hf["enable_bias"]
     block = BlockConfig(
         AttentionConfig(hf["num_attention_heads"], bias=bias, dropout=hf["attention_dropout"]),
