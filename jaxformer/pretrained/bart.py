@@ -106,7 +106,8 @@ def marian_config(hf: dict[str, Any]) -> TransformerConfig:
     shared, size = hf["share_encoder_decoder_embeddings"], hf["decoder_vocab_size"]
     if shared and size not in (None, hf["vocab_size"]):
         raise InputError(
-            f"decoder_vocab_size={size} must be vocab_size={hf['vocab_size']} with share_encoder_decoder_embeddings=true"
+            f"decoder_vocab_size={size} must be vocab_size={hf['vocab_size']} where embeddings are shared "
+            "(share_encoder_decoder_embeddings)"
         )
     return _configuration(hf, SinusoidalPositions(layout="halves"), None, shared=shared)
 
