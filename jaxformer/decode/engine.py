@@ -82,7 +82,7 @@ def decode(
     return returned(found, config, plan)
 
 
-@compiled(static_argnames=("prompt_slots", "select"))
+@compiled()
 def decode_compiled(
     step: Step, cache: Any, tokens: jax.Array, plan: Plan, *, prompt_slots: int, select: Select
 ) -> Found:

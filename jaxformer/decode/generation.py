@@ -11,7 +11,7 @@ import numpy as np
 from jaxformer.decode.compiling import compiled
 from jaxformer.decode.config import GenerationConfig, as_tuple
 from jaxformer.decode.engine import Generated, begin, in_float32, returned, strategy_of
-from jaxformer.decode.layout import Flat, laid_out
+from jaxformer.decode.layout import laid_out
 from jaxformer.decode.loop import Found, Search, finish
 from jaxformer.decode.observation import Observable, look_again
 from jaxformer.decode.plan import Automaton, Plan
@@ -167,32 +167,32 @@ def make_request(
     return Request(source, source_valid, tokens, valid, plan, prompt_slots, config.output_attentions)
 
 
-def begin_request(reading: Flat, stepping: Flat, request: Request) -> Search:
+def begin_request(reading: Model, stepping: Model, request: Request) -> Search:
     """The source encoded, the prompts read (of one token as steps are), their first new token chosen."""
     plan, source, tokens = request.plan, request.source, request.tokens
-    model = reading.model.for_decoding()
+    model = reading.for_decoding()
     encoded = None if source is None else model.encode(source, valid=request.source_valid)
     cache = model.empty_cache(*tokens.shape, encoded=encoded, encoded_valid=request.source_valid)
     # What stands behind the prompts is not attended to, but has to be a token: the padding may be -1.
     prompt, length = jnp.maximum(tokens[:, : request.prompt_slots], 0), jnp.asarray(plan.prompt_length)
-    reader = stepping.model if request.prompt_slots == 1 else model
+    reader = stepping if request.prompt_slots == 1 else model
     logits, cache = reader.prefill(prompt, cache, length=length, valid=request.valid)
     return begin(plan, select_cache_rows, tokens, logits, cache)
 
 
 @compiled()
-def generate_compiled(reading: Flat, stepping: Flat, request: Request) -> tuple[Found, Any]:
+def generate_compiled(reading: Model, stepping: Model, request: Request) -> tuple[Found, Any]:
     """What `generate` compiles: what was found, and the attention maps behind it if they are asked for.
 
     One model reads the prompts, the other, which is the same laid out for steps, generates.
     """
     plan, strategy = request.plan, strategy_of(request.plan)
     search = begin_request(reading, stepping, request)
-    search = finish(plan, strategy, in_float32(stepping.model.step), select_cache_rows, search)
+    search = finish(plan, strategy, in_float32(stepping.step), select_cache_rows, search)
     found = strategy.result(search.state, search.record)
     if not request.observe:
         return found, None
-    decoder = reading.model.for_decoding()
+    decoder = reading.for_decoding()
     maps = look_again(decoder, request.source, request.source_valid, request.valid, found.tokens, found.length)
     return found, maps
 

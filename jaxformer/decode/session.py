@@ -9,7 +9,7 @@ from jaxformer.decode.compiling import Compiled, compiled
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.engine import Generated, check_drawn, in_float32, returned, strategy_of
 from jaxformer.decode.generation import BESIDE, Model, begin_request, make_request, select_cache_rows
-from jaxformer.decode.layout import Flat, laid_out
+from jaxformer.decode.layout import laid_out
 from jaxformer.decode.loop import Found, Search, proceed
 from jaxformer.decode.plan import Plan
 from jaxformer.decode.planning import Allowed
@@ -101,7 +101,7 @@ def produced(session: Session) -> Iterator[np.ndarray]:
 begin_compiled = Compiled(begin_request)  # what is compiled for the prompts
 
 
-@compiled(donate_argnames="search")
-def proceed_compiled(stepping: Flat, search: Search, plan: Plan) -> Search:
+@compiled(donated=(1,))
+def proceed_compiled(stepping: Model, search: Search, plan: Plan) -> Search:
     """What is compiled for every chunk of tokens."""
-    return proceed(plan, strategy_of(plan), in_float32(stepping.model.step), select_cache_rows, search)
+    return proceed(plan, strategy_of(plan), in_float32(stepping.step), select_cache_rows, search)

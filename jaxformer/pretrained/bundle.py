@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 
 from jaxformer.decode import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
+from jaxformer.decode.compiling import compiled
 from jaxformer.decode.config import DEFAULT_NEW_TOKENS
 from jaxformer.decode.generation import BESIDE
 from jaxformer.decode.planning import token_array
@@ -83,16 +84,15 @@ class Pretrained:
             raise InputError("give decoder_input_ids to an encoder-decoder, and to no other model")
         ids = self._ids("input_ids", input_ids, encoder is not None)
         targets = None if decoder_input_ids is None else self._ids("decoder_input_ids", decoder_input_ids, source=False)
-        seen = _forward(
-            self.model,
-            ids,
-            targets,
-            _mask("attention_mask", attention_mask, ids),
-            None if targets is None else _mask("decoder_attention_mask", decoder_attention_mask, targets),
-            None if position_ids is None else jnp.asarray(position_ids),
-            None if token_type_ids is None else self._types(token_type_ids, ids),
-            observe=output_hidden_states or output_attentions,
-        )
+        marks = {
+            "inputs_valid": _mask("attention_mask", attention_mask, ids),
+            "targets_valid": None
+            if targets is None
+            else _mask("decoder_attention_mask", decoder_attention_mask, targets),
+            "position_ids": None if position_ids is None else jnp.asarray(position_ids),
+            "token_types": None if token_type_ids is None else self._types(token_type_ids, ids),
+        }
+        seen = _forward(self.model, ids, targets, marks, observe=output_hidden_states or output_attentions)
         encoder, decoder = seen.encoder, seen.decoder
         asked = [*["hidden_states"] * output_hidden_states, *["attentions"] * output_attentions]
         if targets is None:
@@ -221,21 +221,9 @@ class Pretrained:
         return array
 
 
-@partial(jax.jit, static_argnames="observe")
-def _forward(
-    model: Transformer,
-    ids: Any,
-    targets: Any,
-    valid: Any,
-    targets_valid: Any,
-    position_ids: Any,
-    token_types: Any,
-    *,
-    observe: bool,
-) -> Observed:
+@compiled(few_rows=False)
+def _forward(model: Transformer, ids: Any, targets: Any, marks: dict[str, Any], *, observe: bool) -> Observed:
     """The compiled forward pass, with what happens on the way if it is to be observed."""
-    marks = {"inputs_valid": valid, "targets_valid": targets_valid}
-    marks |= {"position_ids": position_ids, "token_types": token_types}
     if observe:
         seen = model.observe(ids, targets, **marks)
         projection = model.head.projection if isinstance(model.head, Head) else None
