@@ -82,11 +82,11 @@ class Programs:
     """The programs of this process by signature, the least recently used first: see `make_room`.
 
     What JAX keeps of a program, in several caches, lives as long as the function that it was made of. So each has a
-    function of its own, and goes with it.
+    function of its own, and goes with it. made: how many have been compiled so far.
     """
 
     def __init__(self, most: int):
-        self.most, self.lock = most, threading.Lock()
+        self.most, self.made, self.lock = most, 0, threading.Lock()
         self.kept: dict[tuple[Any, ...], Program] = {}
 
     def call(self, key: tuple[Any, ...], function: "Compiled", leaves: list[list[Any]]) -> Any:
@@ -111,6 +111,7 @@ class Programs:
             dropped = self.make_room(maps)
             program = self.kept.setdefault(key, Program(run))  # another thread may have been faster
             program.running += 1
+            self.made += 1
         if dropped:
             dropped.clear()  # outside of the lock: it may take its time
             forget_traces()

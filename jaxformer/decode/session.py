@@ -41,7 +41,7 @@ class Session:
         token_texts: Sequence[str] | None = None,
         **settings: Any,
     ):
-        self.config = (config or GenerationConfig()).replace(**settings)
+        self.config = GenerationConfig.of(config, settings)
         if self.config.output_attentions:
             raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
         request = make_request(model, inputs, self.config, inputs_mask, decoder_input_ids, allowed, token_texts)
@@ -77,7 +77,7 @@ def stream(
     are those of `generate`.
     """
     chosen = {name: value for name, value in settings.items() if name not in BESIDE}
-    if (config or GenerationConfig()).replace(**chosen).num_beams > 1:
+    if GenerationConfig.of(config, chosen).num_beams > 1:
         raise InputError("a beam search cannot be streamed, as its beams may change until the end: use generate")
     return produced(Session(model, inputs, config, **settings))
 
