@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.decode.config import any_token_ids, as_tuple, is_sequence, plain, token_ids
 from jaxformer.decode.plan import Automaton
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
+from jaxformer.schema import is_integer
 
 HALF = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer shows for a character that a token says only a part of
+MOST_TOKENS = 2**24  # the largest vocabularies have a million
 Transitions = Sequence[Mapping[str, int]]  # for each state, the next behind each character; "" for any other
 
 
@@ -48,7 +51,13 @@ def phrase_automaton(phrases: Sequence[Sequence[int]], vocabulary: int, eos: Seq
 
     EOS tokens at a phrase's end, as tokenizers write them, are that end.
     """
-    check_end(eos, vocabulary)
+    if not is_integer(vocabulary) or not 1 <= vocabulary <= MOST_TOKENS:
+        wrong = shortened(repr(vocabulary), 60)
+        raise InputError(f"vocabulary must be a number of tokens from 1 to {MOST_TOKENS}, not {wrong}")
+    eos = check_end(eos, vocabulary)
+    phrases = plain(phrases)
+    if not is_sequence(phrases) or not all(is_sequence(phrase) and any_token_ids(phrase) for phrase in phrases):
+        raise InputError(f"allowed phrases must be lists of token ids, not {shortened(repr(phrases), 60)}")
     phrases = [without_end(phrase, eos) for phrase in phrases]
     if not phrases or not all(len(phrase) for phrase in phrases):
         raise InputError("allowed phrases must be at least one, each of at least one token before its end")
@@ -73,13 +82,23 @@ def phrase_automaton(phrases: Sequence[Sequence[int]], vocabulary: int, eos: Seq
     return with_end(columns, table, final, eos)
 
 
-def check_end(eos: Sequence[int], vocabulary: int) -> None:
-    """Raise InputError unless there are EOS tokens, all of them in the vocabulary."""
-    if not eos:
+def check_end(eos: Any, vocabulary: int) -> tuple[int, ...]:
+    """Return the EOS tokens. Raises InputError unless there are any, all of them in the vocabulary."""
+    eos = plain(eos)
+    if eos is None or (is_sequence(eos) and not eos):
         raise InputError("what is allowed has an end: give an eos_token_id to say it with")
-    outside = [token for token in eos if not 0 <= token < vocabulary]
+    if not token_ids(eos):
+        raise InputError(f"eos must be token ids, not {shortened(repr(eos), 60)}")
+    outside = [token for token in as_tuple(eos) if token >= vocabulary]
     if outside:
         raise InputError(f"eos has token {outside[0]}, outside the vocabulary of {vocabulary} tokens")
+    return as_tuple(eos)
+
+
+def check_texts(texts: Any) -> None:
+    """Raise InputError unless `texts` are strings, one for each token."""
+    if not is_sequence(texts) or not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"token_texts must be a string for each token, not {shortened(repr(texts), 60)}")
 
 
 def without_end(phrase: Sequence[int], eos: Sequence[int]) -> Sequence[int]:
@@ -96,7 +115,10 @@ def regex_automaton(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> A
     Tokens that say only a part of a character, of which a tokenizer shows the replacement character, are not allowed.
     Raises InputError for a pattern that cannot be read, and for one that no sequence of tokens matches.
     """
-    check_end(eos, len(texts))
+    check_texts(texts)
+    eos = check_end(eos, len(texts))
+    if not isinstance(pattern, str):
+        raise InputError(f"a regular expression must be a string, not {shortened(repr(pattern), 60)}")
     try:
         import interegular
     except ImportError:
@@ -104,7 +126,8 @@ def regex_automaton(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> A
     try:
         machine = interegular.parse_pattern(pattern).to_fsm()
     except Exception as error:  # what it cannot read, it refuses in many types
-        raise InputError(f"the regular expression {pattern!r} cannot be read: {error}") from None
+        what = f"{shortened(repr(pattern), 100)} cannot be read: {shortened(str(error), 100)}"
+        raise InputError(f"the regular expression {what}") from None
     number = {state: index for index, state in enumerate([machine.initial, *(machine.states - {machine.initial})])}
     symbols = [(symbol if isinstance(symbol, str) else "", key) for symbol, key in machine.alphabet.items()]
     table = [
@@ -121,7 +144,8 @@ def regex_automaton(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> A
     columns, table = map(np.asarray, compressed(states, final, [0])[:2])
     table = without_dead_ends(table, final)
     if not final[0] and (table[0] < 0).all():
-        raise InputError(f"no sequence of the vocabulary's tokens matches the regular expression {pattern!r}")
+        shown = shortened(repr(pattern), 100)
+        raise InputError(f"no sequence of the vocabulary's tokens matches the regular expression {shown}")
     return with_end(columns, table, final, eos)
 
 

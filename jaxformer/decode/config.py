@@ -2,16 +2,15 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
+from jaxformer.schema import INT32_MAX, is_integer, is_number
 
 DEFAULT_NEW_TOKENS = 20
+SMALLEST = 1e-37  # of the numbers above 0 that float32 can hold, and divide by
 TokenIds = int | Sequence[int] | None
 
 
@@ -88,7 +87,7 @@ class GenerationConfig:
             value = plain(getattr(self, name))
             object.__setattr__(self, name, value)
             if not holds(value):
-                raise InputError(f"{name} must be {rule}, not {value!r}")
+                raise InputError(f"{name} must be {rule}, not {shortened(repr(value), 60)}")
         if self.num_return_sequences > self.num_beams and (self.num_beams > 1 or not self.do_sample):
             raise InputError(
                 f"num_return_sequences={self.num_return_sequences} needs as many beams, or sampling with one beam; "
@@ -97,6 +96,15 @@ class GenerationConfig:
         counted = self.min_new_tokens is None and self.max_new_tokens is None
         if counted and self.max_length is not None and self.min_length > self.max_length:
             raise InputError(f"min_length={self.min_length} is more than max_length={self.max_length}")
+
+    @classmethod
+    def of(cls, config: "GenerationConfig | None", settings: Mapping[str, Any]) -> "GenerationConfig":
+        """Return `config`, or the defaults, with some settings changed. Raises InputError as `replace`."""
+        if config is None:
+            config = cls()
+        if not isinstance(config, cls):
+            raise InputError(f"config must be a GenerationConfig or None, not {shortened(repr(config), 60)}")
+        return config.replace(**settings)
 
     def replace(self, **settings: Any) -> "GenerationConfig":
         """These settings with some of them changed; None turns one off. Raises InputError for what is no setting."""
@@ -162,9 +170,9 @@ def as_tuple(ids: TokenIds) -> tuple[int, ...]:
 
 
 def plain(value: Any) -> Any:
-    """The value with Python's numbers in place of NumPy's."""
-    if isinstance(value, np.generic):
-        return value.item()
+    """Return the value with Python's lists and numbers in place of arrays and NumPy's."""
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
     if isinstance(value, list | tuple):
         return type(value)([plain(each) for each in value])
     if isinstance(value, Mapping):
@@ -174,7 +182,7 @@ def plain(value: Any) -> Any:
 
 def whole(least: int) -> tuple[Callable[[Any], bool], str]:
     """The rule of a whole number of at least `least`, and no more than 32 bits hold."""
-    return lambda value: is_whole(value) and least <= value < 2**31, f"a whole number from {least} to 2^31 - 1"
+    return lambda value: is_whole(value, least), f"a whole number from {least} to 2^31 - 1"
 
 
 def number(holds: Callable[[float], bool], rule: str) -> tuple[Callable[[Any], bool], str]:
@@ -188,56 +196,53 @@ def optional(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], b
 
 
 def token_ids(value: Any) -> bool:
-    """Whether `value` is a token id or a sequence of at least one."""
-    if value is None:
-        return True
-    several = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return (is_whole(value) or several) and all(is_whole(token, least=0) for token in as_tuple(value))
+    """Return whether `value` is a token id, a sequence of at least one, or None."""
+    return value is None or is_whole(value) or (is_sequence(value) and len(value) > 0 and all(map(is_whole, value)))
 
 
 def any_token_ids(value: Any) -> bool:
-    """Whether `value` is a token id or a sequence of them, be it empty."""
+    """Return whether `value` is a token id, a sequence of them, be it empty, or None."""
     return token_ids(value) or (isinstance(value, list | tuple) and not value)
 
 
 def phrases(value: Any) -> bool:
-    """Whether `value` is a sequence of sequences of token ids."""
-    return isinstance(value, Sequence) and all(not isinstance(each, int) and token_ids(each) for each in value)
+    """Return whether `value` is a sequence of sequences of token ids."""
+    return is_sequence(value) and all(is_sequence(each) and token_ids(each) for each in value)
 
 
 def biases(value: Any) -> bool:
-    """Whether `value` is a sequence of pairs of a sequence of token ids and a number, or such a mapping."""
+    """Return whether `value` is a sequence of pairs of a sequence of token ids and a number, or such a mapping."""
     value = list(value.items()) if isinstance(value, Mapping) else value
-    pairs = isinstance(value, Sequence) and all(isinstance(each, Sequence) and len(each) == 2 for each in value)
+    pairs = is_sequence(value) and all(is_sequence(each) and len(each) == 2 for each in value)
     return pairs and phrases([each[0] for each in value]) and all(is_number(each[1]) for each in value)
 
 
 def decay(value: Any) -> bool:
-    """Whether `value` is a number of tokens and a factor above 0."""
-    pair = isinstance(value, Sequence) and len(value) == 2
-    return pair and type(value[0]) is int and is_number(value[1]) and value[0] >= 0 and value[1] > 0
+    """Return whether `value` is a number of tokens and a factor above 0."""
+    pair = is_sequence(value) and len(value) == 2
+    return pair and is_whole(value[0]) and is_number(value[1]) and value[1] >= SMALLEST
 
 
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+def is_whole(value: Any, least: int = 0) -> bool:
+    """Return whether `value` is a whole number from `least` to 2^31 - 1."""
+    return is_integer(value) and least <= value <= INT32_MAX
 
 
-def is_whole(value: Any, least: float = -math.inf) -> bool:
-    """Whether `value` is a whole number, of at least `least`."""
-    return type(value) is int and value >= least
+def is_sequence(value: Any) -> bool:
+    """Return whether `value` is a sequence, and no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def strings(value: Any) -> bool:
-    """Whether `value` is a string or several, none of them empty."""
+    """Return whether `value` is a string or several, none of them empty."""
     several = [value] if isinstance(value, str) else value
-    return isinstance(several, Sequence) and len(several) > 0 and all(isinstance(s, str) and s for s in several)
+    return is_sequence(several) and len(several) > 0 and all(isinstance(s, str) and s for s in several)
 
 
 def seeds(value: Any) -> bool:
-    """Whether `value` is a seed or a sequence of them."""
-    several = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return all(is_whole(seed, least=0) for seed in (value if several else (value,)))
+    """Return whether `value` is a seed or a sequence of them."""
+    several = value if is_sequence(value) and len(value) > 0 else [value]
+    return all(is_integer(seed) and seed >= 0 for seed in several)
 
 
 TRUTH = (lambda value: type(value) is bool, "True or False")
@@ -251,12 +256,12 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_return_sequences": whole(1),
     "early_stopping": (lambda value: type(value) is bool or value == "never", "True, False or 'never'"),
     "length_penalty": number(lambda value: True, "a number"),
-    "temperature": number(lambda value: value >= 0, "a number of at least 0 (0 is greedy)"),
+    "temperature": number(lambda value: value == 0 or value >= SMALLEST, "a number of at least 0 (0 is greedy)"),
     "top_k": whole(0),
     "top_p": number(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "min_p": optional(number(lambda value: 0 <= value <= 1, "from 0 to 1")),
-    "repetition_penalty": number(lambda value: value > 0, "above 0"),
-    "encoder_repetition_penalty": number(lambda value: value > 0, "above 0"),
+    "repetition_penalty": number(lambda value: value >= SMALLEST, "above 0"),
+    "encoder_repetition_penalty": number(lambda value: value >= SMALLEST, "above 0"),
     "no_repeat_ngram_size": whole(0),
     "encoder_no_repeat_ngram_size": whole(0),
     "top_h": optional(number(lambda value: 0 < value <= 1, "above 0 and at most 1")),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.decode.arrays import fill_right, mask_array, round_up, token_array
 from jaxformer.decode.beam import BEAM, OUT
 from jaxformer.decode.choice import NOTHING
 from jaxformer.decode.compiling import compiled
@@ -15,9 +16,9 @@ from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.loop import Found, Record, Search, Select, Step, Strategy, choose, finish
 from jaxformer.decode.observation import AttentionMaps, trimmed
 from jaxformer.decode.plan import Plan
-from jaxformer.decode.planning import SLOTS, Allowed, fill_right, make_plan, mask_array, round_up, token_array
+from jaxformer.decode.planning import SLOTS, Allowed, make_plan
 from jaxformer.decode.sampling import SAMPLING
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def decode(
     """
     if jax.tree_util.all_leaves([step]):
         raise InputError("step must be a pytree: wrap a function as jax.tree_util.Partial(function, parameters)")
-    config = (config or GenerationConfig()).replace(**settings)
+    for name, function in (("step", step), ("select", select)):
+        if not callable(function):
+            raise InputError(f"{name} must be a function, not {shortened(repr(function), 60)}")
+    config = GenerationConfig.of(config, settings)
     if config.output_attentions:
         raise InputError("a step shows no attention: leave output_attentions out, or use generate with a model")
     prompt = token_array("prompt", prompt)
@@ -82,7 +86,7 @@ def decode(
     return returned(found, config, plan)
 
 
-@compiled(static_argnames=("prompt_slots", "select"))
+@compiled()
 def decode_compiled(
     step: Step, cache: Any, tokens: jax.Array, plan: Plan, *, prompt_slots: int, select: Select
 ) -> Found:

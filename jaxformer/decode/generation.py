@@ -1,30 +1,25 @@
 """Generating with a Transformer: reading, encoding and searching in one compiled call."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.decode.arrays import check_range, fill_right, mask_array, round_up, token_array
+from jaxformer.decode.automata import check_texts
 from jaxformer.decode.compiling import compiled
 from jaxformer.decode.config import GenerationConfig, as_tuple
 from jaxformer.decode.engine import Generated, begin, in_float32, returned, strategy_of
-from jaxformer.decode.layout import Flat, laid_out
+from jaxformer.decode.layout import laid_out
 from jaxformer.decode.loop import Found, Search, finish
 from jaxformer.decode.observation import Observable, look_again
-from jaxformer.decode.plan import Automaton, Plan
-from jaxformer.decode.planning import (
-    SLOTS,
-    Allowed,
-    fill_right,
-    make_plan,
-    mask_array,
-    round_up,
-    token_array,
-    weighed,
-)
+from jaxformer.decode.plan import Plan
+from jaxformer.decode.planning import SLOTS, Allowed, machines, make_plan, weighed
 from jaxformer.errors import InputError
 
 SPECIAL = (
@@ -101,7 +96,7 @@ def generate(
     each token says, for stop strings. settings: changes to `config`. Raises InputError, before anything is compiled,
     for what cannot be generated.
     """
-    config = (config or GenerationConfig()).replace(**settings)
+    config = GenerationConfig.of(config, settings)
     request = make_request(model, inputs, config, inputs_mask, decoder_input_ids, allowed, token_texts)
     found, maps = generate_compiled(*laid_out(model, request.rows), request)
     source_length = 0 if request.source is None else np.shape(inputs)[1]
@@ -152,47 +147,50 @@ def make_request(
     check_range("the prompt", prompt, model.vocab_sizes[1])
     length = prompt.shape[1]
     limits = config.length_limits(length, model.max_length)
-    for each in [allowed] if isinstance(allowed, Automaton) else allowed or ():
+    for each in machines(allowed):
         if len(each.columns) != model.vocab_sizes[1]:
             raise InputError(f"allowed is for {len(each.columns)} tokens, but the model has {model.vocab_sizes[1]}")
+    if token_texts is not None:
+        check_texts(token_texts)
     if token_texts is not None and len(token_texts) != model.vocab_sizes[1]:
         raise InputError(f"token_texts are {len(token_texts)}, but the model has {model.vocab_sizes[1]} tokens")
     read = None if source is None else np.asarray(inputs)
     plan = make_plan(config, limits, prompt, mask, read=read, allowed=allowed, token_texts=token_texts)
+    slots = round_up(int(plan.max_length), SLOTS, model.max_length)
+    check_memory(model, len(prompt) * plan.copies, slots, config)
     # A decoder behind an encoder nearly always begins with one token: it need not read the room of a bucket with it.
     prompt_slots = 1 if source is not None and length == 1 else round_up(length, BUCKET, model.max_length)
-    slots = round_up(int(plan.max_length), SLOTS, model.max_length)
     tokens = fill_right(prompt, slots, config.padding)
     valid = None if mask.all() else fill_right(mask, prompt_slots, True)
     return Request(source, source_valid, tokens, valid, plan, prompt_slots, config.output_attentions)
 
 
-def begin_request(reading: Flat, stepping: Flat, request: Request) -> Search:
+def begin_request(reading: Model, stepping: Model, request: Request) -> Search:
     """The source encoded, the prompts read (of one token as steps are), their first new token chosen."""
     plan, source, tokens = request.plan, request.source, request.tokens
-    model = reading.model.for_decoding()
+    model = reading.for_decoding()
     encoded = None if source is None else model.encode(source, valid=request.source_valid)
     cache = model.empty_cache(*tokens.shape, encoded=encoded, encoded_valid=request.source_valid)
     # What stands behind the prompts is not attended to, but has to be a token: the padding may be -1.
     prompt, length = jnp.maximum(tokens[:, : request.prompt_slots], 0), jnp.asarray(plan.prompt_length)
-    reader = stepping.model if request.prompt_slots == 1 else model
+    reader = stepping if request.prompt_slots == 1 else model
     logits, cache = reader.prefill(prompt, cache, length=length, valid=request.valid)
     return begin(plan, select_cache_rows, tokens, logits, cache)
 
 
 @compiled()
-def generate_compiled(reading: Flat, stepping: Flat, request: Request) -> tuple[Found, Any]:
+def generate_compiled(reading: Model, stepping: Model, request: Request) -> tuple[Found, Any]:
     """What `generate` compiles: what was found, and the attention maps behind it if they are asked for.
 
     One model reads the prompts, the other, which is the same laid out for steps, generates.
     """
     plan, strategy = request.plan, strategy_of(request.plan)
     search = begin_request(reading, stepping, request)
-    search = finish(plan, strategy, in_float32(stepping.model.step), select_cache_rows, search)
+    search = finish(plan, strategy, in_float32(stepping.step), select_cache_rows, search)
     found = strategy.result(search.state, search.record)
     if not request.observe:
         return found, None
-    decoder = reading.model.for_decoding()
+    decoder = reading.for_decoding()
     maps = look_again(decoder, request.source, request.source_valid, request.valid, found.tokens, found.length)
     return found, maps
 
@@ -219,8 +217,10 @@ def decoder_only_prompt(
     ):
         inputs_mask = prompt != config.pad_token_id
     mask = mask_array("inputs_mask", inputs_mask, prompt)
-    if not mask[:, -1].all():
-        raise InputError("a prompt ends in padding: pad on the left, so that generation goes on from real tokens")
+    ended = np.flatnonzero(~mask[:, -1])
+    if ended.size:
+        where = f"the prompt of row {ended[0]} ends in padding"
+        raise InputError(f"{where}: pad on the left, so that generation goes on from real tokens")
     return prompt, mask
 
 
@@ -242,20 +242,16 @@ def padded_source(model: Model, inputs: Any, inputs_mask: Any) -> tuple[np.ndarr
     """The source [B, S] and its mask, padded on the right to a bucket's length."""
     if inputs is None:
         raise InputError("an encoder-decoder needs inputs: the token ids of the source")
-    source = token_array("inputs", inputs)
-    check_range("inputs", source, model.vocab_sizes[0])
+    source = token_array("inputs", inputs, model.vocab_sizes[0])
+    mask = mask_array("inputs_mask", inputs_mask, source)
+    unread = np.flatnonzero(~mask.any(axis=1))
+    if unread.size:
+        raise InputError(f"row {unread[0]} of the inputs is all padding: there is nothing to generate from")
     limit = model.max_source_length
     if limit is not None and source.shape[1] > limit:
         raise InputError(f"the source has {source.shape[1]} tokens, more than the {limit} positions of the model")
     width = round_up(source.shape[1], BUCKET, limit)
-    return fill_right(source, width, 0), fill_right(mask_array("inputs_mask", inputs_mask, source), width, False)
-
-
-def check_range(name: str, tokens: np.ndarray, vocabulary: int | None) -> None:
-    """Raise InputError unless all tokens are in a vocabulary of that size."""
-    outside = tokens[(tokens < 0) | (tokens >= (vocabulary or 0))]
-    if outside.size:
-        raise InputError(f"{name} has token {outside[0]}, outside the vocabulary of {vocabulary} tokens")
+    return fill_right(source, width, 0), fill_right(mask, width, False)
 
 
 def check_special_ids(config: GenerationConfig, vocabulary: int | None) -> None:
@@ -267,3 +263,27 @@ def check_special_ids(config: GenerationConfig, vocabulary: int | None) -> None:
     for name in ("sequence_bias", "bad_words_ids"):
         for phrase, _ in weighed(getattr(config, name)):
             check_range(name, np.asarray(phrase, np.int64), vocabulary)
+
+
+def check_memory(model: Model, rows: int, slots: int, config: GenerationConfig) -> None:
+    """Raise InputError where the cache and what is kept of each step take more memory than there is."""
+    if rows * slots < 2**20:
+        return
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: model.empty_cache(rows, slots)))
+    pages = (config.output_scores + config.output_logits) * 4 * (model.vocab_sizes[1] or 0)
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + rows * slots * (4 + pages)
+    if needed > memory():
+        raise InputError(
+            f"{rows:,} sequences of {slots:,} tokens take {needed / 1e9:,.1f} GB, and there are {memory() / 1e9:,.1f}: "
+            "lower max_new_tokens, num_beams or num_return_sequences"
+        )
+
+
+@cache
+def memory() -> float:
+    """Return the bytes of memory that arrays have; infinitely many, where no system says."""
+    try:
+        stats = jax.local_devices()[0].memory_stats()  # None on CPUs
+        return stats["bytes_limit"] if stats else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, KeyError, OSError, ValueError):
+        return float("inf")

@@ -1,31 +1,12 @@
 """Models laid out for the steps of a search, and kept for the next one."""
 
 import weakref
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 
+from jaxformer.decode.compiling import Flat
 from jaxformer.ops.matmul import FEW_ROWS
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Flat:
-    """A model as its arrays, which compiled functions are given in a tenth of the time that its modules take."""
-
-    weights: list[Any]
-    structure: Any = field(metadata={"static": True})
-
-    @classmethod
-    def of(cls, model: Any) -> "Flat":
-        """The model's arrays."""
-        return cls(*jax.tree.flatten(model))
-
-    @property
-    def model(self) -> Any:
-        """The model."""
-        return jax.tree.unflatten(self.structure, self.weights)
 
 
 class Kept(NamedTuple):
@@ -46,17 +27,17 @@ def laid_out(model: Any, rows: int) -> tuple[Flat, Flat]:
     memory as the decoder's matrices; for more, as the tied output. Arrays never change, so that the same arrays
     are the same weights.
     """
-    flat = Flat.of(model)
+    flat = Flat(model)
     rows = FEW_ROWS if rows <= FEW_ROWS else FEW_ROWS + 1  # one layout serves all numbers that are few, one all others
     key = (id(model), rows)
     kept = KEPT.get(key)
-    if kept is not None and kept.structure == flat.structure and all(map(is_the_same, kept.weights, flat.weights)):
+    if kept is not None and kept.structure == flat.structure and all(map(is_the_same, kept.weights, flat.leaves)):
         return flat, kept.laid_out
-    made = Flat.of(model.for_decoding().for_steps(rows))
-    if all(isinstance(weight, jax.Array) for weight in flat.weights) and type(model).__weakrefoffset__:
+    made = Flat(model.for_decoding().for_steps(rows))
+    if all(isinstance(weight, jax.Array) for weight in flat.leaves) and type(model).__weakrefoffset__:
         if kept is None:
             weakref.finalize(model, KEPT.pop, key, None)
-        KEPT[key] = Kept(made, flat.structure, [weakref.ref(weight) for weight in flat.weights])
+        KEPT[key] = Kept(made, flat.structure, [weakref.ref(weight) for weight in flat.leaves])
     return flat, made
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from jaxformer.decode import processors, warpers
-from jaxformer.decode.automata import ends_of, roomy, side_by_side, stop_automaton
+from jaxformer.decode.arrays import MANY, fill_right, round_up, token_array
+from jaxformer.decode.automata import check_texts, ends_of, roomy, side_by_side, stop_automaton
 from jaxformer.decode.config import GenerationConfig, TokenIds, as_tuple
 from jaxformer.decode.plan import Automaton, Phrases, Plan, Processor
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
 
 SLOTS = 64  # sequences are stored at a multiple of this length, so that a new limit seldom means a new program
-MANY = 2**31 - 1  # more than any vocabulary or sequence has
 Allowed = Automaton | Sequence[Automaton] | None
 
 
@@ -126,6 +126,7 @@ def stops(config: GenerationConfig, token_texts: Sequence[str] | None, prompt: n
         return None
     if token_texts is None:
         raise InputError("stop_strings need the text of each token: give token_texts, or a checkpoint with a tokenizer")
+    check_texts(token_texts)
     unsaid = prompt[prompt >= len(token_texts)]
     if unsaid.size:
         raise InputError(f"the prompt has token {unsaid[0]}, but token_texts are {len(token_texts)}: give one for each")
@@ -133,9 +134,20 @@ def stops(config: GenerationConfig, token_texts: Sequence[str] | None, prompt: n
     return roomy(stop_automaton(strings, token_texts, prompt), len(prompt))
 
 
+def machines(allowed: Allowed) -> list[Automaton]:
+    """Return the automata of what is allowed, one or one for each input. Raises InputError for anything else."""
+    found = [] if allowed is None else [allowed] if isinstance(allowed, Automaton) else allowed
+    if not isinstance(found, list | tuple) or not all(isinstance(each, Automaton) for each in found):
+        wrong = shortened(repr(allowed), 60)
+        raise InputError(
+            f"allowed must be made by allow_phrases or allow_regex, one or one for each input, not {wrong}"
+        )
+    return list(found)
+
+
 def grammar(config: GenerationConfig, allowed: Automaton | Sequence[Automaton], batch: int) -> Automaton:
     """What each input may say: the same, or something of its own."""
-    for machine in [allowed] if isinstance(allowed, Automaton) else allowed:
+    for machine in machines(allowed):
         ends = ends_of(machine)
         if ends != sorted({*config.eos_ids}):
             raise InputError(f"allowed ends with the EOS tokens {ends}, but eos_token_id is {config.eos_token_id}")
@@ -176,38 +188,3 @@ def active_processors(
         (config.renormalize_logits, processors.renormalize),
     )
     return tuple(processor for active, processor in table if active)
-
-
-def token_array(name: str, ids: Any) -> np.ndarray:
-    """Token ids as an int32 array [B, T]. Raises InputError unless they are whole numbers in rows of one length."""
-    try:
-        array = np.asarray(ids)
-    except ValueError as error:
-        raise InputError(f"{name} must be rows of one length: pad the shorter ones") from error
-    if array.ndim != 2 or 0 in array.shape:
-        raise InputError(f"{name} must be token ids [batch, length] and not empty, but has shape {array.shape}")
-    if not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"{name} must be whole numbers, not {array.dtype}")
-    beyond = array[(array < -MANY) | (array > MANY)]
-    if beyond.size:
-        raise InputError(f"{name} has token {beyond[0]}, outside any vocabulary")
-    return array.astype(np.int32)
-
-
-def mask_array(name: str, mask: Any, tokens: np.ndarray) -> np.ndarray:
-    """A mask as a boolean array of the shape of `tokens`; None is all True. Raises InputError for another shape."""
-    array = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask).astype(bool)
-    if array.shape != tokens.shape:
-        raise InputError(f"{name} has shape {array.shape}, but the tokens have {tokens.shape}")
-    return array
-
-
-def fill_right(array: np.ndarray, width: int, value: int) -> np.ndarray:
-    """The array [B, T] with `value` to its right, [B, width]."""
-    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=value)
-
-
-def round_up(length: int, multiple: int, limit: int | None = None) -> int:
-    """The next multiple of `multiple` that is no less than `length`, but no more than `limit`."""
-    rounded = -(-length // multiple) * multiple
-    return rounded if limit is None else min(rounded, limit)

@@ -9,7 +9,7 @@ from jaxformer.decode.compiling import Compiled, compiled
 from jaxformer.decode.config import GenerationConfig
 from jaxformer.decode.engine import Generated, check_drawn, in_float32, returned, strategy_of
 from jaxformer.decode.generation import BESIDE, Model, begin_request, make_request, select_cache_rows
-from jaxformer.decode.layout import Flat, laid_out
+from jaxformer.decode.layout import laid_out
 from jaxformer.decode.loop import Found, Search, proceed
 from jaxformer.decode.plan import Plan
 from jaxformer.decode.planning import Allowed
@@ -41,7 +41,7 @@ class Session:
         token_texts: Sequence[str] | None = None,
         **settings: Any,
     ):
-        self.config = (config or GenerationConfig()).replace(**settings)
+        self.config = GenerationConfig.of(config, settings)
         if self.config.output_attentions:
             raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
         request = make_request(model, inputs, self.config, inputs_mask, decoder_input_ids, allowed, token_texts)
@@ -77,7 +77,7 @@ def stream(
     are those of `generate`.
     """
     chosen = {name: value for name, value in settings.items() if name not in BESIDE}
-    if (config or GenerationConfig()).replace(**chosen).num_beams > 1:
+    if GenerationConfig.of(config, chosen).num_beams > 1:
         raise InputError("a beam search cannot be streamed, as its beams may change until the end: use generate")
     return produced(Session(model, inputs, config, **settings))
 
@@ -101,7 +101,7 @@ def produced(session: Session) -> Iterator[np.ndarray]:
 begin_compiled = Compiled(begin_request)  # what is compiled for the prompts
 
 
-@compiled(donate_argnames="search")
-def proceed_compiled(stepping: Flat, search: Search, plan: Plan) -> Search:
+@compiled(donated=(1,))
+def proceed_compiled(stepping: Model, search: Search, plan: Plan) -> Search:
     """What is compiled for every chunk of tokens."""
-    return proceed(plan, strategy_of(plan), in_float32(stepping.model.step), select_cache_rows, search)
+    return proceed(plan, strategy_of(plan), in_float32(stepping.step), select_cache_rows, search)

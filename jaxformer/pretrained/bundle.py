@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from jaxformer.config import LearnedPositions, RelativeBias, TokensExcept
 from jaxformer.decode import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
-from jaxformer.decode.config import DEFAULT_NEW_TOKENS
+from jaxformer.decode.arrays import integer_array, mask_array, token_array
+from jaxformer.decode.compiling import compiled
+from jaxformer.decode.config import DEFAULT_NEW_TOKENS, is_sequence, plain
 from jaxformer.decode.generation import BESIDE
-from jaxformer.decode.planning import token_array
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
 from jaxformer.layers import Head, Trace
 from jaxformer.model import Observed, Transformer
 from jaxformer.pretrained.chat import chat_template, render
@@ -74,27 +75,32 @@ class Pretrained:
         """The forward pass over token ids [B, S], of which the mask (None: all ones) tells the real ones.
 
         decoder_input_ids [B, T]: what the decoder of an encoder-decoder has read. token_type_ids [B, S]: which sentence
-        a token is of, where the model knows several. position_ids [B, S]: instead of the
-        family's own rule, which mostly numbers slots. Raises InputError for ids outside the vocabulary, shapes that do
-        not fit, and sequences longer than the positions.
+        a token is of, where the model knows several. position_ids [B, S] or [1, S]: instead of
+        the family's own rule, which mostly numbers slots. Raises InputError for ids outside the vocabulary, shapes that
+        do not fit, and sequences longer than the positions.
         """
         encoder, decoder = self.model.config.encoder, self.model.config.decoder
         if (decoder_input_ids is None) == (encoder is not None and decoder is not None):
             raise InputError("give decoder_input_ids to an encoder-decoder, and to no other model")
+        if decoder_input_ids is None and decoder_attention_mask is not None:
+            raise InputError("decoder_attention_mask belongs to decoder_input_ids, which are not given")
+        observe = _flag("output_hidden_states", output_hidden_states) or _flag("output_attentions", output_attentions)
         ids = self._ids("input_ids", input_ids, encoder is not None)
         targets = None if decoder_input_ids is None else self._ids("decoder_input_ids", decoder_input_ids, source=False)
-        seen = _forward(
-            self.model,
-            ids,
-            targets,
-            _mask("attention_mask", attention_mask, ids),
-            None if targets is None else _mask("decoder_attention_mask", decoder_attention_mask, targets),
-            None if position_ids is None else jnp.asarray(position_ids),
-            None if token_type_ids is None else self._types(token_type_ids, ids),
-            observe=output_hidden_states or output_attentions,
-        )
+        if targets is not None and len(targets) != len(ids):
+            raise InputError(f"there are {len(ids)} rows of input_ids, but {len(targets)} of decoder_input_ids")
+        marks = {
+            "inputs_valid": _mask("attention_mask", attention_mask, ids),
+            "targets_valid": None
+            if targets is None
+            else _mask("decoder_attention_mask", decoder_attention_mask, targets),
+            "position_ids": None if position_ids is None else self._positions(position_ids, ids),
+            "token_types": None if token_type_ids is None else self._types(token_type_ids, ids),
+        }
+        seen = _forward(self.model, ids, targets, marks, observe=observe)
         encoder, decoder = seen.encoder, seen.decoder
-        asked = [*["hidden_states"] * output_hidden_states, *["attentions"] * output_attentions]
+        wanted = {"hidden_states": output_hidden_states, "attentions": output_attentions}
+        asked = [name for name, is_asked in wanted.items() if is_asked]
         if targets is None:
             trace = decoder if self.model.config.encoder is None else encoder
             return Output(seen.logits, **{name: getattr(trace, name) for name in asked})
@@ -119,6 +125,8 @@ class Pretrained:
         what is said has to match. Both for all inputs, or a list with one for each. Stop strings and regular
         expressions need the folder's tokenizer. Raises InputError as `jaxformer.generate` does.
         """
+        if "inputs_mask" in settings:
+            raise InputError("give the mask of the inputs as attention_mask")
         config = self.generation.replace(**{k: v for k, v in settings.items() if k not in BESIDE})
         unlimited = config.max_new_tokens is None and config.max_length is None
         if unlimited and self.context is not None and self.model.encoder is None and input_ids is not None:
@@ -130,11 +138,13 @@ class Pretrained:
         if allowed_phrases is not None and allowed_regex is not None:
             raise InputError("give allowed_phrases or allowed_regex, not both")
         if allowed_phrases is not None:
-            settings["allowed"] = self._allowed_phrases(allowed_phrases, config)
+            settings["allowed"] = self._allowed_phrases(plain(allowed_phrases), config)
+        elif isinstance(allowed_regex, list | tuple):
+            settings["allowed"] = [allow_regex(each, self.token_texts, config.eos_ids) for each in allowed_regex]
         elif isinstance(allowed_regex, str):
             settings["allowed"] = allow_regex(allowed_regex, self.token_texts, config.eos_ids)
         elif allowed_regex is not None:
-            settings["allowed"] = [allow_regex(each, self.token_texts, config.eos_ids) for each in allowed_regex]
+            raise InputError(f"allowed_regex must be a string or several, not {shortened(repr(allowed_regex), 60)}")
         return generate(self.model, input_ids, self.generation, inputs_mask=attention_mask, **settings)
 
     @property
@@ -162,16 +172,19 @@ class Pretrained:
     def _allowed_phrases(self, phrases: Any, config: GenerationConfig) -> Automaton | list[Automaton]:
         """The phrases that may be said, or for each input some of its own."""
         phrases = [phrases] if isinstance(phrases, str) else phrases
-        if not len(phrases) or isinstance(phrases[0], int | np.integer):
-            raise InputError("allowed_phrases must be a list of at least one phrase: strings or lists of token ids")
-        first = phrases[0]
-        if not isinstance(first, str) and len(first) and not isinstance(first[0], int | np.integer):
+        if not is_sequence(phrases) or not phrases or not all(map(is_text, phrases)):
+            wrong = shortened(repr(phrases), 60)
+            raise InputError(f"allowed_phrases must be at least one phrase: strings or lists of token ids, not {wrong}")
+        if all(not isinstance(each, str) and each and all(map(is_text, each)) for each in phrases):
             machines = [self._allowed_phrases(each, config) for each in phrases]
             return [machine for machine in machines if isinstance(machine, Automaton)]
+        vocabulary = self.model.vocab_sizes[1]
+        if vocabulary is None:
+            raise InputError("an encoder-only model cannot generate: it has no decoder")
         if any(isinstance(phrase, str) for phrase in phrases) and self.tokenizer is None:
             raise InputError("the folder has no tokenizer.json to read phrases with: give them as token ids")
         ids = [self._phrase(phrase) for phrase in phrases]
-        return allow_phrases(ids, self.model.vocab_sizes[1] or 0, config.eos_ids)
+        return allow_phrases(ids, vocabulary, config.eos_ids)
 
     def _phrase(self, phrase: Any) -> list[int]:
         """The token ids of a phrase."""
@@ -197,8 +210,8 @@ class Pretrained:
         return texts + [""] * (vocabulary - len(texts))
 
     def _types(self, types: Any, ids: np.ndarray) -> np.ndarray:
-        """Token types as an array of the shape of the ids, checked against the kinds that the model knows."""
-        array, known = np.asarray(types), self.model.config.main.embedding.types or 1
+        """Return token types of the shape of the ids, checked against the kinds that the model knows."""
+        array, known = integer_array("token_type_ids", types, "type"), self.model.config.main.embedding.types or 1
         if array.shape != ids.shape:
             raise InputError(f"token_type_ids has shape {array.shape}, but the token ids have {ids.shape}")
         outside = array[(array < 0) | (array >= known)]
@@ -206,36 +219,37 @@ class Pretrained:
             raise InputError(f"token_type_ids has {outside[0]}, outside the {known} types that the model knows")
         return array
 
-    def _ids(self, name: str, ids: Any, source: bool) -> np.ndarray:
-        """Token ids as an array, checked against the vocabulary and the positions of the stack that reads them."""
-        array = np.asarray(ids)
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-            raise InputError(f"{name} must be token ids [batch, length], not {array.dtype} of shape {array.shape}")
-        size = self.model.vocab_sizes[0 if source else 1]
-        outside = array[(array < 0) | (array >= (size or 0))]
+    def _positions(self, position_ids: Any, ids: np.ndarray) -> np.ndarray:
+        """Return positions [1|B, S] as the model counts them, checked against those that it has."""
+        stack, array = self.model.config.main, integer_array("position_ids", position_ids, "position")
+        if array.shape not in (ids.shape, (1, ids.shape[1])):
+            raise InputError(f"position_ids has shape {array.shape}, but the token ids have {ids.shape}")
+        if isinstance(stack.positions, RelativeBias):
+            raise InputError(
+                "the model has no position_ids: it sees distances between tokens, which follow their order"
+            )
+        if not isinstance(stack.positions, LearnedPositions):
+            return array
+        # RoBERTa's checkpoints count the reserved rows before the first position.
+        first = stack.positions.offset if isinstance(stack.position_index, TokensExcept) else 0
+        outside = array[(array < 0) | (array >= first + stack.positions.length)]
         if outside.size:
-            raise InputError(f"{name} has token {outside[0]}, outside the vocabulary of {size} tokens")
+            known = first + stack.positions.length
+            raise InputError(f"position_ids has {outside[0]}, outside the {known} positions of the model")
+        return array - first
+
+    def _ids(self, name: str, ids: Any, source: bool) -> np.ndarray:
+        """Return token ids, checked against the vocabulary and the positions of the stack that reads them."""
+        array = token_array(name, ids, self.model.vocab_sizes[0 if source else 1])
         limit = self.model.max_source_length if source else self.model.max_length
         if limit is not None and array.shape[1] > limit:
             raise InputError(f"{name} has {array.shape[1]} tokens, more than the {limit} positions of the model")
         return array
 
 
-@partial(jax.jit, static_argnames="observe")
-def _forward(
-    model: Transformer,
-    ids: Any,
-    targets: Any,
-    valid: Any,
-    targets_valid: Any,
-    position_ids: Any,
-    token_types: Any,
-    *,
-    observe: bool,
-) -> Observed:
+@compiled(few_rows=False)
+def _forward(model: Transformer, ids: Any, targets: Any, marks: dict[str, Any], *, observe: bool) -> Observed:
     """The compiled forward pass, with what happens on the way if it is to be observed."""
-    marks = {"inputs_valid": valid, "targets_valid": targets_valid}
-    marks |= {"position_ids": position_ids, "token_types": token_types}
     if observe:
         seen = model.observe(ids, targets, **marks)
         projection = model.head.projection if isinstance(model.head, Head) else None
@@ -248,10 +262,17 @@ def _forward(
 
 
 def _mask(name: str, mask: Any, ids: np.ndarray) -> np.ndarray | None:
-    """A mask as booleans of the shape of the ids."""
-    if mask is None:
-        return None
-    array = np.asarray(mask).astype(bool)
-    if array.shape != ids.shape:
-        raise InputError(f"{name} has shape {array.shape}, but the token ids have {ids.shape}")
-    return array
+    """Return a mask as booleans of the shape of the ids; None: all are real."""
+    return None if mask is None else mask_array(name, mask, ids)
+
+
+def _flag(name: str, value: Any) -> bool:
+    """Return whether something is asked for. Raises InputError unless the value says yes or no."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} must be True or False, not {shortened(repr(value), 60)}")
+    return bool(value)
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a value can be a phrase, or several: text or a sequence."""
+    return isinstance(value, str) or is_sequence(value)

@@ -12,6 +12,7 @@ import tokenizers
 import tyro
 from tqdm import tqdm
 
+from jaxformer.decode.compiling import compiled
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained, from_pretrained
@@ -116,7 +117,7 @@ def batches(
         yield rows, tokens, valid
 
 
-@jax.jit(static_argnames="pooling")
+@compiled(few_rows=False)
 def pooled(model: Transformer, tokens: jax.Array, valid: jax.Array, *, pooling: Pooling) -> jax.Array:
     """The states [B, D] of sentences [B, S]."""
     states = model.encode(tokens, valid=valid)

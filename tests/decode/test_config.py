@@ -1,5 +1,9 @@
 """Generation settings: what is refused, and what follows from them."""
 
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxformer.decode import GenerationConfig, decode
@@ -50,6 +54,17 @@ from jaxformer.errors import InputError
         {"encoder_no_repeat_ngram_size": -1},
         {"exponential_decay_length_penalty": (3,)},
         {"renormalize_logits": 1},
+        {"early_stopping": 0},
+        {"eos_token_id": 2**31},
+        {"forced_eos_token_id": [2**63]},
+        {"begin_suppress_tokens": 2**63},
+        {"length_penalty": 1e39},
+        {"temperature": 1e-300},
+        {"repetition_penalty": 10**400},
+        {"sequence_bias": [[[3], 1e300]]},
+        {"exponential_decay_length_penalty": (2**31, 1.5)},
+        {"stop_strings": b"x"},
+        {"seed": [1.5]},
     ],
 )
 def test_refused(settings: dict) -> None:
@@ -57,8 +72,30 @@ def test_refused(settings: dict) -> None:
     name, value = next(iter(settings.items()))
     with pytest.raises(InputError, match=name) as error:
         GenerationConfig(**settings)
-    assert str(value) in str(error.value)
+    assert repr(value)[:38] in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize(
+    "value", ["x\n" * 9999, list(range(9999)), np.zeros((9, 99)), object(), {}, [[]], b"x", 1j, len]
+)
+def test_any_value_of_another_type_is_refused_in_a_line(value: object) -> None:
+    """By every setting, of whatever length the value is."""
+    accepted = {"stop_strings", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "seed"}
+    accepted |= {"eos_token_id", "forced_eos_token_id"}  # texts, token ids, seeds
+    for field in dataclasses.fields(GenerationConfig):
+        if field.name in accepted:
+            continue
+        with pytest.raises(InputError, match=field.name) as error:
+            GenerationConfig(**{field.name: value})
+        assert len(str(error.value)) <= 300
+        assert "\n" not in str(error.value)
+
+
+def test_arrays_are_taken_as_lists() -> None:
+    config = GenerationConfig(eos_token_id=np.array([1, 2]), seed=np.array(3), suppress_tokens=jnp.array([4]))
+    assert config == GenerationConfig(eos_token_id=[1, 2], seed=3, suppress_tokens=[4])
 
 
 def test_unknown_settings_name_the_nearest() -> None:

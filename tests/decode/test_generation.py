@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from decode.chain import CODES, ChainModel, empty_cache, logits_after, make_step, make_tables
 
-from jaxformer.decode import GenerationConfig, decode, generate, stream
+from jaxformer.decode import GenerationConfig, decode, generate, generation, stream
 from jaxformer.errors import InputError
 
 V = 11
@@ -147,6 +147,18 @@ def test_positions_limit_the_length(rng: np.random.Generator) -> None:
         (False, None, {}, "bos_token_id"),
         (False, [[1, 2]], {"inputs_mask": [[1, 1, 1]]}, "inputs_mask has shape"),
         (False, [[1, 2]], {"inputs_mask": [[1, 0]]}, "pad on the left"),
+        (False, [[1, 2]], {"inputs_mask": [[1, 1], [1]]}, "inputs_mask must be rows of one length"),
+        (False, [[1, 2]], {"inputs_mask": [[np.nan, 1]]}, "inputs_mask has nan: give 1 for real tokens"),
+        (False, [[1, 2]], {"inputs_mask": [[-1, 1]]}, "inputs_mask has -1"),
+        (False, [[1, 2]], {"inputs_mask": [[0.5, 1]]}, "inputs_mask has 0.5"),
+        (False, [[1, 2]], {"inputs_mask": [["1", "1"]]}, "inputs_mask has '1'"),
+        (False, [[1, 2], [3, 4]], {"inputs_mask": [[1, 1], [0, 0]]}, "the prompt of row 1 ends in padding"),
+        (True, [[1, 2], [3, 4]], {"inputs_mask": [[1, 1], [0, 0]], "bos_token_id": 1}, "row 1 .* is all padding"),
+        (False, [[1, 2]], {"forced_eos_token_id": 2**63}, "forced_eos_token_id must be a token id, .* not 92233"),
+        (False, [[1, 2]], {"begin_suppress_tokens": [2**63]}, r"begin_suppress_tokens must be .* not \[92233"),
+        (False, [[1, 2]], {"config": 3}, "config must be a GenerationConfig or None, not 3"),
+        (False, [[1, 2]], {"allowed": 3}, "allowed must be made by allow_phrases"),
+        (False, [[1, 2]], {"token_texts": 3}, "token_texts must be a string for each token, not 3"),
         (False, [[1, 2]], {"decoder_input_ids": [[1]]}, "no decoder_input_ids"),
         (False, [[1, 2]], {"eos_token_id": (3, 12)}, "eos_token_id has token 12"),
         (False, [[1, 2]], {"bad_words": 1}, "unknown generation setting"),
@@ -161,6 +173,27 @@ def test_bad_input(encoder: bool, inputs: list, settings: dict, message: str, rn
     """One sentence that says what is wrong."""
     with pytest.raises(InputError, match=message):
         generate(ChainModel(make_tables(rng, V), encoder, longest=40), inputs, **settings)
+
+
+@pytest.mark.parametrize(
+    "mask", [[[0, 1, 1]], [[False, True, True]], [[0.0, 1.0, 1.0]], np.array([[0, 1, 1]], np.uint8)]
+)
+def test_masks_are_truth_values_or_0_and_1(rng: np.random.Generator, mask: object) -> None:
+    model = ChainModel(make_tables(rng, V), encoder=False)
+    expected = generate(model, [[2, 3]], max_new_tokens=4).sequences
+    found = generate(model, [[1, 2, 3]], inputs_mask=mask, max_new_tokens=4).sequences
+    np.testing.assert_array_equal(found[:, 1:], expected)
+
+
+@pytest.mark.parametrize("settings", [{"max_new_tokens": 2**30}, {"num_beams": 2**30}, {"output_scores": True}])
+def test_what_memory_cannot_hold_is_refused(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, settings: dict
+) -> None:
+    """Before anything of that size is made."""
+    monkeypatch.setattr(generation, "memory", lambda: 1e9)
+    model = ChainModel(make_tables(rng, V), encoder=False)
+    with pytest.raises(InputError, match=r"tokens take .* GB, and there are 1.0: lower max_new_tokens"):
+        generate(model, [[1, 2]], **{"max_new_tokens": 30_000_000} | settings)
 
 
 def test_a_configuration_and_changes_to_it(rng: np.random.Generator) -> None:
@@ -203,7 +236,7 @@ def test_without_a_prompt_the_start_counts_even_where_it_is_the_padding(rng: np.
 def test_ids_too_large_for_their_type_are_refused(rng: np.random.Generator) -> None:
     """They do not wrap around to others."""
     model = ChainModel(make_tables(rng, V), encoder=False)
-    with pytest.raises(InputError, match=r"inputs has token 4294967301, outside any vocabulary"):
+    with pytest.raises(InputError, match="inputs has token id 4294967301, which is beyond 32 bits"):
         generate(model, np.array([[2**32 + 5]]))
     with pytest.raises(InputError, match=r"max_new_tokens must be a whole number from 1 to 2\^31 - 1"):
         generate(model, [[1]], max_new_tokens=3_000_000_000)

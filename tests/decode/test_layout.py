@@ -30,8 +30,8 @@ def test_what_stays_as_it_is_is_not_copied() -> None:
     model = make_model()
     own = {id(leaf) for leaf in jax.tree.leaves(model)}
     reading, stepping = laid_out(model, 1)
-    assert {id(leaf) for leaf in reading.weights} == own
-    copied = [leaf.shape for leaf in stepping.weights if id(leaf) not in own]
+    assert {id(leaf) for leaf in reading.leaves} == own
+    copied = [leaf.shape for leaf in stepping.leaves if id(leaf) not in own]
     assert sorted(copied) == [(128, 128)] * 4 + [(128, 512), (512, 128)]
 
 
@@ -77,11 +77,11 @@ def test_a_model_that_cannot_be_referred_to_weakly_is_not_kept() -> None:
             return self
 
     model = Tuple(jnp.ones(3))
-    assert laid_out(model, 1)[1].model.table is model.table
+    assert laid_out(model, 1)[1].tree.table is model.table
 
 
 @pytest.mark.parametrize("rows", [1, 9])
 def test_a_model_of_8_bits_needs_nothing(rows: int) -> None:
     model = make_model().quantised()
-    for one, other in zip(*map(jax.tree.leaves, laid_out(model, rows)), strict=True):
+    for one, other in zip(*[flat.leaves for flat in laid_out(model, rows)], strict=True):
         assert one is other, jnp.shape(one)

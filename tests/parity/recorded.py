@@ -54,11 +54,11 @@ def replay(case: Case, lm: Pretrained, monkeypatch: pytest.MonkeyPatch) -> Any:
         for module, name in ((sampling, "draw_token"), (beam, "draw_candidates")):
             patch.setattr(module, "row_keys", lambda seeds, copies, step: step)
             patch.setattr(module, name, lambda *arguments: recorded[arguments[-1]])
-        generation.generate_compiled.program.clear_cache()
+        generation.generate_compiled.clear()
         try:
             return call(case, lm, settings)
         finally:
-            generation.generate_compiled.program.clear_cache()
+            generation.generate_compiled.clear()
 
 
 def call(case: Case, lm: Pretrained, settings: dict[str, Any]) -> Any:

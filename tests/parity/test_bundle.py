@@ -86,6 +86,12 @@ def test_what_is_allowed_is_said(lm: Pretrained, beams: int) -> None:
         ({"allowed_phrases": ["ab"], "eos_token_id": None}, "give an eos_token_id"),
         ({"allowed_phrases": [["ab"]]}, "2 inputs, but 1 automata"),
         ({"stop_strings": ""}, "stop_strings must be"),
+        ({"allowed_phrases": 3}, "allowed_phrases must be at least one phrase: .* not 3"),
+        ({"allowed_phrases": [["ab"], 3]}, "strings or lists of token ids"),
+        ({"allowed_phrases": [[3, 4.5]]}, "lists of token ids"),
+        ({"allowed_regex": 3}, "allowed_regex must be a string or several, not 3"),
+        ({"allowed_regex": ["a", None]}, "must be a string, not None"),
+        ({"inputs_mask": [[1, 1], [1, 1]]}, "as attention_mask"),
     ],
 )
 def test_what_cannot_be_allowed_is_refused(lm: Pretrained, allowed: dict, message: str) -> None:

@@ -110,13 +110,35 @@ def test_checkpoints_of_pre_training_and_their_old_names(tmp_path: Path, rng: np
     [
         ({"token_type_ids": [[0, 2]]}, "token_type_ids has 2, outside the 2 types"),
         ({"token_type_ids": [[0, 1, 1]]}, r"token_type_ids has shape \(1, 3\)"),
+        ({"token_type_ids": [["a", "b"]]}, "token_type_ids must be whole numbers"),
         ({"decoder_input_ids": [[1]]}, "to no other model"),
+        ({"decoder_attention_mask": [[1]]}, "belongs to decoder_input_ids"),
+        ({"attention_mask": [[1], [1, 1]]}, "attention_mask must be rows of one length"),
+        ({"attention_mask": [[1, np.nan]]}, "attention_mask has nan: give 1"),
+        ({"position_ids": [[0.0, 1.0]]}, "position_ids must be whole numbers"),
+        ({"position_ids": [[0]]}, r"position_ids has shape \(1, 1\)"),
+        ({"position_ids": [[0, -1]]}, "position_ids has -1, outside the 37 positions"),
+        ({"position_ids": [[0, 37]]}, "position_ids has 37, outside the 37 positions"),
+        ({"output_attentions": "yes"}, "output_attentions must be True or False, not 'yes'"),
+        ({"input_ids": [[5, 6], [7]]}, "input_ids must be rows of one length"),
+        ({"input_ids": [[]]}, "input_ids must be token ids .* not empty"),
     ],
 )
 def test_misuse_is_explained(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     save_encoder("bert", "masked", tmp_path)
     with pytest.raises(InputError, match=message):
-        from_pretrained(tmp_path)([[5, 6]], **arguments)
+        from_pretrained(tmp_path)(**{"input_ids": [[5, 6]]} | arguments)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_given_positions_are_those_of_the_checkpoint(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """RoBERTa's begin behind two reserved ones."""
+    theirs, lm = save_encoder(name, "masked", tmp_path), from_pretrained(tmp_path)
+    tokens, positions = rng.integers(3, 45, (2, 9)), rng.integers(2, 30, (2, 9))
+    with torch.no_grad():
+        for given in (positions, positions[:1]):
+            expected = theirs(torch.tensor(tokens), position_ids=torch.tensor(given)).logits
+            assert_close(lm(tokens, position_ids=given).logits, expected)
 
 
 def test_other_heads_are_refused(tmp_path: Path) -> None:

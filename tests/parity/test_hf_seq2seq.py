@@ -129,6 +129,27 @@ def test_unsupported_values_are_named(folder: Path, settings: dict[str, object],
         from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give decoder_input_ids to an encoder-decoder"),
+        ({"decoder_input_ids": [[5]]}, "2 rows of input_ids, but 1 of decoder_input_ids"),
+        ({"decoder_input_ids": [[5], [5, 6]]}, "decoder_input_ids must be rows of one length"),
+        ({"decoder_input_ids": [[5], [5]], "decoder_attention_mask": [[1], [2]]}, "decoder_attention_mask has 2"),
+        ({"input_ids": [[]], "decoder_input_ids": [[5]]}, "input_ids must be token ids .* not empty"),
+    ],
+)
+def test_misuse_of_the_forward_pass_is_explained(folder: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        from_pretrained(folder)(**{"input_ids": [[5, 6], [7, 8]]} | arguments)
+
+
+def test_distances_have_no_position_ids(tmp_path: Path) -> None:
+    save_model("t5", tmp_path)
+    with pytest.raises(InputError, match="the model has no position_ids"):
+        from_pretrained(tmp_path)([[5, 6]], decoder_input_ids=[[5]], position_ids=[[1, 2]])
+
+
 def test_damaged_folders_are_explained(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

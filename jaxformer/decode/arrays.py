@@ -1,0 +1,77 @@
+"""Arrays from callers, checked, and brought to the shapes of compiled programs."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxformer.errors import InputError, shortened
+
+MANY = 2**31 - 1  # more than any vocabulary or sequence has
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """Return `value` as an array. Raises InputError for rows of several lengths and what is no array at all."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name} must be rows of one length: pad the shorter ones") from error
+    except Exception as error:  # whatever its type makes of it
+        raise InputError(f"{name} cannot be read as an array: {shortened(repr(value), 60)}") from error
+
+
+def integer_array(name: str, value: Any, item: str) -> np.ndarray:
+    """Return `value` as an array int32 [B, T] of what one `item` is. Raises InputError unless it is one, not empty."""
+    array = as_array(name, value)
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"{name} must be {item}s [batch, length] and not empty, but has shape {array.shape}")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{name} must be whole numbers, not {shortened(str(array.dtype), 60)}")
+    beyond = array[(array < -MANY) | (array > MANY)]
+    if beyond.size:
+        raise InputError(f"{name} has {item} {beyond[0]}, which is beyond 32 bits")
+    return array.astype(np.int32)
+
+
+def token_array(name: str, ids: Any, vocabulary: int | None = None) -> np.ndarray:
+    """Return token ids int32 [B, T]. Raises InputError for anything else, and outside of a known vocabulary."""
+    array = integer_array(name, ids, "token id")
+    if vocabulary is not None:
+        check_range(name, array, vocabulary)
+    return array
+
+
+def mask_array(name: str, mask: Any, tokens: np.ndarray) -> np.ndarray:
+    """Return a mask as booleans of the shape of `tokens`; None is all True.
+
+    Raises InputError for another shape, and for anything but truth values, 0 and 1.
+    """
+    if mask is None:
+        return np.ones(tokens.shape, bool)
+    array = as_array(name, mask)
+    if array.shape != tokens.shape:
+        raise InputError(f"{name} has shape {array.shape}, but the tokens have {tokens.shape}")
+    if array.dtype == bool:
+        return array
+    other = [each for each in array.ravel().tolist() if not (isinstance(each, int | float) and each in (0, 1))]
+    if other:
+        value = shortened(repr(other[0]), 60)
+        raise InputError(f"{name} has {value}: give 1 for real tokens and 0 for padding, or True and False")
+    return array.astype(bool)
+
+
+def check_range(name: str, tokens: np.ndarray, vocabulary: int | None) -> None:
+    """Raise InputError unless all tokens are in a vocabulary of that size."""
+    outside = tokens[(tokens < 0) | (tokens >= (vocabulary or 0))]
+    if outside.size:
+        raise InputError(f"{name} has token {outside[0]}, outside the vocabulary of {vocabulary} tokens")
+
+
+def fill_right(array: np.ndarray, width: int, value: int) -> np.ndarray:
+    """Return the array [B, T] with `value` to its right, [B, width]."""
+    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=value)
+
+
+def round_up(length: int, multiple: int, limit: int | None = None) -> int:
+    """Return the next multiple of `multiple` that is no less than `length`, but no more than `limit`."""
+    rounded = -(-length // multiple) * multiple
+    return rounded if limit is None else min(rounded, limit)
