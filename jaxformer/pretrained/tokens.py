@@ -174,5 +174,7 @@ def check_charsmap(charsmap: Any) -> None:
     has_value = ~is_value & (units & 0x100 > 0)
     values = units[is_value] & 0x7FFFFFFF
     inside = (children[~is_value] | 255 < len(units)).all() and (values < len(texts)).all()
-    if not (inside and is_value[children[has_value]].all() and (texts[values] & 0xC0 != 0x80).all()):
+    if not (
+        inside and not is_value[0] and is_value[children[has_value]].all() and (texts[values] & 0xC0 != 0x80).all()
+    ):
         raise damaged
