@@ -86,13 +86,13 @@ def read_index(path: Path) -> list[str]:
         return sorted(set(shards.values()))
 
 
-def old_weights(folder: Path) -> set[str]:
-    """Return the names of files in a folder that a model saved there replaces: an index and its shards.
+def old_weights(folder: Path) -> list[str]:
+    """Return the names of files in a folder that a model saved there replaces: shards, and behind them their index.
 
     Raises:
         InputError: The index is damaged.
     """
-    return {INDEX, *read_index(folder / INDEX)} if os.path.lexists(folder / INDEX) else set()
+    return [*read_index(folder / INDEX), INDEX] if os.path.lexists(folder / INDEX) else []
 
 
 def read_shard(path: Path) -> Arrays:

@@ -4,7 +4,7 @@ import errno
 import filecmp
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ CONFIG = "config.json"  # without it nobody opens a folder
 
 
 @contextmanager
-def replacing(folder: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
+def replacing(folder: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
     """Yield an empty folder to write into, whose files then take their places in `folder` in one step.
 
     A failure or a kill leaves the folder as it was before that step, or as it is after it. Whatever else is in the
@@ -25,7 +25,7 @@ def replacing(folder: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
 
     Args:
         folder: The folder to put files into; made where it is missing. If it is a link, what it leads to is meant.
-        stale: Names of files that belong to the old model alone and are removed.
+        stale: Names of files that belong to the old model alone. They are removed in this order.
 
     Raises:
         OSError: Files cannot be written; the folder is as it was.
@@ -39,7 +39,7 @@ def replacing(folder: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
             sync(path)
         sync(place.new)
         try:
-            put(place, set(stale))
+            put(place, stale)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
@@ -47,10 +47,10 @@ def replacing(folder: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
                 shutil.copytree(place.new, inner.new, dirs_exist_ok=True)
                 for path in inner.new.iterdir():
                     sync(path)
-                put(inner, set(stale))
+                put(inner, stale)
 
 
-def put(place: Place, stale: set[str]) -> None:
+def put(place: Place, stale: Sequence[str]) -> None:
     """Put the new files of a place where they belong. Raises OSError if they are not, and then nothing has changed."""
     new, target = place.new, place.target
     if not os.path.lexists(target):
@@ -64,7 +64,7 @@ def put(place: Place, stale: set[str]) -> None:
         if blocked:
             raise InputError(f"{blocked} is a folder where a file has to be: remove it, or give another folder")
         written = {name.casefold() for name in names}  # some file systems do not tell upper from lower case
-        stale = {name for name in stale if name.casefold() not in written}
+        stale = [name for name in stale if name.casefold() not in written]
         changed = [name for name in names if not same(new / name, target / name)]
         several = len(changed) > 1 and os.path.lexists(target / CONFIG)
         if several and exchanged(place, {*names, *stale}):

@@ -101,7 +101,8 @@ def remove(folder: Path, lock: TextIO) -> None:
     """Remove a place; its lock goes last, so that what a kill leaves of the place is removed by the next process."""
     for name in ("new", "old"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    lock.close()
+    with suppress(OSError):  # what could not be written to a full disk cannot be now
+        lock.close()
     with suppress(OSError):
         if os.listdir(folder) == ["lock"]:
             (folder / "lock").unlink()

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def save(folder: Path, files: dict[str, str] = NEW, stale: set[str] | None = None) -> None:
-    with replacing(folder, stale or ()) as new:
+def save(folder: Path, files: dict[str, str] = NEW, stale: Sequence[str] = ()) -> None:
+    with replacing(folder, stale) as new:
         fill(new, files)
 
 
@@ -95,9 +95,9 @@ def test_folders_that_hold_no_model(tmp_path: Path, there: str, how: str) -> Non
 def test_stale_files_go(tmp_path: Path, how: str) -> None:
     """But never what has just been written, whatever the case of its name."""
     fill(tmp_path, OLD | {"a.safetensors": "", "b.safetensors": "", "c.safetensors": ""})
-    save(tmp_path, stale={"a.safetensors", "b.safetensors", "missing", "model.safetensors", "MODEL.safetensors"})
+    save(tmp_path, stale=["a.safetensors", "b.safetensors", "missing", "model.safetensors", "MODEL.safetensors"])
     assert contents(tmp_path) == OLD | NEW | {"c.safetensors": ""}
-    save(tmp_path, stale={"c.safetensors", "config.json"})
+    save(tmp_path, stale=["c.safetensors", "config.json"])
     assert contents(tmp_path) == OLD | NEW
 
 
@@ -166,13 +166,13 @@ def test_a_failure_of_any_call_leaves_the_old_folder(tmp_path: Path, monkeypatch
                 patch.setattr(os, name, failing(getattr(os, name), calls, failed))
             patch.setattr(shutil, "copystat", failing(shutil.copystat, calls, failed))
             try:
-                save(folder, stale={"stale"})
+                save(folder, stale=["stale"])
             except OSError:
                 raised = True
         found = {name: text for name, text in contents(folder).items() if not name.startswith(".unfinished-")}
         assert found.pop("stale", None) or not raised
         assert found == (before if raised else after), (step, failed)
-        save(folder, stale={"stale"})
+        save(folder, stale=["stale"])
         assert contents(folder) == after
         assert os.listdir(folder.parent) == ["model"]
         if not failed:
