@@ -6,6 +6,7 @@ UTF-8; a schema declares once which type and range each key has, and `read` refu
 
 import json
 import math
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,6 +161,8 @@ def load_json(path: Path) -> dict[str, Any]:
             key twice, or holds no object.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe might have no end
+            raise InputError(f"{path} is not a file")
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} has {path.stat().st_size:,} bytes: at most {MAX_BYTES:,} are read")
         data = path.read_bytes()
@@ -193,11 +196,11 @@ def parse_json(data: bytes | str) -> dict[str, Any]:
 
 @contextmanager
 def located(where: Path | str) -> Iterator[None]:
-    """Put the name of a file before the message of an InputError."""
+    """Put the name of a file before the message of an InputError, which is cut to the length of a line."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}: {shortened(str(error))}") from None
 
 
 def shown(value: Any) -> str:

@@ -20,8 +20,9 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from jaxformer import Transformer, cross_entropy
 from jaxformer.pretrained import FAMILIES, Pretrained, from_pretrained, save_pretrained
-from jaxformer.pretrained.files import read_json, read_tensors
+from jaxformer.pretrained.files import read_tensors
 from jaxformer.pretrained.weights import WeightTable, named, place
+from jaxformer.schema import load_json
 
 Batch = dict[str, np.ndarray]
 # All of them: name -> what writes the model to a folder and returns it.
@@ -44,7 +45,7 @@ class Pair(NamedTuple):
     @property
     def table(self) -> WeightTable:
         """Where the weights are in the file."""
-        return FAMILIES[read_json(self.folder / "config.json")["model_type"]].table(self.ours.model.config)
+        return FAMILIES[load_json(self.folder / "config.json")["model_type"]].table(self.ours.model.config)
 
 
 def open_pair(name: str, folder: Path, **settings: Any) -> Pair:

@@ -1,65 +1,117 @@
 """Checkpoint folders of Hugging Face: a function from their configuration to ours and a table of weight names each."""
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import tokenizers
 
+from jaxformer import schema
 from jaxformer.decode import GenerationConfig
-from jaxformer.errors import InputError
-from jaxformer.model import Transformer
+from jaxformer.errors import InputError, shortened
 from jaxformer.pretrained.bundle import Output, Pretrained
+from jaxformer.pretrained.chat import chat_template
 from jaxformer.pretrained.export import as_pretrained
 from jaxformer.pretrained.families import FAMILIES, family_of
-from jaxformer.pretrained.files import FLAX, read_json, read_tensors, replacing, write_json, write_tensors
+from jaxformer.pretrained.files import (
+    FLAX,
+    INDEX,
+    SINGLE,
+    old_weights,
+    read_tensors,
+    read_text,
+    write_json,
+    write_tensors,
+)
+from jaxformer.pretrained.saving import CONFIG, replacing
+from jaxformer.pretrained.staging import PREFIX
 from jaxformer.pretrained.stored import as_stored
+from jaxformer.pretrained.tokens import read_tokenizer
 from jaxformer.pretrained.weights import build, named, tensors_of
 
 __all__ = ["FAMILIES", "Output", "Pretrained", "as_pretrained", "from_pretrained", "save_pretrained"]
 
-TOKENIZER = "tokenizer.json"
+GENERATION, TOKENIZER = "generation_config.json", "tokenizer.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")  # what belongs to it
 DEFAULTS = asdict(GenerationConfig())
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+# What is read of a config.json here; families declare what they read.
+SCHEMA = {
+    "model_type": schema.text(None),
+    "architectures": schema.list_of(schema.text(""), None, most=16),
+    "transformers_weights": schema.Field(
+        None, "null: rename the weights to model.safetensors", lambda value: value is None
+    ),
+    "max_position_embeddings": schema.count(None),
+}
 
 
 def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None = None) -> Pretrained:
-    """The model in a folder as transformers writes it: config.json, safetensors files, tokenizer.json.
+    """Return the model in a folder as transformers writes it: config.json, safetensors files, tokenizer.json.
 
-    name: the folder, or the id of a repository on the Hugging Face hub ("openai-community/gpt2"), which is fetched with
-    the package huggingface_hub, at a `revision` of it if one is given. dtype: the type that weights are brought to
-    ("bfloat16", `jnp.float32`); by default they keep that of the file. Raises InputError for a family or a setting that
-    is not supported, and for weights that do not fit.
+    Args:
+        name: The folder, or the id of a repository on the Hugging Face hub ("openai-community/gpt2"), which is fetched
+            with the package huggingface_hub.
+        dtype: The type that weights are brought to ("bfloat16", `jnp.float32`). None: they keep that of the file.
+        revision: The revision of a repository on the hub.
+
+    Raises:
+        InputError: The family or a setting is not supported, a file is damaged, or the weights do not fit.
     """
-    folder = Path(name) if Path(name).is_dir() else fetched(str(name), revision)
-    hf = read_json(folder / "config.json")
-    family = family_of(hf)
-    config = family.config(hf)
-    table = family.table(config)
-    tensors = named(read_tensors(folder), table)
-    config = as_stored(config, tensors, family.table)
-    table = family.table(config)
-    model = build(config, tensors, table, dtype)
-    settings, vocabulary = folder / "generation_config.json", folder / TOKENIZER
+    folder, dtype = folder_of(name, revision), None if dtype is None else floating(dtype)
+    for _ in range(3):
+        before = state_of(folder)
+        try:
+            opened = open_folder(folder, dtype)
+        except InputError:
+            if state_of(folder) == before:
+                raise
+            continue
+        if state_of(folder) == before:
+            return opened
+    raise InputError(f"{folder} changes while it is read: wait until whoever saves to it has finished")
+
+
+def open_folder(folder: Path, dtype: np.dtype | None) -> Pretrained:
+    """Return the model in a folder. Raises as `from_pretrained`."""
+    hf = read_config(folder)
+    with schema.located(folder / CONFIG):
+        family = family_of(hf)
+        config = family.config(hf)
+    tensors = {name: representable(tensor) for name, tensor in read_tensors(folder).items()}
+    files = {name: read_text(folder / name) for name in TOKENIZER_FILES if os.path.lexists(folder / name)}
+    with schema.located(folder):
+        tensors = named(tensors, family.table(config))
+        config = as_stored(config, tensors, family.table)
+        table = family.table(config)
+        model = build(config, tensors, table, dtype)
+        chat_template(files)  # raises where its files are damaged
+    settings, vocabulary = folder / GENERATION, folder / TOKENIZER
     return Pretrained(
         model,
-        read_tokenizer(vocabulary, model) if vocabulary.exists() else None,
-        generation_config(read_json(settings) if settings.exists() else hf),
+        read_tokenizer(vocabulary, config.main.embedding.vocab_size) if os.path.lexists(vocabulary) else None,
+        generation_config(settings if os.path.lexists(settings) else folder / CONFIG),
         hf,
         {name: np.array(tensor) for name, tensor in tensors.items() if re.fullmatch(table.kept, name)},
-        {name: (folder / name).read_text() for name in TOKENIZER_FILES if (folder / name).exists()},
+        files,
     )
 
 
 def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
     """Write a folder that `from_pretrained`, here and in transformers, opens to the same logits.
 
-    Weights are written in the type that they have. Every file is complete before it takes its name, so that the folder
-    that a model came from can be written over. Raises InputError where a file of that name stands, and for weights of 8
-    bits.
+    Weights are written in the type that they have. At every moment, also after a kill, the folder opens as what it held
+    before or as what is saved, see `replacing`; so the folder that a model came from can be written over. Other files
+    stay, except an index and its weights.
+
+    Raises:
+        InputError: A file has the name of the folder, the folder's index is damaged, or the weights are of 8 bits.
+        OSError: The files cannot be written, for example because the disk is full. The folder is as it was.
     """
     if any(leaf.dtype == np.int8 for leaf in jax.tree.leaves(pretrained.model)):
         raise InputError("weights of 8 bits are not written: save the model that they were made of")
@@ -68,43 +120,88 @@ def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder to save to")
     table = family_of(hf).table(pretrained.model.config)
-    generation = {name: value for name, value in asdict(pretrained.generation).items() if value != DEFAULTS[name]}
-    with replacing(folder) as new:
+    with replacing(folder, old_weights(folder)) as new:
         tensors = pretrained.kept | tensors_of(pretrained.model, table)
         if pretrained.model.head is None:  # the bare model has names without the prefix
             tensors = {name.removeprefix(table.prefix): tensor for name, tensor in tensors.items()}
         write_tensors(new, tensors)
-        write_json(new / "config.json", hf)
-        write_json(new / "generation_config.json", generation)
+        write_json(new / CONFIG, hf)
+        write_json(new / GENERATION, generation_settings(pretrained.generation))
         if pretrained.tokenizer is not None:
-            pretrained.tokenizer.save(str(new / TOKENIZER))
+            (new / TOKENIZER).write_text(pretrained.tokenizer.to_str(pretty=True), encoding="utf-8")
         for name, text in pretrained.files.items():
-            (new / name).write_text(text)
+            (new / name).write_text(text, encoding="utf-8")
 
 
-def read_tokenizer(path: Path, model: Transformer) -> tokenizers.Tokenizer:
-    """A tokenizer.json. Raises InputError if it is damaged or has tokens that the model has not."""
+def folder_of(name: str | Path, revision: str | None) -> Path:
+    """Return the folder of that name, or one with what the hub has under it. Raises InputError where there is none."""
+    folder = Path(name)
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no other type
-        raise InputError(f"{path} is damaged: {error}") from None
-    known = model.config.main.embedding.vocab_size
-    most = max(tokenizer.get_vocab().values(), default=0) + 1
-    if most > known:
-        raise InputError(
-            f"{path} has {most} tokens, but the model's embedding only {known}: they do not belong together"
-        )
-    return tokenizer
+        if folder.is_dir():
+            os.listdir(folder)
+            return folder
+        there = os.path.lexists(folder)
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise InputError(f"{shortened(str(folder), 200)} cannot be read: {problem}") from None
+    if there:
+        raise InputError(f"{folder} is not a folder: give the folder that config.json is in")
+    return fetched(str(name), revision)
+
+
+def state_of(folder: Path) -> tuple[Any, ...]:
+    """Return what tells whether somebody has saved to a folder meanwhile: another one stands there, or other files."""
+    found: list[Any] = []
+    for path in (folder, folder / CONFIG, folder / SINGLE, folder / INDEX):
+        try:
+            about = path.stat()
+            found.append((about.st_dev, about.st_ino, path == folder or about.st_ctime_ns))
+        except OSError:
+            found.append(None)
+    return tuple(found)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the object in a folder's config.json. Raises InputError where there is none."""
+    if not os.path.lexists(folder / CONFIG):
+        for left in sorted(folder.glob(f"{PREFIX}*")):
+            raise InputError(
+                f"{folder} has no {CONFIG}, because a save was interrupted: save again ({left.name} has its files)"
+            )
+        raise InputError(f"{folder} has no {CONFIG}: give a folder that `save_pretrained` wrote")
+    hf = schema.load_json(folder / CONFIG)
+    with schema.located(folder / CONFIG):
+        schema.read(hf, SCHEMA)
+    return hf
+
+
+def floating(dtype: Any) -> np.dtype:
+    """Return a type for weights. Raises InputError for what is no type of floating-point numbers, or is not enabled."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise InputError(f"dtype={dtype!r} is no type for weights: give one of {', '.join(DTYPES)}")
+    if jax.dtypes.canonicalize_dtype(found) != found:
+        raise InputError(f"dtype={found.name!r} needs jax.config.update('jax_enable_x64', True)")
+    return found
+
+
+def representable(tensor: np.ndarray) -> np.ndarray:
+    """Return a tensor in the type that JAX gives it: float32 in place of float64, unless that is enabled."""
+    return tensor.astype(jax.dtypes.canonicalize_dtype(tensor.dtype)) if tensor.dtype == np.float64 else tensor
 
 
 def fetched(name: str, revision: str | None) -> Path:
-    """A copy of a repository of the hub in its cache. Raises InputError where it cannot be had."""
+    """Return a copy of a repository of the hub in its cache. Raises InputError where it cannot be had."""
+    shown = shortened(name, 100)
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"there is no folder {name}")
+        raise InputError(f"there is no folder {shown}")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise InputError(f"{name} is no folder here; to fetch it from the hub: pip install 'jaxformer[hub]'") from None
+        raise InputError(f"{shown} is no folder here; to fetch it from the hub: pip install 'jaxformer[hub]'") from None
     small = ["*.json", "*.jinja"]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, "*.safetensors"]))
@@ -112,18 +209,26 @@ def fetched(name: str, revision: str | None) -> Path:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, FLAX]))
         return folder
     except Exception as error:  # no network, no such repository, no right to read it: the hub has many types
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{name} is no folder here, and the hub did not give it (is the name right, the network there?): "
-            f"{first_line(error)}"
+            f"{shown} is no folder here, and the hub did not give it (is the name right, the network there?): "
+            f"{shortened(first, 120)}"
         ) from None
 
 
-def first_line(error: Exception) -> str:
-    """What went wrong, in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def generation_config(path: Path) -> GenerationConfig:
+    """Return those settings of a `generation_config.json` that we know; lists of token ids become tuples.
 
-
-def generation_config(settings: dict) -> GenerationConfig:
-    """The settings of a `generation_config.json` that we know; lists of token ids become tuples."""
+    Raises:
+        InputError: A setting has a value that `GenerationConfig` refuses.
+    """
+    settings = schema.load_json(path)
     given = {name: value for name, value in settings.items() if name in DEFAULTS and value is not None}
-    return GenerationConfig().replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    with schema.located(path):
+        return GenerationConfig().replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def generation_settings(config: GenerationConfig) -> dict[str, Any]:
+    """Return the settings that are not the defaults, as `generation_config` reads them."""
+    given = {name: getattr(config, name) for name in DEFAULTS if getattr(config, name) != DEFAULTS[name]}
+    return {name: list(value.items()) if isinstance(value, Mapping) else value for name, value in given.items()}
