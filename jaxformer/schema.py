@@ -161,6 +161,8 @@ def load_json(path: Path) -> dict[str, Any]:
             key twice, or holds no object.
     """
     try:
+        if path.exists() and not path.is_file():  # a device has no end
+            raise InputError(f"{path} is no file: give one that holds a JSON object")
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} has {path.stat().st_size:,} bytes: at most {MAX_BYTES:,} are read")
         data = path.read_bytes()
