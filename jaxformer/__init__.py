@@ -1,5 +1,8 @@
 """jaxformer: the whole Transformer in JAX."""
 
+import jaxformer.interrupts  # noqa: F401  first: Ctrl-C ends `python -m jaxformer` during the imports below
+
+# isort: split
 from jaxformer.config import TransformerConfig, from_dict, to_dict
 from jaxformer.decode import GenerationConfig, Session, allow_phrases, allow_regex, decode, generate, stream
 from jaxformer.errors import InputError

@@ -9,11 +9,16 @@ class InputError(ValueError):
 
 def shortened(text: str, most: int = 300) -> str:
     """Return `text` in one line of at most `most` characters; what is cut from its middle is replaced by "..."."""
-    line = " ".join(text.split())
+    line = escaped(" ".join(text.split()))
     if len(line) <= most:
         return line
     head = (most - 3) * 2 // 3
     return f"{line[:head]}...{line[len(line) - (most - 3 - head) :]}"
+
+
+def escaped(text: str) -> str:
+    r"""Return `text` with what is no printable character written as in Python: a line break as \n."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def listed(items: Iterable[object], most: int = 5, room: int = 200) -> str:

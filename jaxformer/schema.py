@@ -162,7 +162,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe might have no end
-            raise InputError(f"{path} is not a file")
+            raise InputError(f"{path} is no file: give one that holds a JSON object")
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} has {path.stat().st_size:,} bytes: at most {MAX_BYTES:,} are read")
         data = path.read_bytes()

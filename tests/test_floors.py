@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxformer"
 FLOORS = (
-    {"errors", "schema", "ops", "config"},
+    {"interrupts", "errors", "schema", "ops", "config"},
     {"layers"},
     {"model", "cache", "presets"},
     {"decode", "train", "data", "pretrained", "visualize"},

@@ -16,6 +16,7 @@ PAD, BOS, EOS = 0, 1, 2
 SPECIAL_NAMES = ("<pad>", "<bos>", "<eos>")
 SPECIAL = len(SPECIAL_NAMES)  # ids below it are not symbols
 HELD_OUT_SHARE = 10  # one sequence in ten is never trained on
+DIGITS = 20  # of a number that people write
 FEWEST = 100  # different sequences that a task needs, so that some are held out and some are not
 
 
@@ -56,9 +57,10 @@ class Symbols:
         """The token ids of "3 1 4": int32 [length]. Raises InputError for what is no symbol, and for a wrong length."""
         words = text.split()
         for word in words:
-            if not (word.isascii() and word.isdecimal() and int(word) < self.symbols):
+            known = word.isascii() and word.isdecimal() and len(word) < DIGITS and int(word) < self.symbols
+            if not known:
                 raise InputError(
-                    f"{word!r} is no symbol: write numbers from 0 to {self.symbols - 1} with spaces between"
+                    f"{word[:60]!r} is no symbol: write numbers from 0 to {self.symbols - 1} with spaces between"
                 )
         if not 1 <= len(words) <= self.max_length:
             raise InputError(f"{len(words)} symbols given: this model reads from 1 to {self.max_length}")

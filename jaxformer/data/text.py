@@ -25,6 +25,7 @@ FORMAT = 1  # of the cached arrays; another number, and all are made again
 ARRAYS = ("tokens", "ends", "sizes", "cuts")
 CHECKSUM = "sha256"
 SUFFIXES = (".txt", ".jsonl")
+BLOCK = 2**20  # characters read at once
 FEW = 10  # documents; fewer are not divided between training and validation as they are, but cut
 
 
@@ -74,7 +75,7 @@ def files_documents(source: Path, field: str) -> Iterator[str]:
             if path.suffix == ".jsonl":
                 yield from lines_documents(path, file, field)
             else:
-                yield file.read()
+                yield "".join(iter(lambda: file.read(BLOCK), ""))  # what is no text is found before all is in memory
 
 
 def files(source: Path) -> list[Path]:
@@ -86,6 +87,9 @@ def files(source: Path) -> list[Path]:
             raise InputError(f"{source} is neither a file nor a folder")
         names = (Path(folder, name) for folder, _, names in os.walk(source, onerror=refuse) for name in names)
         found = sorted(path for path in names if path.suffix in SUFFIXES)
+    for path in found:
+        if path.exists() and not path.is_file():  # a device has no end, a pipe cannot be read twice
+            raise InputError(f"{path} is a device or a pipe: leave it out of the folder")
     if not found:
         raise InputError(f"{source} has no files that end in {' or '.join(SUFFIXES)}")
     return found

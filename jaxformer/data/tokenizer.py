@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +15,8 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
+from jaxformer.interrupts import FAREWELL
 
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 SPECIAL = {"char": [END, UNKNOWN], "word": [END, UNKNOWN], "bpe": [END]}  # a byte is never unknown
@@ -62,7 +65,7 @@ class Tokenizer:
     def pieces(self, text: str) -> Iterator[tuple[np.ndarray, str]]:
         """The tokens of a text, part by part, and the characters that each part stands for. Raises as `encode` does."""
         for block in self.blocks(text):
-            encoding = self.backend.encode(block, add_special_tokens=False)
+            encoding = self._encoded(block)
             ids, begin = np.array(encoding.ids, np.int32), 0
             for start in range(0, max(len(ids), 1), PIECE):
                 place = encoding.token_to_chars(start + PIECE)
@@ -77,7 +80,13 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens. Special tokens show as their names; bytes that make no character, as U+FFFD."""
-        return self.backend.decode([int(index) for index in ids], skip_special_tokens=False)
+        with library_errors("cannot write these tokens"):
+            return self.backend.decode([int(index) for index in ids], skip_special_tokens=False)
+
+    def _encoded(self, text: str) -> tokenizers.Encoding:
+        """What the library makes of a text."""
+        with library_errors("cannot read this text"):
+            return self.backend.encode(text, add_special_tokens=False)
 
     def names(self, ids: Iterable[int]) -> list[str]:
         """A readable string for each token: spaces shown as ␣, what cannot be printed escaped as in Python."""
@@ -97,7 +106,7 @@ class Tokenizer:
     def each_unknown(self, text: str) -> Iterator[str]:
         """Every character or word of a text that has no token, as it is found."""
         for block in self.blocks(text):
-            encoding = self.backend.encode(block, add_special_tokens=False)
+            encoding = self._encoded(block)
             for index, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
                 if index == self.unknown_id:
                     yield block[begin:end]
@@ -112,6 +121,47 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write the tokenizer as a tokenizer.json."""
         path.write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def library_errors(wrong: str, which: str = "the tokenizer") -> Iterator[None]:
+    """Raise InputError for every error of the tokenizers library in this block.
+
+    Its panics are no `Exception`, and print on standard error: that is closed meanwhile.
+
+    Args:
+        wrong: What went wrong, for the message.
+        which: The tokenizer, for the message.
+    """
+    try:
+        with silenced():
+            yield
+    except (InputError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{which} {wrong}: {shortened(str(error), 150)}") from None
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Let nothing that is written to standard error appear, except the farewell of a signal."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    FAREWELL.errors = kept
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        FAREWELL.errors = 2
+        os.close(kept)
+        os.close(nowhere)
 
 
 def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -141,12 +191,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
     It encodes no more than the text: padding, truncation and special tokens that the file asks for are left out.
     A vocabulary without "<|endoftext|>" gets that token. Raises InputError for a file that cannot be read.
     """
+    if path.exists() and not path.is_file():  # a device has no end
+        raise InputError(f"{path} is no file: give a tokenizer.json")
     try:
-        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # the library has no narrower class
-        raise InputError(f"{path} is no tokenizer.json: {error}") from error
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no tokenizer.json: it is not text in UTF-8") from None
+    with library_errors("is no tokenizer.json", str(path)):
+        backend = tokenizers.Tokenizer.from_str(text)
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True  # special tokens that a text holds are the letters they are written in

@@ -11,6 +11,8 @@ from jaxformer.schema import INT32_MAX, is_integer, is_number
 
 DEFAULT_NEW_TOKENS = 20
 SMALLEST = 1e-37  # of the numbers above 0 that float32 can hold, and divide by
+LIKENESS = 0.75  # of a name to that of a setting, for it to be a slip
+ELSEWHERE = {"streamer": "use jaxformer.stream, which yields tokens as they come"}
 TokenIds = int | Sequence[int] | None
 
 
@@ -111,8 +113,7 @@ class GenerationConfig:
         names = [field.name for field in dataclasses.fields(self)]
         for name in settings:
             if name not in names:
-                nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-                raise InputError(f"unknown generation setting {name!r}: did you mean {nearest!r}?")
+                raise InputError(f"unknown generation setting {shortened(repr(name), 60)}: {advice(name, names)}")
             if settings[name] is None and not RULES[name][0](None):
                 settings[name] = OFF.get(name, DEFAULTS[name])
         return dataclasses.replace(self, **settings)
@@ -160,6 +161,14 @@ class GenerationConfig:
         if self.pad_token_id is None or (self.pad_token_id == 0 and self.num_beams > 1):
             return self.eos_ids[0] if self.eos_ids else 0
         return self.pad_token_id
+
+
+def advice(name: str, names: Sequence[str]) -> str:
+    """Return what to do about an unknown setting: the one that is meant if one is spelled alike."""
+    if name in ELSEWHERE:
+        return ELSEWHERE[name]
+    meant = difflib.get_close_matches(name, names, n=1, cutoff=LIKENESS)
+    return f"did you mean {meant[0]!r}?" if meant else "the fields of jaxformer.GenerationConfig are known"
 
 
 def as_tuple(ids: TokenIds) -> tuple[int, ...]:

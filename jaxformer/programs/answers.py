@@ -13,7 +13,8 @@ from jaxformer.data import PAD, held_out
 from jaxformer.decode import GenerationConfig, generate
 from jaxformer.errors import InputError
 from jaxformer.programs.kind import Run
-from jaxformer.programs.terminal import read_lines, search_name
+from jaxformer.programs.streams import note, read_lines
+from jaxformer.programs.terminal import search_name
 
 SHOWN = 8  # held-out inputs decoded when none are given
 BATCH = 64
@@ -33,7 +34,7 @@ def answer_inputs(run: Run, config: GenerationConfig, *, given: str | None, file
     """Print what the model answers to the input given, to every line of a file, or to a few held-out inputs."""
     sources = read_sources(run, given, file)
     if not as_json:
-        print(f"{run.folder}: {run.task_name}, {search_name(config)}", file=sys.stderr)
+        note(f"{run.folder}: {run.task_name}, {search_name(config)}")
     start, lines = time.perf_counter(), []
     for hypothesis in hypotheses(run, sources, config):
         lines.append(hypothesis)

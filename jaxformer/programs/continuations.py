@@ -1,30 +1,33 @@
 """What a language model makes of prompts: printed as it is produced, or one prompt after the other."""
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxformer.data import Tokenizer
-from jaxformer.data.tokenizer import check_text
 from jaxformer.decode import GenerationConfig, generate, stream
 from jaxformer.decode.automata import HALF
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, listed
 from jaxformer.programs.kind import Run
-from jaxformer.programs.terminal import read_lines, search_name
+from jaxformer.programs.streams import STANDARD_INPUT, is_piped, note, print_as_it_comes, read_lines
+from jaxformer.programs.terminal import argument_text, search_name
 
 BATCH = 16
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts to read, given or in a file; none of either is nothing, to begin with.
+    """The texts to read, given or in a file; none of either is a pipe on standard input, or else nothing.
 
-    truncate: of what is too long, read the end.
+    Attributes:
+        given: Texts from the command line.
+        file: A text in each line; "-" is standard input.
+        truncate: Of what is too long, read the end.
     """
 
     given: tuple[str, ...]
@@ -32,9 +35,12 @@ class Prompts:
     truncate: bool
 
     def read(self) -> list[str]:
-        """The texts. Raises InputError for what is none."""
-        texts = list(self.given or [""]) if self.file is None else [line for _, line in read_lines(self.file)]
-        return [check_text(text) for text in texts]
+        """Return the texts, none where there is no source of any. Raises InputError for what is no text."""
+        if self.given:
+            return [argument_text("--prompt", text) for text in self.given]
+        if self.file is not None:
+            return [line for _, line in read_lines(self.file)]
+        return [line for _, line in read_lines(STANDARD_INPUT, least=0)] if is_piped() else []
 
     def room(self, most: int, rows: Sequence[Any], context: int | None) -> int:
         """How many tokens to generate where nobody said: `most`, or as many as fit behind every prompt.
@@ -67,19 +73,17 @@ def continue_prompts(
     new_tokens: how many are to come (None: as many as fit, up to half the model's context). Rotary positions go on
     behind the context that a model was trained on, but what it says there is no language.
     """
-    texts, context = prompts.read(), run.settings.model.length
+    texts, context = prompts.read() or [""], run.settings.model.length
     rows = [encode(run.task, text) for text in texts]
     new_tokens = new_tokens or prompts.room(config.max_new_tokens or 1, rows, context)
     config = config.replace(max_new_tokens=new_tokens)
     rows = [prompts.fit(row, new_tokens, context) for row in rows]
     if not as_json:
-        print(f"{run.folder}: {run.task_name}, {search_name(config)}", file=sys.stderr)
+        note(f"{run.folder}: {run.task_name}, {search_name(config)}")
     if len(texts) == config.num_return_sequences == config.num_beams == 1 and not as_json:
-        print(texts[0], end="", flush=True)
         produced = (part[0] for part in stream(run.model, rows[0][None], config))
-        for piece in pieces(lambda ids: run.task.decode(until_end(ids, config)), produced):
-            print(piece, end="", flush=True)
-        print()
+        said = pieces(lambda ids: run.task.decode(until_end(ids, config)), produced)
+        print_as_it_comes(chain([texts[0]], said))
         return
     for first in range(0, len(rows), BATCH):
         batch, mask = padded(rows[first : first + BATCH], max(config.padding, 0), left=True)
@@ -100,8 +104,7 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """
     unknown = tokenizer.unknown(text)
     if unknown:
-        named = ", ".join(map(repr, unknown[:5]))
-        raise InputError(f"the model never saw {named}{' and more' if len(unknown) > 5 else ''}: leave that out")
+        raise InputError(f"the model never saw {listed(map(repr, unknown))}: leave that out")
     ids = np.asarray(tokenizer.encode(text), np.int32)
     return ids if ids.size else np.array([tokenizer.end], np.int32)
 

@@ -1,14 +1,14 @@
 """`python -m jaxformer embed`: a vector for each sentence, from an encoder's checkpoint."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 import tyro
 from tqdm import tqdm
 
@@ -17,6 +17,8 @@ from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained, from_pretrained
 from jaxformer.programs import terminal
+from jaxformer.programs.streams import read_lines, replacing
+from jaxformer.programs.tokens import encode as encode_texts
 
 Pooling = Literal["mean", "cls"]
 ROUND = 16  # lengths are rounded up to a multiple of it, so that few programs are compiled
@@ -50,15 +52,23 @@ def main(argv: list[str]) -> None:
     )
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, not {arguments.batch_size}")
-    lines = terminal.read_lines(arguments.input_file)
+    lines = read_lines(arguments.input_file)
     lm = from_pretrained(arguments.model)
     sentences = encode(lm, lines, truncate=arguments.truncate)
-    with tqdm(total=len(sentences), unit="sentence", disable=None) as bar:
-        vectors = embed(lm.model, sentences, arguments.pooling, arguments.batch_size, bar)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.output.open("wb") as file:  # np.save alone would add a suffix
-        np.save(file, vectors)
+    with replacing(arguments.output) as file:
+        with tqdm(total=len(sentences), unit="sentence", disable=None) as bar:
+            vectors = embed(lm.model, sentences, arguments.pooling, arguments.batch_size, bar)
+        write_array(file, vectors)
     print(f"{len(vectors)} vectors of width {vectors.shape[1]}: {arguments.output}")
+
+
+def write_array(file: BinaryIO, array: np.ndarray) -> None:
+    """Write an array as a .npy file; unlike `np.save`, into a pipe too."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    file.write(header.getvalue())
+    file.write(array.data)
 
 
 def encode(lm: Pretrained, lines: list[tuple[int, str]], *, truncate: bool) -> list[list[int]]:
@@ -68,16 +78,7 @@ def encode(lm: Pretrained, lines: list[tuple[int, str]], *, truncate: bool) -> l
     if lm.tokenizer is None:
         raise InputError("the folder has no tokenizer.json to read sentences with")
     limit = lm.model.max_source_length
-    tokenizer = tokenizers.Tokenizer.from_str(lm.tokenizer.to_str())
-    tokenizer.no_padding()
-    if truncate and limit is not None:
-        tokenizer.enable_truncation(limit)
-    else:
-        tokenizer.no_truncation()
-    try:
-        ids = [encoding.ids for encoding in tokenizer.encode_batch([line for _, line in lines])]
-    except Exception as error:  # the library raises no other type
-        raise InputError(f"the tokenizer cannot read the sentences: {error}") from None
+    ids = encode_texts(lm.tokenizer, [line for _, line in lines], limit=limit if truncate else None)
     for (number, _), tokens in zip(lines, ids, strict=True):
         if not tokens:
             raise InputError(f"line {number} has no token that the tokenizer knows")

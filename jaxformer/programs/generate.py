@@ -49,7 +49,7 @@ class Arguments:
     input: Annotated[str | None, terminal.optional("TEXT")] = None
     """decode this, for example "3 1 4 1 5" """
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
-    """text for a language model to continue; give it several times for several texts"""
+    """text for a language model to continue; several times for several texts (default: the lines of a pipe)"""
     input_file: Annotated[Path | None, terminal.optional("PATH")] = None
     """decode or continue every line of this file; - reads standard input"""
     model: Annotated[str | None, terminal.optional("FOLDER")] = None
@@ -86,6 +86,10 @@ def decode_inputs(argv: list[str]) -> None:
     if arguments.model is not None:
         if arguments.checkpoint or arguments.input:
             raise InputError("--model reads --prompt or --input-file, and is no --checkpoint: leave the others out")
+        given = prompts.read()
+        if not given:
+            raise InputError("there is no text to read: give --prompt (which may be empty), --input-file or a pipe")
+        prompts = replace(prompts, given=tuple(given), file=None)
         lm = from_pretrained(arguments.model, dtype=arguments.dtype)
         lm = lm.quantised() if arguments.weights == "int8" else lm
         answer_texts(arguments.model, lm, settings, prompts, raw=arguments.raw, as_json=arguments.json)

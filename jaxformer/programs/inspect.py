@@ -12,9 +12,10 @@ import tyro
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.presets import PRESETS
+from jaxformer.programs import terminal
 from jaxformer.programs.accounting import Costs, Row, Sizes, abstract_model, costs, module_rows
 from jaxformer.programs.runs import read_description
-from jaxformer.programs.terminal import optional
+from jaxformer.schema import INT32_MAX, shown
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Arguments:
         tyro.conf.arg(metavar="[PRESET]", help_behavior_hint=f"(one of {', '.join(PRESETS)})"),
     ] = None
     """name of a ready-made configuration (default: paper-base)"""
-    checkpoint: Annotated[Path | None, optional("RUN")] = None
+    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
     """folder of a trained run, instead of a preset"""
     batch: int = 1
     """sequences in a batch, B"""
@@ -38,11 +39,11 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Print the modules and the costs of the model that the command line names."""
-    arguments = tyro.cli(
+    arguments = terminal.parse(
         Arguments,
+        argv,
         prog="python -m jaxformer inspect",
         description="Print every module of a model, and what it costs.",
-        args=argv,
     )
     name, config = choose(arguments)
     sizes = Sizes(arguments.batch, arguments.source_length, arguments.length)
@@ -68,8 +69,8 @@ def choose(arguments: Arguments) -> tuple[str, TransformerConfig]:
 def check_sizes(config: TransformerConfig, sizes: Sizes) -> None:
     """Raise InputError for inputs that the model cannot read."""
     for flag, size in (("batch", sizes.B), ("source-length", sizes.S), ("length", sizes.T)):
-        if size < 1:
-            raise InputError(f"--{flag} must be at least 1, not {size}")
+        if not 1 <= size <= INT32_MAX:
+            raise InputError(f"--{flag} must be from 1 to {INT32_MAX}, not {shown(size)}")
     model = abstract_model(config)
     if model.max_source_length is not None and model.max_source_length < sizes.S:
         raise InputError(f"--source-length {sizes.S} exceeds the {model.max_source_length} positions of the encoder")

@@ -32,7 +32,7 @@ from jaxformer.data import (
 )
 from jaxformer.data.pipeline import IGNORED
 from jaxformer.decode import GenerationConfig, generate
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, listed
 from jaxformer.model import Transformer, abstract_model
 from jaxformer.ops import Routing, token_cross_entropy
 from jaxformer.programs import terminal
@@ -176,7 +176,7 @@ def read_text(name: str, source: Path | None, tokenizer: Tokenizer, field: str) 
     unknown = 0 if tokenizer.unknown_id is None else int(np.count_nonzero(corpus.tokens == tokenizer.unknown_id))
     if unknown:
         found = (piece for text in documents(source, field) for piece in tokenizer.each_unknown(text))
-        examples = ", ".join(map(repr, dict.fromkeys(islice(found, 3))))
+        examples = listed(map(repr, dict.fromkeys(islice(found, 3))))
         share = unknown / len(corpus.tokens)
         print(f"{name}: {unknown:,} tokens ({share:.2%}) are unknown to the tokenizer, as {examples}", file=sys.stderr)
     return corpus

@@ -5,50 +5,71 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import tyro
 
+from jaxformer import interrupts
+from jaxformer.data.tokenizer import check_text
 from jaxformer.decode import GenerationConfig
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, escaped, shortened
+from jaxformer.programs.streams import discard_output, open_standard_streams
 
-BYTE_ORDER_MARK = "\ufeff"  # what some editors begin a file with
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses, as shells use them
+LONGEST = 300  # characters of a message
+UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes of the command line that are not UTF-8
+NO_MEMORY = "not enough memory: ask for fewer tokens or a smaller batch, or take a smaller model"
 T = TypeVar("T")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; what the user can mend becomes one line on standard error and exit status 2, never a traceback."""
-    keep_compiled_programs()
+    """Call `main`; what the user can mend becomes one line on standard error and exit status 2, never a traceback.
+
+    A signal ends the process at once, see `jaxformer.interrupts`. An exception that is no fault of the user is a bug
+    and keeps its traceback.
+    """
+    open_standard_streams()
+    with interrupts.watched():
+        try:
+            keep_compiled_programs()
+            try:
+                main()
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            discard_output()
+        except (InputError, OSError) as error:
+            fail(explain(error), BAD_INPUT)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            fail(NO_MEMORY, BAD_INPUT)
+        except KeyboardInterrupt:  # where `main` runs in a thread, whose signals are not watched
+            print(interrupts.STOPPED, file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """End the program with a message on standard error and an exit status."""
+    with contextlib.suppress(OSError):
+        print(shortened(f"error: {message}", LONGEST), file=sys.stderr, flush=True)
     try:
-        main()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(
-            "error: not enough memory: ask for fewer tokens or a smaller batch, or take a smaller model",
-            file=sys.stderr,
-        )
-        sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        print("stopped, as asked", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except OSError:  # a full disk: at its end Python would try once more, and complain
+        discard_output()
+    sys.exit(status)
 
 
 def explain(error: Exception) -> str:
     """What an error says, without the number that the operating system gives it."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename or "")
+        return f"{escaped(name)}: {error.strerror}" if name else error.strerror
+    return str(error) or type(error).__name__
 
 
 def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
@@ -64,7 +85,8 @@ def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
     except SystemExit as stop:
         if stop.code != BAD_INPUT:
             raise
-        raise InputError(f"{first_sentence(said.getvalue())} (--help shows all flags)") from None
+        wrong = shortened(first_sentence(said.getvalue()), 250)
+        raise InputError(f"{wrong} (--help shows all flags)") from None
 
 
 def optional(metavar: str, **options: Any) -> Any:
@@ -83,33 +105,31 @@ def first_sentence(box: str) -> str:
 
 def keep_compiled_programs() -> None:
     """Keep what XLA compiles in the user's cache folder, so that the second start is quick."""
+    # An entry that a killed process has left half written, or a full disk: the program is compiled again.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = cache_folder()
-        with contextlib.suppress(OSError):  # where nothing can be kept, every start compiles
+        with contextlib.suppress(OSError, InputError):  # where nothing can be kept, every start compiles
+            cache = cache_folder()
             cache.mkdir(parents=True, exist_ok=True)
             if os.access(cache, os.W_OK):
                 jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def cache_folder() -> Path:
-    """Where the user's machine keeps what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxformer"
-
-
-def read_lines(file: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1; "-" is standard input.
-
-    Raises InputError where there is none, and for what is not text.
-    """
+    """Where the user's machine keeps what can be made again. Raises InputError for a user without a home."""
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not a text file in UTF-8") from None
-    text = text.removeprefix(BYTE_ORDER_MARK)
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise InputError(f"{file} holds no input: write one sequence per line")
-    return lines
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxformer"
+    except RuntimeError:
+        raise InputError("this user has no home folder to keep files in: set XDG_CACHE_HOME to a folder") from None
+
+
+def argument_text(name: str, text: str) -> str:
+    """Return a text from the command line. Raises InputError where its bytes are not UTF-8."""
+    found = UNDECODED.search(text)
+    if found:
+        byte = ord(found.group()) - 0xDC00
+        raise InputError(f"{name} is not text in UTF-8: character {found.start() + 1} is the byte 0x{byte:x}")
+    return check_text(text)
 
 
 def search_name(config: GenerationConfig) -> str:

@@ -4,17 +4,20 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import tokenizers
 from tqdm import tqdm
 
 from jaxformer.decode import GenerationConfig, generate, stream
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
 from jaxformer.pretrained import Pretrained
 from jaxformer.programs.continuations import BATCH, Prompts, padded, pieces, until_end
+from jaxformer.programs.streams import note, print_as_it_comes
 from jaxformer.programs.terminal import search_name
+from jaxformer.programs.tokens import decode
+from jaxformer.programs.tokens import encode as encode_texts
 
 ENOUGH = 256
 
@@ -37,15 +40,13 @@ def answer_texts(
         config = config.replace(max_new_tokens=prompts.room(ENOUGH, behind, lm.context))
     rows = [fit(lm, config, row, prompts, lm.context if prompts.truncate else limit) for row in rows]
     if not as_json:
-        print(f"{name}: {search_name(config)}", file=sys.stderr)
+        note(f"{name}: {search_name(config)}")
     if len(rows) == config.num_return_sequences == config.num_beams == 1 and not as_json:
-        if lm.model.encoder is None and (raw or lm.chat_template is None):
-            print(given[0], end="", flush=True)
+        continued = lm.model.encoder is None and (raw or lm.chat_template is None)
         real = {"inputs_mask": np.ones((1, len(rows[0])), bool), "token_texts": token_texts(lm, config)}
         parts = (part[0] for part in stream(lm.model, [rows[0]], config, **real))
-        for piece in pieces(lambda ids: decoded(lm, config, ids), parts):
-            print(piece, end="", flush=True)
-        print()
+        said = pieces(lambda ids: decoded(lm, config, ids), parts)
+        print_as_it_comes(chain(given if continued else (), said))
         return
     for text, answers in zip(given, answered(lm, config, rows), strict=True):
         for said, score in answers:
@@ -56,17 +57,15 @@ def answer_texts(
 def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: bool) -> list[list[int]]:
     """The token ids of each text, inside the chat template where the model has one."""
     assert lm.tokenizer is not None, "asked before"
-    tokenizer = tokenizers.Tokenizer.from_str(lm.tokenizer.to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     chats = lm.chat_template is not None and not raw
     written = [lm.chat([{"role": "user", "content": text}]) for text in texts] if chats else texts
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(written, add_special_tokens=not chats)]
+    rows = encode_texts(lm.tokenizer, written, special_tokens=not chats)
     for text, row in zip(texts, rows, strict=True):
         if not row and config.bos_token_id is not None and lm.model.encoder is None:
             row.append(config.bos_token_id)
         if not row:
-            raise InputError(f"the tokenizer makes no tokens of {text!r}, and the model has no token to begin with")
+            given = shortened(repr(text), 100)
+            raise InputError(f"the tokenizer makes no tokens of {given}, and the model has no token to begin with")
     return rows
 
 
@@ -88,7 +87,7 @@ def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) ->
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     done: dict[int, list[tuple[str, float]]] = {}
     texts = token_texts(lm, config)
-    shown, tokens, start = 0, 0, time.perf_counter()
+    shown, count, start = 0, 0, time.perf_counter()
     bar = tqdm(total=len(rows), unit="text", file=sys.stderr, disable=len(rows) < 2 or not sys.stderr.isatty())
     with bar:
         for first in range(0, len(rows), BATCH):
@@ -100,8 +99,8 @@ def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) ->
             said = [decoded(lm, config, row) for row in new]
             pairs, copies = list(zip(said, map(float, found.sequences_scores), strict=True)), len(new) // len(chosen)
             done |= {row: pairs[at * copies : (at + 1) * copies] for at, row in enumerate(chosen)}
-            tokens += new.size
-            bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s")
+            count += new.size
+            bar.set_postfix_str(f"{count / (time.perf_counter() - start):.0f} tokens/s")
             bar.update(len(chosen))
             while shown in done:
                 yield done.pop(shown)
@@ -116,4 +115,4 @@ def token_texts(lm: Pretrained, config: GenerationConfig) -> list[str] | None:
 def decoded(lm: Pretrained, config: GenerationConfig, ids: np.ndarray) -> str:
     """The text of new tokens up to the end, without special tokens."""
     assert lm.tokenizer is not None, "asked before"
-    return lm.tokenizer.decode(until_end(ids, config).tolist(), skip_special_tokens=True)
+    return decode(lm.tokenizer, until_end(ids, config).tolist())

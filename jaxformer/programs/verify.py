@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
 from jaxformer.model import Transformer
 from jaxformer.ops import cross_entropy
 from jaxformer.pretrained import Pretrained, family_of, from_pretrained
 from jaxformer.pretrained.weights import named, place, tensors_of
 from jaxformer.programs import terminal
+from jaxformer.programs.tokens import encode
 
 BOUND = 1e-5  # times the largest reference entry, where that exceeds 1
 LENGTH = 12  # tokens that are drawn where there is no prompt
@@ -75,13 +76,13 @@ def main(argv: list[str]) -> None:
         description="Compare a checkpoint in jaxformer with the same one in transformers, layer by layer.",
     )
     lm = from_pretrained(arguments.folder, dtype="float32")
+    inputs = make_inputs(lm, arguments.prompt)
     torch_model = load_reference(arguments.folder, lm.model)
     table = family_of(lm.settings).table(lm.model.config)
     if arguments.shapes:
         for name, tensor in tensors_of(lm.model, table).items():
             print(f"{name:60} {list(tensor.shape)}")
         print()
-    inputs = make_inputs(lm, arguments.prompt)
     single = reference(lm, torch_model, inputs)
     exact = reference(lm, torch_model.double(), inputs)
     comparisons = [*compare(lm, inputs, single, exact)]
@@ -126,22 +127,33 @@ def load_reference(folder: Path, model: Transformer) -> Any:
     try:
         return opener.from_pretrained(folder, dtype=torch.float32, **plain)
     except Exception as error:  # whatever the reason, it is theirs
-        raise InputError(f"transformers cannot open {folder}: {str(error).strip().splitlines()[0]}") from None
+        raise InputError(f"transformers cannot open {folder}: {shortened(str(error), 150)}") from None
 
 
 def make_inputs(lm: Pretrained, prompt: str | None) -> Inputs:
     """Token ids [1, T] to compare on, and for an encoder-decoder those of its decoder, behind the start token."""
     rng = np.random.default_rng(0)
     source, target = lm.model.vocab_sizes
-    drawn = rng.integers(0, source or target, (1, LENGTH))
+    positions = lm.model.max_length if source is None else lm.model.max_source_length
+    drawn = rng.integers(0, source or target, (1, min(LENGTH, positions or LENGTH)))
     if prompt is not None:
-        if lm.tokenizer is None:
-            raise InputError("the folder has no tokenizer.json to read a prompt with: leave --prompt out")
-        drawn = np.array([lm.tokenizer.encode(prompt).ids])
+        drawn = np.array([read_prompt(lm, prompt, positions)])
     if source is None or target is None:
         return {"input_ids": drawn}
     said = np.append(lm.generation.decoder_start_token_id or 0, rng.integers(0, target, LENGTH))
-    return {"input_ids": drawn, "decoder_input_ids": said[None]}
+    return {"input_ids": drawn, "decoder_input_ids": said[None, : lm.model.max_length]}
+
+
+def read_prompt(lm: Pretrained, prompt: str, positions: int | None) -> list[int]:
+    """The token ids of a prompt. Raises InputError where the model cannot read it."""
+    if lm.tokenizer is None:
+        raise InputError("the folder has no tokenizer.json to read a prompt with: leave --prompt out")
+    (ids,) = encode(lm.tokenizer, [terminal.argument_text("--prompt", prompt)])
+    if len(ids) < 2:  # each token is to predict the next
+        raise InputError(f"--prompt has {len(ids)} tokens: give at least 2, or leave it out")
+    if positions is not None and len(ids) > positions:
+        raise InputError(f"--prompt has {len(ids)} tokens, more than the {positions} positions of the model")
+    return ids
 
 
 def reference(lm: Pretrained, model: Any, inputs: Inputs) -> Reference:
@@ -249,9 +261,13 @@ def print_tokens(lm: Pretrained, model: Any, inputs: Inputs) -> bool:
     """Generate greedily and with four beams in both; whether all tokens are the same."""
     import torch
 
-    same = True
+    same, read = True, 1 if lm.model.encoder else inputs["input_ids"].shape[1]
+    new_tokens = min(NEW_TOKENS, (lm.model.max_length or sys.maxsize) - read)
+    if not new_tokens:
+        print("no tokens are generated: the prompt takes all positions of the model")
+        return same
     for beams in (1, 4):
-        settings = {"max_new_tokens": NEW_TOKENS, "num_beams": beams, "do_sample": False}
+        settings = {"max_new_tokens": new_tokens, "num_beams": beams, "do_sample": False}
         ids = inputs["input_ids"]
         ours = lm.generate(ids, np.ones_like(ids), **settings).sequences
         mask = torch.ones(ids.shape, dtype=torch.long)

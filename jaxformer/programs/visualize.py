@@ -21,6 +21,7 @@ from jaxformer.programs.continuations import encode
 from jaxformer.programs.kind import Run
 from jaxformer.programs.language import read_texts
 from jaxformer.programs.runs import open_run
+from jaxformer.programs.streams import replacing
 from jaxformer.visualize import (
     Observation,
     attention_figure,
@@ -91,11 +92,13 @@ def main(argv: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "attention.html"
     title = f"What {run.folder.name} attends to"
-    page.write_text(attention_page(seen.observations, title=title, subtitle=seen.answer), encoding="utf-8")
+    with replacing(page) as file:
+        file.write(attention_page(seen.observations, title=title, subtitle=seen.answer).encode())
     print(page)
     for name, figure in pictures(run.model, seen.observations):
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=120)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=120)
         print(path)
 
 

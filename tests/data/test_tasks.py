@@ -80,7 +80,14 @@ def test_symbols_are_read_and_shown() -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("3 32", "'32' is no symbol"), ("3 x", "'x' is no symbol"), ("-1", "'-1'"), ("", "0 symbols"), ("1 2 3 4 5", "5")],
+    [
+        ("3 32", "'32' is no symbol"),
+        ("3 x", "'x' is no symbol"),
+        ("-1", "'-1'"),
+        ("9" * 5000, "'9{60}' is no symbol"),
+        ("", "0 symbols"),
+        ("1 2 3 4 5", "5"),
+    ],
 )
 def test_wrong_symbols_are_named(words: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

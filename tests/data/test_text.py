@@ -114,6 +114,29 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         list(documents(tmp_path))
 
 
+@pytest.mark.parametrize("device", ["/dev/zero", "pipe"])
+def test_what_has_no_end_is_refused(device: str, tmp_path: Path) -> None:
+    """By itself, and in a folder of texts."""
+    (tmp_path / "a.txt").write_text("a")
+    if device == "pipe":
+        os.mkfifo(tmp_path / "b.txt")
+    else:
+        (tmp_path / "b.txt").symlink_to(device)
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        next(documents(tmp_path / "b.txt"))
+    with pytest.raises(InputError, match="is a device or a pipe: leave it out"):
+        next(documents(tmp_path))
+
+
+def test_a_large_file_that_is_no_text_is_not_read_whole(tmp_path: Path) -> None:
+    """It would not fit into memory."""
+    with (tmp_path / "large").open("wb") as file:
+        file.write(b"\xff")
+        file.truncate(2**40)
+    with pytest.raises(InputError, match="is no UTF-8 text"):
+        next(documents(tmp_path / "large"))
+
+
 def test_what_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")

@@ -300,6 +300,26 @@ def test_what_is_no_tokenizer_is_refused(content: bytes, tmp_path: Path) -> None
     assert "\n" not in str(refused.value)
 
 
+def test_a_device_is_no_tokenizer() -> None:
+    with pytest.raises(InputError, match="/dev/zero is no file"):
+        load_tokenizer(Path("/dev/zero"))
+
+
+def test_panics_of_the_library_are_errors_of_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """They are no `Exception`, and the library would print them."""
+    path = tmp_path / "tokenizer.json"
+    train_tokenizer("word", ["a b"], 5).save(path)
+    parts = json.loads(path.read_text())
+    for change, wrong in (
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "is no tokenizer.json"),
+        ({"model": parts["model"] | {"unk_token": "none"}}, "cannot read this text"),
+    ):
+        path.write_text(json.dumps(parts | change))
+        with pytest.raises(InputError, match=wrong):
+            load_tokenizer(path).encode("c")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.json cannot be read: No such file"):
         load_tokenizer(tmp_path / "nowhere.json")

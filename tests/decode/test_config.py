@@ -106,6 +106,14 @@ def test_unknown_settings_name_the_nearest() -> None:
         GenerationConfig().replace(max_tokens=3)
 
 
+@pytest.mark.parametrize("name", ["use_cache", "penalty_alpha", "streamer", "x" * 9999])
+def test_what_is_like_no_setting_is_not_guessed(name: str) -> None:
+    with pytest.raises(InputError, match="jaxformer.stream" if name == "streamer" else "GenerationConfig") as error:
+        GenerationConfig().replace(**{name: 3})
+    assert "did you mean" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
 def test_replace() -> None:
     """Only what is named changes, and it is checked."""
     config = GenerationConfig(num_beams=4, eos_token_id=[1, 2])

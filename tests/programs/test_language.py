@@ -97,6 +97,21 @@ def test_a_prompt_in_a_batch_gives_what_it_gives_alone(
     np.testing.assert_allclose([line["score"] for line in alone], [line["score"] for line in together], atol=2e-4)
 
 
+@pytest.mark.parametrize(("content", "prompts"), [("The cat\n", ["The cat"]), ("", [""])])
+def test_a_pipe_is_read_where_no_prompt_is_given(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    prompts: list[str],
+) -> None:
+    """An empty one is none: the model begins a text."""
+    (folder / "input").write_text(content)
+    with (folder / "input").open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        assert [line["prompt"] for line in continued(capsys, "--max-new-tokens", "2")] == prompts
+
+
 def test_several_samples_and_prompts_from_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "prompts.txt").write_text("The bee\n\nThe dog\n")
     flags = ["--input-file", "prompts.txt", "--n-best", "3", "--temperature", "1.5", "--min-p", "0.01"]

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from jaxformer import InputError, from_pretrained, save_pretrained
 from jaxformer.programs.generate import decode_inputs
-from jaxformer.programs.terminal import read_lines
 from jaxformer.programs.texts import encode
 
 pytestmark = pytest.mark.xdist_group("texts")  # one worker makes what they share
@@ -183,7 +182,7 @@ def test_other_types(decoder: Path, capsys: pytest.CaptureFixture) -> None:
             ["--model", "FOLDER", "--prompt", "ab" * 16],
             "32 tokens of prompt and 7 new ones exceed the model's context of 37",
         ),
-        (["--model", "FOLDER", "--prompt", "a\udcff"], "is half a surrogate pair, no text"),
+        (["--model", "FOLDER", "--prompt", "a\udcff"], "--prompt is not text in UTF-8: character 2 is the byte 0xff"),
         (["--model", "FOLDER", "--prompt", "a", "--n-best", "3"], "num_return_sequences=3 needs as many beams"),
         (["--model", "FOLDER", "--prompt", "a", "--top-p", "2"], "top_p must be above 0 and at most 1, not 2"),
         (["--model", "FOLDER", "--prompt", "a", "--beam", "0"], "--beam must be at least 1"),
@@ -230,15 +229,32 @@ def test_rotary_positions_have_no_end_but_the_model_was_made_for_some(
     assert outputs[-1] == outputs[-2]
 
 
+def test_a_pipe_is_read_where_no_text_is_given(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    flags = ["--model", str(decoder), "--json"]
+    for content, expected in ((b"abc\n\ndeaf\n", ["abc", "deaf"]), (b"caf\xe9", "standard input is not text in UTF-8")):
+        (tmp_path / "input").write_bytes(content)
+        with (tmp_path / "input").open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            if isinstance(expected, str):
+                assert expected in refusal(lambda: decode_inputs(flags), capsys)
+                continue
+            decode_inputs(flags)
+            assert [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()] == expected
+    for nothing in (tmp_path / "empty", Path("/dev/null")):
+        (tmp_path / "empty").touch()
+        with nothing.open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            assert "there is no text to read: give --prompt" in refusal(lambda: decode_inputs(flags), capsys)
+            assert "exclude" not in capsys.readouterr().err
+            decode_inputs([*flags, "--prompt", "a", "--max-new-tokens", "1"])
+            assert json.loads(capsys.readouterr().out)["input"] == "a"
+
+
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
 def test_too_little_memory_is_one_message(error: Exception, capsys: pytest.CaptureFixture) -> None:
     def ask_for_too_much() -> None:
         raise error
 
     assert "not enough memory: ask for fewer tokens" in refusal(ask_for_too_much, capsys)
-
-
-def test_lines_end_where_lines_end(tmp_path: Path) -> None:
-    """And nowhere else; the mark that some editors begin a file with is not a part of the first."""
-    (tmp_path / "lines").write_bytes("\ufeffa\fb\r\n \nc\u2028d".encode())
-    assert read_lines(tmp_path / "lines") == [(1, "a\fb"), (3, "c\u2028d")]

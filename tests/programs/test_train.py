@@ -58,7 +58,7 @@ def say(
     monkeypatch.chdir(folder)
 
     def say(*flags: str, stdin: str = "") -> list[dict[str, Any]]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         decode_inputs([*flags, "--json"])
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 

@@ -97,3 +97,23 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     said = refusal(lambda: main(["verify", str(tmp_path), "--prompt", "hello"]), capsys)
     assert "no tokenizer.json to read a prompt with" in said
+    train_tokenizer("char", ["the cat"], 64).save(tmp_path / "tokenizer.json")
+    for prompt, expected in (
+        ("", "--prompt has 0 tokens: give at least 2"),
+        ("t", "--prompt has 1 tokens: give at least 2"),
+        ("the cat" * 9, "--prompt has 63 tokens, more than the 37 positions of the model"),
+        ("a\udcff", "--prompt is not text in UTF-8: character 2 is the byte 0xff"),
+    ):
+        said = refusal(lambda prompt=prompt: main(["verify", str(tmp_path), "--prompt", prompt]), capsys)
+        assert expected in said
+
+
+@pytest.mark.slow
+def test_a_prompt_may_take_all_positions_or_all_but_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_decoder("gpt2", tmp_path)
+    train_tokenizer("char", ["the cat"], 64).save(tmp_path / "tokenizer.json")
+    for length, expected in ((37, "no tokens are generated"), (35, "greedy: identical")):
+        main(["verify", str(tmp_path), "--prompt", ("the cat" * 9)[:length]])
+        said = capsys.readouterr().out
+        assert expected in said
+        assert last_line(said) == "equal: everything within 1e-05"
