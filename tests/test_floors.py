@@ -24,9 +24,10 @@ NEVER = {
     ("decode", "model"),
     ("train", "model"),
 }
-# Neighbours that need each other: a folder's weights come with settings for generation.
+# Neighbours that need each other: a folder's weights come with settings for generation, and with a tokenizer.
 NEIGHBOURS = {
     ("pretrained", "decode"),
+    ("pretrained", "data"),
     ("ops", "errors"),
     ("schema", "errors"),
     ("config", "errors"),

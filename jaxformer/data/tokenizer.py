@@ -80,12 +80,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens. Special tokens show as their names; bytes that make no character, as U+FFFD."""
-        with library_errors("cannot write these tokens"):
+        with library_errors("the tokenizer cannot write these tokens"):
             return self.backend.decode([int(index) for index in ids], skip_special_tokens=False)
 
     def _encoded(self, text: str) -> tokenizers.Encoding:
         """What the library makes of a text."""
-        with library_errors("cannot read this text"):
+        with library_errors("the tokenizer cannot read this text"):
             return self.backend.encode(text, add_special_tokens=False)
 
     def names(self, ids: Iterable[int]) -> list[str]:
@@ -124,14 +124,10 @@ class Tokenizer:
 
 
 @contextmanager
-def library_errors(wrong: str, which: str = "the tokenizer") -> Iterator[None]:
-    """Raise InputError for every error of the tokenizers library in this block.
+def library_errors(problem: str) -> Iterator[None]:
+    """Raise an InputError that begins with `problem` for every error of the tokenizers library in this block.
 
     Its panics are no `Exception`, and print on standard error: that is closed meanwhile.
-
-    Args:
-        wrong: What went wrong, for the message.
-        which: The tokenizer, for the message.
     """
     try:
         with silenced():
@@ -141,7 +137,7 @@ def library_errors(wrong: str, which: str = "the tokenizer") -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise InputError(f"{which} {wrong}: {shortened(str(error), 150)}") from None
+        raise InputError(f"{problem}: {shortened(str(error), 150)}") from None
 
 
 @contextmanager
@@ -199,7 +195,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
         raise InputError(f"{path} is no tokenizer.json: it is not text in UTF-8") from None
-    with library_errors("is no tokenizer.json", str(path)):
+    with library_errors(f"{path} is no tokenizer.json"):
         backend = tokenizers.Tokenizer.from_str(text)
     backend.no_padding()
     backend.no_truncation()

@@ -6,7 +6,6 @@ the process. So a file is checked before the library reads it, and whatever the 
 
 import base64
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 import tokenizers
 
 from jaxformer import schema
-from jaxformer.errors import InputError, shortened
+from jaxformer.data.tokenizer import library_errors
+from jaxformer.errors import InputError
 
 MAX_PADDING = 2**20
 
@@ -71,19 +71,6 @@ def decode(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], *, skip_special_
     """Return the text of token ids. Raises InputError where the tokenizer cannot decode them."""
     with library_errors("the tokenizer cannot decode the tokens"):
         return tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
-
-
-@contextmanager
-def library_errors(problem: str) -> Iterator[None]:
-    """Raise whatever the tokenizer library raises as an InputError that begins with `problem`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise InputError(f"{problem}: {shortened(str(error), 200)}") from None
 
 
 def check_ids(ids: Iterable[Any], vocab_size: int) -> None:

@@ -16,9 +16,9 @@ from jaxformer.decode.compiling import compiled
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained, from_pretrained
+from jaxformer.pretrained.tokens import encode as encode_texts
 from jaxformer.programs import terminal
 from jaxformer.programs.streams import read_lines, replacing
-from jaxformer.programs.tokens import encode as encode_texts
 
 Pooling = Literal["mean", "cls"]
 ROUND = 16  # lengths are rounded up to a multiple of it, so that few programs are compiled

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from jaxformer.decode import GenerationConfig, generate, stream
 from jaxformer.errors import InputError, shortened
 from jaxformer.pretrained import Pretrained
+from jaxformer.pretrained.tokens import decode
+from jaxformer.pretrained.tokens import encode as encode_texts
 from jaxformer.programs.continuations import BATCH, Prompts, padded, pieces, until_end
 from jaxformer.programs.streams import note, print_as_it_comes
 from jaxformer.programs.terminal import search_name
-from jaxformer.programs.tokens import decode
-from jaxformer.programs.tokens import encode as encode_texts
 
 ENOUGH = 256
 

@@ -16,9 +16,9 @@ from jaxformer.errors import InputError, shortened
 from jaxformer.model import Transformer
 from jaxformer.ops import cross_entropy
 from jaxformer.pretrained import Pretrained, family_of, from_pretrained
+from jaxformer.pretrained.tokens import encode
 from jaxformer.pretrained.weights import named, place, tensors_of
 from jaxformer.programs import terminal
-from jaxformer.programs.tokens import encode
 
 BOUND = 1e-5  # times the largest reference entry, where that exceeds 1
 LENGTH = 12  # tokens that are drawn where there is no prompt

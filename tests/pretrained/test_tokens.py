@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from jaxformer.data.tokenizer import library_errors
 from jaxformer.errors import InputError
-from jaxformer.pretrained.tokens import decode, encode, library_errors, read_tokenizer
+from jaxformer.pretrained.tokens import decode, encode, read_tokenizer
 
 TEXTS = ["the quick brown fox jumps over the lazy dog, 12 times", "a caf\u00e9 in Z\u00fcrich"]
 
