@@ -8,6 +8,7 @@ process.
 This module imports only the standard library, because it must be ready before the rest of the package is imported.
 """
 
+import _thread
 import atexit
 import os
 import signal
@@ -54,19 +55,27 @@ class Farewell:
 
 
 FAREWELL = Farewell()
-ENDING = threading.Lock()
+ENDING, SAID = threading.Lock(), threading.Event()
 
 
 def end(number: int, _: object = None) -> NoReturn:
     """End the process with the status that shells give a signal, 128 + its number; also a signal handler."""
     if ENDING.acquire(blocking=False):
-        saying = threading.Thread(target=FAREWELL.say, daemon=True)  # may wait for a lock, or for the reader of a pipe
         with suppress(RuntimeError):  # no more threads
-            saying.start()
-            saying.join(PATIENCE)
+            # Printing may wait for a lock, or for the reader of a pipe. A handler may have interrupted the start of a
+            # thread, so this one needs no lock of the module threading.
+            _thread.start_new_thread(say_farewell, ())
+            SAID.wait(PATIENCE)
     else:  # the message is being printed already
         time.sleep(2 * PATIENCE)
     os._exit(128 + number)  # no destructors: they crash under a running compiler
+
+
+def say_farewell() -> None:
+    """Do what is left to do, in a thread."""
+    with suppress(Exception):  # streams that are closed
+        FAREWELL.say()
+    SAID.set()
 
 
 @contextmanager

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import interrupts as programs
+import numpy as np
 import pytest
+from workplace import add_models
 
 MODULE = Path(__file__).parents[1] / "jaxformer/interrupts.py"
 # The module alone, as the package imports it first: without JAX a process starts in a few milliseconds.
@@ -118,8 +120,8 @@ def test_a_handler_that_is_set_meanwhile_wins_as_long_as_it_is_set() -> None:
         " ready()",
         " while not asked: time.sleep(0.01)",
         " time.sleep(0.3)",
-        " print('saved', flush=True)",
         " signal.signal(signal.SIGINT, before)",
+        " print('saved', flush=True)",
         " time.sleep(60)",
     ]
     process = begin("\n".join(lines))
@@ -162,9 +164,12 @@ def test_the_package_takes_signals_over_only_where_it_is_the_program(monkeypatch
     assert not runs_package()
 
 
-def test_programs_are_interrupted_at_random_moments() -> None:
-    tally = programs.fuzz(2, time.time_ns(), names=("greedy",))
-    assert not tally.failures, tally
+def test_a_program_is_interrupted_at_a_random_moment(tmp_path: Path) -> None:
+    add_models(tmp_path, ["gpt2"])
+    program = programs.Program("greedy", programs.lines()["greedy"], 3.0, None)
+    for delay in np.random.default_rng(time.time_ns()).uniform(programs.EARLIEST, program.seconds, 2):
+        end = programs.interrupted(program, tmp_path, signal.SIGINT, delay)
+        assert programs.problem(program, signal.SIGINT, end) is None, delay
 
 
 @pytest.mark.slow
