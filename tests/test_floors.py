@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxformer"
 FLOORS = (
-    {"errors", "schema", "ops", "config"},
+    {"errors", "schema", "locks", "ops", "config"},
     {"layers"},
     {"model", "cache", "presets"},
     {"decode", "train", "data", "pretrained", "visualize"},
@@ -29,7 +29,9 @@ NEIGHBOURS = {
     ("pretrained", "decode"),
     ("ops", "errors"),
     ("schema", "errors"),
+    ("locks", "errors"),
     ("config", "errors"),
+    ("config", "schema"),
     ("config", "ops"),
     ("presets", "model"),
     ("model", "cache"),
