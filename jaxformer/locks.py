@@ -21,8 +21,12 @@ LOCK = "lock.json"
 
 
 @contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """Hold the lock of a folder; where the file system has no locks, warn and go on.
+def locked(folder: Path, *, warn: bool = True) -> Generator[None]:
+    """Hold the lock of a folder; where the file system has no locks, go on without.
+
+    Args:
+        folder: The folder, which must exist.
+        warn: Whether to say on standard error that there are no locks.
 
     Raises:
         InputError: Another process holds it; the message names that process.
@@ -31,11 +35,13 @@ def locked(folder: Path) -> Generator[None]:
     try:
         descriptor = acquire(folder)
     except NotImplementedError as error:
-        print(f"{folder} cannot be locked ({error}): do not start a second program in it", file=sys.stderr)
+        if warn:
+            print(f"{folder} cannot be locked ({error}): do not start a second program in it", file=sys.stderr)
         yield
         return
     if descriptor is None:
         raise InputError(f"{folder} is in use by {holder(folder)}: wait until that ends, or give another folder")
+    sign(descriptor)
     try:
         yield
     finally:
@@ -66,26 +72,32 @@ def acquire(folder: Path) -> int | None:
             return None
         except OSError as error:
             os.close(descriptor)
+            path.unlink(missing_ok=True)
             raise NotImplementedError(error.strerror) from error
         if is_file(descriptor, path):
             break
         os.close(descriptor)  # the previous holder removed this file between the two calls
+    return descriptor
+
+
+def sign(descriptor: int) -> None:
+    """Write who holds a lock into its file."""
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
     with contextlib.suppress(OSError):  # a full disk: the lock holds, its holder has no name
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(about).encode())
-    return descriptor
 
 
-def is_free(folder: Path) -> bool:
-    """Return whether no process holds the lock of a folder. Without locks nobody knows: False."""
+def is_held(folder: Path) -> bool | None:
+    """Return whether a process holds the lock of a folder; None where the file system has no locks."""
     try:
         descriptor = acquire(folder)
     except (NotImplementedError, OSError):
-        return False
-    if descriptor is not None:
-        os.close(descriptor)
-    return descriptor is not None
+        return None
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
 
 
 def is_file(descriptor: int, path: Path) -> bool:

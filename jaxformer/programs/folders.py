@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from jaxformer.errors import InputError
-from jaxformer.locks import LOCK, holder, is_free, locked
+from jaxformer.locks import LOCK, holder, is_held, locked
 from jaxformer.programs.runs import ROOT, runs_in
 
 
@@ -32,10 +32,14 @@ def refuse_used(folder: Path) -> None:
     """Raise InputError for a folder that a new run cannot have."""
     if folder.is_file():
         raise InputError(f"{folder} is a file: give a folder as --output")
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if LOCK in found and not is_free(folder):
+    if (folder / LOCK).exists() and is_held(folder):
         raise InputError(f"{folder} is in use by {holder(folder)}: give another --output")
-    if found - {LOCK}:
+    refuse_full(folder)
+
+
+def refuse_full(folder: Path) -> None:
+    """Raise InputError for a folder with more in it than a lock."""
+    if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty: add --resume to go on there, or give another --output")
 
 
@@ -54,7 +58,7 @@ def claim(task_name: str, output: Path | None, lock: ExitStack) -> Path:
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         lock.enter_context(locked(output))
-        refuse_used(output)
+        refuse_full(output)
         return output
     ROOT.mkdir(exist_ok=True)
     for number in range(1, sys.maxsize):

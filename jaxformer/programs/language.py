@@ -221,7 +221,7 @@ def prepare(_: str, settings: LanguageSettings, folder: Path | None) -> Prepared
         return {**figures, "sample": sample}
 
     def write(folder: Path) -> None:
-        texts.tokenizer.save(folder / TOKENIZER)
+        replace_text(folder / TOKENIZER, texts.tokenizer.to_json())
         replace_text(folder / TEXT, json.dumps(description) + "\n")
 
     return Prepared(

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,7 +83,11 @@ def first_sentence(box: str) -> str:
 
 
 def keep_compiled_programs() -> None:
-    """Keep what XLA compiles in the user's cache folder, so that the second start is quick."""
+    """Keep what XLA compiles in the user's cache folder, so that the second start is quick.
+
+    A cached program that a killed process or a full disk left unfinished is compiled again, without a warning.
+    """
+    warnings.filterwarnings("ignore", r"Error (reading|writing) persistent compilation cache entry", UserWarning)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = cache_folder()
         with contextlib.suppress(OSError):  # where nothing can be kept, every start compiles

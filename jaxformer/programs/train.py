@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import jax
 import tyro
+from tqdm import tqdm
 
 from jaxformer.errors import InputError
 from jaxformer.locks import locked
@@ -61,6 +63,7 @@ class Arguments(Generic[S]):
 
 def main() -> None:
     """Entry point of train.py."""
+    tqdm.set_lock(threading.RLock())  # its own one is shared between processes, and not given back by `leave`
     status: Any = 0
     try:
         with stop_requests(end_at_once) as stop:
@@ -144,7 +147,9 @@ def read_saved(folder: Path, task_name: str, argv: list[str]) -> Arguments:
 def prepare(task_name: str, arguments: Arguments, folder: Path) -> Prepared:
     """Return what training needs; what cannot be built is refused before anything is written."""
     settings = arguments.settings
-    prepared = KINDS[task_name].prepare(task_name, settings, folder if arguments.resume else None)
+    # A run that was killed before its first checkpoint begins anew: its folder may lack some of its files.
+    begun = arguments.resume and runs.steps_taken(folder) > 0
+    prepared = KINDS[task_name].prepare(task_name, settings, folder if begun else None)
     check_memory(runs.abstract_state(prepared.config, settings)[1], prepared, settings)
     if settings.optimizer.warmup(settings.steps) >= settings.steps > 1:
         print(

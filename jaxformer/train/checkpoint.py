@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import os
+import re
 import shutil
 import sys
 import threading
@@ -12,7 +14,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
 from jaxformer.train.record import say
 from jaxformer.train.storage import UNFINISHED, DamagedError, Writer, describe, load
 
@@ -114,7 +116,7 @@ class Checkpoints:
                     damaged[step] = str(error)
                 continue
             for other, why in damaged.items():
-                self._pass_over(other, why, f"going on from {step}")
+                self._pass_over(other, why, f"{'going on from' if self.writable else 'opening'} {step}")
             # A copy, because a training step donates its state, and what was restored may be shared.
             return jax.tree.map(lambda leaf: jax.numpy.array(np.asarray(leaf)), state), position
         if not damaged:
@@ -193,4 +195,6 @@ def amount(size: int) -> str:
 
 def reason(error: BaseException) -> str:
     """Return why a save failed, in few words: orbax and its storage layer raise a full disk in several types."""
-    return "no space left on device" if "space" in str(error).lower() else str(error).splitlines()[0]
+    if code := getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code if isinstance(code, int) else code[1])).lower()
+    return shortened(str(error).splitlines()[0] if str(error) else type(error).__name__, 100)
