@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from jaxformer.errors import InputError, shortened
 
@@ -228,3 +229,35 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise InputError(f"names the key {shown(twice)} twice: leave one out")
     return values
+
+
+def check_range(name: str, value: int, least: int, most: int = INT32_MAX) -> None:
+    """Raise InputError unless a whole number is from `least` to `most`."""
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, not {shown(value)}")
+    if value > most:
+        raise InputError(f"{name} must be at most {most}, not {shown(value)}")
+
+
+def conforms(value: Any, hint: Any) -> bool:
+    """Return whether a value is of an annotated type, such as `int | None`, `Literal["a", "b"]`, `tuple[int, ...]`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(conforms(value, argument) for argument in arguments)
+    if origin is Literal:
+        return any(value == argument and type(value) is type(argument) for argument in arguments)
+    if origin is tuple:
+        hints = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[1:] == (...,) else arguments
+        return isinstance(value, tuple) and len(value) == len(hints) and all(map(conforms, value, hints))
+    if hint is float:
+        return is_number(value)
+    if hint is int:
+        return is_integer(value) and abs(value) < 2**32  # no size and no seed is larger
+    return hint is Any or isinstance(value, hint)
+
+
+def require(values: Mapping[str, Any], *keys: str) -> None:
+    """Raise InputError if one of the keys is absent."""
+    for key in keys:
+        if key not in values:
+            raise InputError(f"lacks the key {key!r}")

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxformer"
 FLOORS = (
-    {"interrupts", "errors", "schema", "ops", "config"},
+    {"interrupts", "errors", "schema", "locks", "ops", "config"},
     {"layers"},
     {"model", "cache", "presets"},
     {"decode", "train", "data", "pretrained", "visualize"},
@@ -30,7 +30,9 @@ NEIGHBOURS = {
     ("pretrained", "data"),
     ("ops", "errors"),
     ("schema", "errors"),
+    ("locks", "errors"),
     ("config", "errors"),
+    ("config", "schema"),
     ("config", "ops"),
     ("presets", "model"),
     ("model", "cache"),

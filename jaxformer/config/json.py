@@ -1,7 +1,8 @@
 """Configurations as plain dictionaries, and back."""
 
 import dataclasses
-from typing import Any
+import re
+from typing import Any, get_type_hints
 
 from jaxformer.config.attention import (
     AttentionConfig,
@@ -36,7 +37,8 @@ from jaxformer.config.positions import (
     TokensExcept,
     YarnScaling,
 )
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, listed, shortened
+from jaxformer.schema import conforms, shown
 
 CONFIGS = (
     LayerNormConfig,
@@ -78,15 +80,25 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(data: Any, classes: tuple[type, ...] = CONFIGS) -> Any:
-    """The configuration that `to_dict` turned into `data`. Raises InputError for an unknown class or field."""
+    """The configuration that `to_dict` turned into `data`.
+
+    Raises:
+        InputError: A class or a field is unknown, or a value is not of the type of its field.
+    """
     if isinstance(data, list):
         return tuple(from_dict(item, classes) for item in data)
     if not isinstance(data, dict):
         return data
     values = {key: from_dict(value, classes) for key, value in data.items() if key != "type"}
     known = {config.__name__: config for config in classes}
-    if data.get("type") not in known:
-        raise InputError(f"unknown configuration type {data.get('type')!r}: known are {', '.join(known)}")
+    if not isinstance(data.get("type"), str) or data["type"] not in known:
+        raise InputError(
+            f"unknown configuration type {shortened(repr(data.get('type')), 60)}: known are {listed(known)}"
+        )
+    for name, hint in get_type_hints(known[data["type"]]).items():
+        if name in values and not conforms(values[name], hint):
+            wanted = hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+", "", str(hint))
+            raise InputError(f"{data['type']}.{name}={shown(data[name])} must be of type {shortened(wanted, 80)}")
     try:
         return known[data["type"]](**values)
     except TypeError as error:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxformer.errors import InputError
+from jaxformer.schema import INT32_MAX, check_range
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL_NAMES = ("<pad>", "<bos>", "<eos>")
@@ -33,6 +34,8 @@ class Symbols:
 
     def __post_init__(self) -> None:
         """Refuse sequences that cannot be drawn."""
+        for name in ("symbols", "min_length", "max_length"):
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), -INT32_MAX)
         if self.symbols < 2:
             raise InputError(f"--symbols must be at least 2, not {self.symbols}: one symbol has nothing to tell")
         if not 1 <= self.min_length <= self.max_length:

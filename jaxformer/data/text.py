@@ -1,9 +1,11 @@
 """Text to train and evaluate language models on: read, tokenised once into a file, cut into windows."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ import numpy as np
 from jaxformer.data.pipeline import IGNORED, Batch, batches_ahead, fill
 from jaxformer.data.tokenizer import Tokenizer, check_text
 from jaxformer.errors import InputError
+from jaxformer.locks import is_held, locked
 
 if TYPE_CHECKING:
     import grain
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of the cached arrays; another number, and all are made again
 ARRAYS = ("tokens", "ends", "sizes", "cuts")
 CHECKSUM = "sha256"
+UNFINISHED, FRESH = "unfinished-", 60  # a folder so many seconds old may not be locked yet
 SUFFIXES = (".txt", ".jsonl")
 BLOCK = 2**20  # characters read at once
 FEW = 10  # documents; fewer are not divided between training and validation as they are, but cut
@@ -144,7 +148,8 @@ def open_corpus(source: Path | None, tokenizer: Tokenizer, cache: Path, field: s
         return corpus
     shutil.rmtree(cache / name, ignore_errors=True)  # damaged
     cache.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="unfinished-", dir=cache) as unfinished:
+    remove_remains(cache)
+    with TemporaryDirectory(prefix=UNFINISHED, dir=cache) as unfinished, locked(Path(unfinished), warn=False):
         folder = Path(unfinished, name)
         folder.mkdir()
         save_corpus(folder, documents(source, field), tokenizer)
@@ -154,6 +159,14 @@ def open_corpus(source: Path | None, tokenizer: Tokenizer, cache: Path, field: s
     if corpus is None:
         raise OSError(f"{cache / name} does not hold what was written to it")
     return corpus
+
+
+def remove_remains(cache: Path) -> None:
+    """Remove what programs that were killed have left in a cache; each holds the lock of its folder while it lives."""
+    for folder in cache.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # another program removes it too
+            if time.time() - folder.stat().st_mtime > FRESH and is_held(folder) is False:
+                shutil.rmtree(folder)
 
 
 def checksum(source: Path | None, tokenizer: Tokenizer, field: str) -> str:

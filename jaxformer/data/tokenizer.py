@@ -120,7 +120,11 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as a tokenizer.json."""
-        path.write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """Return the text of a tokenizer.json."""
+        return self.backend.to_str(pretty=True) + "\n"
 
 
 @contextmanager

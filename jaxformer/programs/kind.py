@@ -15,10 +15,12 @@ from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.ops import Routing, cross_entropy, expert_load
+from jaxformer.schema import check_range, shown
 from jaxformer.train import BalanceConfig, Loss, LossFunction, OptimizerConfig, cast, penalty
 from jaxformer.train.loop import Batches
 
 Number = int | float
+MAX_ROWS = 1 << 20  # of a batch
 
 
 class Settings(Protocol):
@@ -79,14 +81,15 @@ class Run:
 class Prepared:
     """All that a run needs before its first step.
 
-    tokens: how many real target tokens a batch holds. evaluate: what the parameters reach on held-out data, every
-    `evaluate_every` steps. adjust: what a step changes beside what the optimiser does. write: puts into a run's folder
-    what its model cannot be used without.
+    row_tokens: the length of a row of a batch. tokens: how many real target tokens a batch holds. evaluate: what the
+    parameters reach on held-out data, every `evaluate_every` steps. adjust: what a step changes beside what the
+    optimiser does. write: puts into a run's folder what its model cannot be used without.
     """
 
     config: TransformerConfig
     batches: Batches
     loss: Callable[[Any], LossFunction]
+    row_tokens: int
     tokens: Callable[[Any], int]
     evaluate: Callable[[Any], dict[str, Any]] | None = None
     evaluate_every: int = 1
@@ -121,13 +124,14 @@ class Kind:
 
 def check_settings(settings: Settings) -> None:
     """Raise InputError for what cannot be trained."""
-    for name in ("steps", "batch_size", "accumulate", "save_every"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"{name} must be at least 1, not {getattr(settings, name)}")
+    for name in ("steps", "save_every"):
+        check_range(name, getattr(settings, name), 1)
+    for name in ("batch_size", "accumulate"):
+        check_range(name, getattr(settings, name), 1, MAX_ROWS)
     if settings.batch_size % settings.accumulate:
         raise InputError(f"--accumulate {settings.accumulate} does not divide --batch-size {settings.batch_size}")
     if not 0 <= settings.seed < 2**32:
-        raise InputError(f"seed must be at least 0 and below 2^32, not {settings.seed}")
+        raise InputError(f"seed must be at least 0 and below 2^32, not {shown(settings.seed)}")
 
 
 def predicting(

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from jaxformer import presets
+from jaxformer import presets, schema
 from jaxformer.config import MoEConfig, TransformerConfig
 from jaxformer.data import (
     Corpus,
@@ -41,6 +41,7 @@ from jaxformer.train import BalanceConfig, OptimizerConfig, cast, correct, repla
 
 TOKENIZER, TEXT = "tokenizer.json", "text.json"
 TRAINED = ("char", "word", "bpe")
+MAX_CONTEXT = 1 << 20
 SAMPLE, PROMPT = 120, 16  # tokens of a sample drawn during training, and of the held-out text that it continues
 # The context that each model is trained with unless told otherwise, and its configuration.
 MODELS: dict[str, tuple[int, Callable[[int, int, float], TransformerConfig]]] = {
@@ -83,8 +84,7 @@ class LanguageModelSettings:
 
     def __post_init__(self) -> None:
         """Refuse a context without anything to predict from."""
-        if self.length < 2:
-            raise InputError(f"--context must be at least 2, not {self.length}")
+        schema.check_range("--context", self.length, 2, MAX_CONTEXT)
 
     @property
     def length(self) -> int:
@@ -123,8 +123,8 @@ class LanguageSettings:
         """Refuse what cannot be trained."""
         check_settings(self)
         for name in ("evaluate_every", "evaluate_batches"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+            schema.check_range(name, getattr(self, name), 1)
+        schema.check_range("--vocab-size", self.text.vocab_size, 1)
 
 
 class Texts(NamedTuple):
@@ -221,13 +221,14 @@ def prepare(_: str, settings: LanguageSettings, folder: Path | None) -> Prepared
         return {**figures, "sample": sample}
 
     def write(folder: Path) -> None:
-        texts.tokenizer.save(folder / TOKENIZER)
+        replace_text(folder / TOKENIZER, texts.tokenizer.to_json())
         replace_text(folder / TEXT, json.dumps(description) + "\n")
 
     return Prepared(
         config=config,
         batches=text_batches(texts.training, model.length, settings.batch_size, settings.seed),
         loss=predicting(forward, settings, balance=settings.balance),
+        row_tokens=model.length,
         adjust=partial(correct, speed=settings.balance.correction_speed) if has_experts(config) else None,
         tokens=lambda batch: batch["labels"].size,
         evaluate=evaluate_params,
@@ -249,10 +250,19 @@ def forward(model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.
     return seen.logits, {layer: routes for layer, routes in enumerate(seen.decoder.routing) if routes is not None}
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the checksums of the tokenizer and the text of a run. Raises InputError if they cannot be read."""
+    path = folder / TEXT
+    description = schema.load_json(path)
+    with schema.located(path):
+        schema.require(description, "tokenizer", "text")
+        return schema.read(description, {"tokenizer": schema.text(""), "text": schema.integer(0, 0, 2**32 - 1)})
+
+
 def check_text(folder: Path, now: dict[str, Any]) -> None:
     """Raise InputError if the text or the tokenizer is not the one with which the run in `folder` began."""
-    before = json.loads((folder / TEXT).read_text())
-    changed = [name for name, value in now.items() if before.get(name) != value]
+    before = read_description(folder)
+    changed = [name for name, value in now.items() if before[name] != value]
     if changed:
         raise InputError(f"the {' and the '.join(changed)} changed since {folder} began: it cannot be resumed")
 
@@ -260,7 +270,7 @@ def check_text(folder: Path, now: dict[str, Any]) -> None:
 def open_task(_: str, settings: LanguageSettings, folder: Path) -> tuple[Tokenizer, GenerationConfig]:
     """The run's own tokenizer. Raises InputError if it is not the one that the model was trained with."""
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    if tokenizer.digest != json.loads((folder / TEXT).read_text())["tokenizer"]:
+    if tokenizer.digest != read_description(folder)["tokenizer"]:
         raise InputError(f"{folder / TOKENIZER} is not the tokenizer that the model was trained with: put that back")
     end = tokenizer.end
     room = max(1, settings.model.length // 2)

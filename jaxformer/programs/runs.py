@@ -2,25 +2,35 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 
 from jaxformer.config import TransformerConfig, from_dict, to_dict
 from jaxformer.data import TASKS
-from jaxformer.errors import InputError
-from jaxformer.model import Transformer
+from jaxformer.errors import InputError, shortened
+from jaxformer.model import Transformer, abstract_model
 from jaxformer.programs.kind import Kind, Run, Settings
 from jaxformer.programs.language import LANGUAGE
 from jaxformer.programs.sequences import SEQUENCES
+from jaxformer.schema import integer, load_json, located, mapping, read, require, text
 from jaxformer.train import Checkpoints, TrainState, init_state, make_optimizer, replace_text
 
 KINDS: dict[str, Kind] = {**dict.fromkeys(TASKS, SEQUENCES), "lm": LANGUAGE}
 ROOT = Path("runs")
 DESCRIPTION, RESULTS, CHECKPOINTS = "run.json", "results.json", "checkpoints"
 FORMAT = 2  # raised whenever older checkpoints can no longer be read
+ABOUT = {
+    "version": text("unknown"),
+    "format": integer(1),
+    "task": text(""),
+    "settings": mapping({}),
+    "model": mapping({}),
+}
 
 
 class Description(NamedTuple):
@@ -38,6 +48,14 @@ def fresh_state(transformer: TransformerConfig, settings: Settings) -> tuple[Any
     return graphdef, init_state(nnx.to_pure_dict(params), optimizer, settings.seed)
 
 
+def abstract_state(transformer: TransformerConfig, settings: Settings) -> tuple[Any, TrainState]:
+    """Return the same with shapes and types in place of arrays; nothing is allocated."""
+    graphdef, params = nnx.split(abstract_model(transformer))
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    init = partial(init_state, optimizer=optimizer, seed=settings.seed)
+    return graphdef, jax.eval_shape(init, nnx.to_pure_dict(params))
+
+
 def describe(folder: Path, description: Description) -> None:
     """Write what the run is, so that its checkpoints can be opened by themselves."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,28 +66,29 @@ def describe(folder: Path, description: Description) -> None:
 
 
 def read_description(folder: Path) -> Description:
-    """What the run in a folder is. Raises InputError where there is none that can be read."""
-    try:
-        about = json.loads((folder / DESCRIPTION).read_text())
-        task, written = about["task"], about.get("format", 1)
-    except FileNotFoundError:
-        raise InputError(f"{folder} is not a run: it has no {DESCRIPTION}; train one with train.py") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / DESCRIPTION} cannot be read: {error}") from None
-    if written != FORMAT:
+    """Return what the run in a folder is. Raises InputError where there is none that can be read."""
+    path = folder / DESCRIPTION
+    if not path.exists():
+        raise InputError(f"{folder} is not a run: it has no {DESCRIPTION}; train one with train.py")
+    values = load_json(path)
+    with located(f"{path} cannot be read"):
+        require(values, "task")
+        about = read(values, ABOUT)
+    task = about["task"]
+    if about["format"] != FORMAT:
         raise InputError(
-            f"{folder} was written by another version of jaxformer ({about.get('version')}, format {written}, "
-            f"where this one reads format {FORMAT}): train again, or use that version"
+            f"{folder} was written by another version of jaxformer ({shortened(about['version'], 40)}, format "
+            f"{about['format']}, where this one reads format {FORMAT}): train again, or use that version"
         )
     if task not in KINDS:
-        raise InputError(
-            f"{folder} was trained on the task {task!r}, which is unknown here: known are {', '.join(KINDS)}"
-        )
-    try:
-        settings = from_dict(about["settings"], KINDS[task].classes)
-        return Description(task, settings, from_dict(about["model"]))
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{folder / DESCRIPTION} cannot be read: {error}") from None
+        unknown = f"the task {shortened(task, 40)!r}, which is unknown here"
+        raise InputError(f"{folder} was trained on {unknown}: known are {', '.join(KINDS)}")
+    with located(f"{path} cannot be read"):
+        require(values, "settings", "model")
+        settings, model = from_dict(about["settings"], KINDS[task].classes), from_dict(about["model"])
+        if not isinstance(settings, KINDS[task].classes[0]) or not isinstance(model, TransformerConfig):
+            raise InputError('"settings" or "model" holds something else')
+        return Description(task, settings, model)
 
 
 def runs_in(root: Path, task_name: str | None = None) -> Iterator[Path]:
@@ -106,7 +125,7 @@ def open_run(folder: Path | None = None) -> Run:
     folder = newest_finished() if folder is None else folder
     task_name, settings, transformer = read_description(folder)
     task, generation = KINDS[task_name].open(task_name, settings, folder)
-    graphdef, state = fresh_state(transformer, settings)
+    graphdef, state = abstract_state(transformer, settings)
     with Checkpoints(folder / CHECKPOINTS, writable=False) as checkpoints:
         params = checkpoints.restore(state)[0].params
     return Run(folder, task_name, settings, nnx.merge(graphdef, params), task, generation)

@@ -17,9 +17,11 @@ from jaxformer.presets import encoder_decoder
 from jaxformer.programs.evaluate import exact
 from jaxformer.programs.kind import Kind, Outcome, Prepared, Run, check_settings, predicting
 from jaxformer.programs.terminal import optional
+from jaxformer.schema import check_range
 from jaxformer.train import OptimizerConfig
 
 HELD_OUT = 1000
+MAX_WIDTH, MAX_DEPTH = 1 << 20, 256  # of the model; also the width inside of a feed-forward network
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,11 @@ class ModelSettings:
     """dropout rate on embeddings, sub-layers and attention weights"""
 
     def __post_init__(self) -> None:
-        """Refuse sizes below 1."""
-        for name in ("dim", "layers", "heads", "hidden"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        """Refuse sizes below 1, and beyond all that is built."""
+        most = {"dim": MAX_WIDTH, "layers": MAX_DEPTH, "heads": MAX_WIDTH, "hidden": MAX_WIDTH}
+        for name, bound in most.items():
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 1, bound)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def prepare(task_name: str, settings: SequenceSettings, _: Path | None) -> Prepa
         config=settings.transformer,
         batches=training_batches(TASKS[task_name](settings.text), settings.batch_size, settings.seed),
         loss=predicting(forward, settings, settings.label_smoothing),
+        row_tokens=settings.text.max_length + 1,
         tokens=lambda batch: int((batch["labels"] != IGNORED).sum()),
     )
 

@@ -104,9 +104,11 @@ def first_sentence(box: str) -> str:
 
 
 def keep_compiled_programs() -> None:
-    """Keep what XLA compiles in the user's cache folder, so that the second start is quick."""
-    # An entry that a killed process has left half written, or a full disk: the program is compiled again.
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+    """Keep what XLA compiles in the user's cache folder, so that the second start is quick.
+
+    A cached program that a killed process or a full disk left unfinished is compiled again, without a warning.
+    """
+    warnings.filterwarnings("ignore", r"Error (reading|writing) persistent compilation cache entry", UserWarning)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         with contextlib.suppress(OSError, InputError):  # where nothing can be kept, every start compiles
             cache = cache_folder()

@@ -1,34 +1,46 @@
 """`python train.py --task NAME`: settings, then the loop, then what came of it."""
 
+import contextlib
 import json
+import os
+import signal
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import jax
 import tyro
+from tqdm import tqdm
 
 from jaxformer.errors import InputError
-from jaxformer.programs import runs, terminal
+from jaxformer.locks import locked
+from jaxformer.programs import folders, runs, terminal
 from jaxformer.programs.kind import Outcome, Prepared, Run
+from jaxformer.programs.memory import check_memory
 from jaxformer.programs.runs import CHECKPOINTS, KINDS, ROOT, Description
-from jaxformer.programs.terminal import INTERRUPTED, optional
+from jaxformer.programs.terminal import optional
+from jaxformer.schema import shown
 from jaxformer.train import (
     Checkpoints,
     DivergedError,
     InterruptedRunError,
     Plan,
     Recorder,
+    Stop,
     draw_loss,
     fit,
     learning_rates,
     make_optimizer,
     make_train_step,
     replace_text,
+    stop_requests,
     write_report,
 )
+from jaxformer.train.loop import Batches
 
 DIVERGED = 1  # exit status
 S = TypeVar("S")
@@ -51,43 +63,101 @@ class Arguments(Generic[S]):
 
 def main() -> None:
     """Entry point of train.py."""
-    terminal.run(lambda: train(sys.argv[1:]))
+    tqdm.set_lock(threading.RLock())  # its own one is shared between processes, and not given back by `leave`
+    status: Any = 0
+    try:
+        with stop_requests(end_at_once) as stop:
+            terminal.run(lambda: train(sys.argv[1:], stop))
+    except SystemExit as end:
+        status = end.code
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
+    leave(status)
 
 
-def train(argv: list[str]) -> None:
-    """Train as the command line says."""
+def leave(status: Any) -> NoReturn:
+    """End the process for certain: a thread that a failed save has left would keep the interpreter alive."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads
+            stream.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def end_at_once(stop: Stop, number: int) -> None:
+    """End the process after a signal: nothing is unsaved, or somebody asked twice."""
+    line = f"stopped, as asked; {stop.advice}" if stop.advice else "stopped, as asked"
+    with contextlib.suppress(OSError):
+        os.write(2, f"{chr(10) if stop.training else ''}{line}\n".encode())  # the progress bar has no end of line
+    os._exit(128 + number)
+
+
+def train(argv: list[str], stop: Stop | None = None) -> None:
+    """Train as the command line says.
+
+    Args:
+        argv: The arguments.
+        stop: Whether somebody asks to stop, see `fit`; it is told how to go on.
+    """
     start = time.perf_counter()
     task_name, rest = read_task(argv)
     kind = KINDS[task_name]
     arguments = parse(task_name, rest, kind.default(task_name))
-    folder = choose_folder(task_name, arguments)
-    if arguments.resume or arguments.eval_only:
-        saved = resumable(folder, task_name)
-        arguments = parse(task_name, rest, saved)
-        refuse_changes(folder, saved, arguments.settings)
+    folder = folders.choose(task_name, arguments.output, existing=arguments.resume or arguments.eval_only)
     if arguments.eval_only:
+        read_saved(folder, task_name, rest)
         print("\n".join(kind.evaluate(runs.open_run(folder)).lines))
         return
-    # What cannot be built is refused before anything is written.
-    prepared = kind.prepare(task_name, arguments.settings, folder if arguments.resume else None)
-    jax.eval_shape(lambda: runs.fresh_state(prepared.config, arguments.settings)[1])
-    try:
-        runs.describe(folder, Description(task_name, arguments.settings, prepared.config))
-        prepared.write(folder)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
-    again = f"go on with: python train.py --task {task_name} --resume --output {folder}"
-    try:
-        loss = train_run(folder, prepared, arguments)
-        report(runs.open_run(folder), loss, start)
-    except (InterruptedRunError, KeyboardInterrupt) as stop:
-        print(f"{str(stop) or 'stopped, as asked'}; {again}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(DIVERGED)
-    except OSError as error:
-        raise OSError(f"{terminal.explain(error)}; when that is mended, {again}") from error
+    with ExitStack() as lock:
+        if arguments.resume:
+            resumable(folder, task_name)  # a folder that is no run is not locked either
+            lock.enter_context(locked(folder))
+            arguments = read_saved(folder, task_name, rest)
+        prepared = prepare(task_name, arguments, folder)
+        try:
+            folder = folder if arguments.resume else folders.claim(task_name, arguments.output, lock)
+            runs.describe(folder, Description(task_name, arguments.settings, prepared.config))
+            prepared.write(folder)
+        except OSError as error:
+            raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
+        advice = f"go on with: python train.py --task {task_name} --resume --output {folder}"
+        if stop is not None:
+            stop.advice = advice
+        try:
+            loss = train_run(folder, prepared, arguments, stop)
+            report(runs.open_run(folder), loss, start)
+        except (InterruptedRunError, KeyboardInterrupt) as interrupt:
+            print(f"{str(interrupt) or 'stopped, as asked'}; {advice}", file=sys.stderr)
+            sys.exit(128 + getattr(interrupt, "number", signal.SIGINT))
+        except DivergedError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(DIVERGED)
+        except OSError as error:
+            raise OSError(f"{terminal.explain(error)}; when that is mended, {advice}") from error
+
+
+def read_saved(folder: Path, task_name: str, argv: list[str]) -> Arguments:
+    """Return the command line's arguments, with the settings of the run in a folder where no flag is given."""
+    saved = resumable(folder, task_name)
+    arguments = parse(task_name, argv, saved)
+    refuse_changes(folder, saved, arguments.settings)
+    return arguments
+
+
+def prepare(task_name: str, arguments: Arguments, folder: Path) -> Prepared:
+    """Return what training needs; what cannot be built is refused before anything is written."""
+    settings = arguments.settings
+    # A run that was killed before its first checkpoint begins anew: its folder may lack some of its files.
+    begun = arguments.resume and runs.steps_taken(folder) > 0
+    prepared = KINDS[task_name].prepare(task_name, settings, folder if begun else None)
+    check_memory(runs.abstract_state(prepared.config, settings)[1], prepared, settings)
+    if settings.optimizer.warmup(settings.steps) >= settings.steps > 1:
+        print(
+            f"--warmup-steps {settings.optimizer.warmup_steps} of {settings.steps} steps: the learning rate never "
+            "reaches its peak; leave --warmup-steps out, or train longer",
+            file=sys.stderr,
+        )
+    return prepared
 
 
 def read_task(argv: list[str]) -> tuple[str, list[str]]:
@@ -118,23 +188,6 @@ def parse(task_name: str, argv: list[str], defaults: Any) -> Arguments:
     )
 
 
-def choose_folder(task_name: str, arguments: Arguments) -> Path:
-    """The folder to write to; nothing that is there already is written over."""
-    if arguments.resume or arguments.eval_only:
-        folder = arguments.output or next(runs.runs_in(ROOT, task_name), None)
-        if folder is None:
-            raise InputError(f"there is no run of the task {task_name!r} in {ROOT}/ to go on with")
-        return folder
-    if arguments.output is None:
-        folders = (ROOT / (task_name if number == 1 else f"{task_name}-{number}") for number in range(1, sys.maxsize))
-        return next(folder for folder in folders if not folder.exists())
-    if arguments.output.is_file():
-        raise InputError(f"{arguments.output} is a file: give a folder as --output")
-    if arguments.output.exists() and any(arguments.output.iterdir()):
-        raise InputError(f"{arguments.output} is not empty: add --resume to go on there, or give another --output")
-    return arguments.output
-
-
 def resumable(folder: Path, task_name: str) -> Any:
     """The settings of the run in a folder. Raises InputError where it is no run of this task."""
     saved_task, saved, _ = runs.read_description(folder)
@@ -163,7 +216,7 @@ def flag_values(settings: Any) -> dict[str, Any]:
     return values
 
 
-def train_run(folder: Path, prepared: Prepared, arguments: Arguments) -> float:
+def train_run(folder: Path, prepared: Prepared, arguments: Arguments, stop: Stop | None) -> float:
     """Train, from the newest checkpoint if there is one, and return the mean loss of the last steps."""
     settings, batches = arguments.settings, prepared.batches
     graphdef, state = runs.fresh_state(prepared.config, settings)
@@ -178,10 +231,18 @@ def train_run(folder: Path, prepared: Prepared, arguments: Arguments) -> float:
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
-            batches.set_state(position)
+            go_to(batches, position)
         taken = int(state.step)
         with Recorder(folder, first_step=taken, steps=settings.steps, tensorboard=arguments.tensorboard) as recorder:
-            return fit(state, step, batches, plan, recorder, checkpoints)[1]
+            return fit(state, step, batches, plan, recorder, checkpoints, stop)[1]
+
+
+def go_to(batches: Batches, position: dict[str, Any]) -> None:
+    """Go to a place in the data. Raises InputError where a checkpoint without checksums holds something else."""
+    try:
+        batches.set_state(position)
+    except Exception as error:  # grain raises many types
+        raise InputError(f"{shown(position)} is no place in the data: the newest checkpoint is damaged") from error
 
 
 def report(run: Run, loss: float, start: float) -> None:

@@ -3,11 +3,12 @@
 from jaxformer.train.balance import BalanceConfig, correct, penalty
 from jaxformer.train.checkpoint import Checkpoints
 from jaxformer.train.diagnosis import Finding, diagnose
-from jaxformer.train.loop import Course, DivergedError, InterruptedRunError, Plan, fit
+from jaxformer.train.loop import Course, DivergedError, Plan, fit
 from jaxformer.train.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from jaxformer.train.record import EVALUATIONS, METRICS, Recorder, read_lines, replace_text
 from jaxformer.train.report import draw_loss, write_report
 from jaxformer.train.step import Loss, LossFunction, Metrics, TrainState, cast, init_state, make_train_step
+from jaxformer.train.stop import InterruptedRunError, Stop, stop_requests
 
 __all__ = [
     "EVALUATIONS",
@@ -24,6 +25,7 @@ __all__ = [
     "OptimizerConfig",
     "Plan",
     "Recorder",
+    "Stop",
     "TrainState",
     "cast",
     "correct",
@@ -37,5 +39,6 @@ __all__ = [
     "penalty",
     "read_lines",
     "replace_text",
+    "stop_requests",
     "write_report",
 ]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxformer.errors import InputError
 from jaxformer.ops import Routing, balance_loss, corrected, router_z_loss
+from jaxformer.schema import is_number
 
 Loads = Mapping[int, jax.Array]  # the share of choices that fell on each expert, by the number of the block
 
@@ -27,8 +28,9 @@ class BalanceConfig:
     def __post_init__(self) -> None:
         """Refuse what would make loads uneven."""
         for name in ("balance_loss", "router_z_loss", "correction_speed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be at least 0 and finite, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not (is_number(value) and value >= 0):
+                raise InputError(f"{name} must be at least 0 and finite in float32, not {value}")
 
 
 def penalty(config: BalanceConfig, routing: Routing) -> jax.Array:

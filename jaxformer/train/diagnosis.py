@@ -25,7 +25,13 @@ def diagnose(lines: Sequence[Line], evaluations: Sequence[Line] = ()) -> list[Fi
     losses = [line["loss"] for line in lines if math.isfinite(line["loss"])]
     if len(losses) < 10:
         return [Finding("Too short to judge", f"{len(losses)} steps were recorded", "train longer")]
-    found = [diverged(losses), unstable(lines), over_fits(losses, lines, evaluations), under_fits(losses, evaluations)]
+    found = [
+        diverged(losses),
+        unstable(lines),
+        over_fits(losses, lines, evaluations),
+        warms_up(lines),
+        under_fits(losses, evaluations),
+    ]
     return [finding for finding in found if finding] or [healthy(losses, evaluations)]
 
 
@@ -62,6 +68,15 @@ def over_fits(losses: Sequence[float], lines: Sequence[Line], evaluations: Seque
         f"while the training loss fell to {fmean(tail(losses)):.3f}"
     )
     return Finding("Over-fits", because, "use more text, dropout or weight decay, a smaller model, or fewer steps")
+
+
+def warms_up(lines: Sequence[Line]) -> Finding | None:
+    """Return a finding if the learning rate was still rising when the run ended."""
+    rates = [line.get("learning_rate", math.nan) for line in lines]
+    if not rates[0] < rates[-1] == max(rates):
+        return None
+    because = f"the learning rate was still rising, at {rates[-1]:.1e}, when the run ended"
+    return Finding("Still warming up", because, "train for more steps, or shorten the warm-up")
 
 
 def under_fits(losses: Sequence[float], evaluations: Sequence[Line]) -> Finding | None:

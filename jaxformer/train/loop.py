@@ -3,8 +3,8 @@
 import math
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from jaxformer.train.checkpoint import Checkpoints
 from jaxformer.train.record import Line, Recorder
 from jaxformer.train.step import TrainState, TrainStep
+from jaxformer.train.stop import InterruptedRunError, Stop, preempted, stop_requests
 
 WINDOW = 20  # steps that a judgement on the loss looks back over
 ADVICE = "try a lower --learning-rate, a longer --warmup-steps, or --placement pre"
@@ -34,10 +35,6 @@ class DivergedError(RuntimeError):
     """The loss left the region where training can recover; the message says what to try."""
 
 
-class InterruptedRunError(RuntimeError):
-    """Somebody asked the run to stop; its state is saved."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """How far to train, how often to save and to evaluate. tokens: how many real target tokens a batch holds.
@@ -53,32 +50,63 @@ class Plan:
 
 
 def fit(
-    state: TrainState, step: TrainStep, batches: Batches, plan: Plan, recorder: Recorder, checkpoints: Checkpoints
+    state: TrainState,
+    step: TrainStep,
+    batches: Batches,
+    plan: Plan,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
+    stop: Stop | None = None,
 ) -> tuple[TrainState, float]:
-    """The state after `plan.steps` steps and the mean loss of the last ones.
+    """Train up to `plan.steps` steps.
 
     Saves every `save_every` steps, at the end, and when asked to stop; the best checkpoint is the one of least loss on
-    held-out data where there is an evaluation, and on the last steps where there is none. Raises DivergedError,
-    InterruptedRunError after a Ctrl-C, and OSError where a checkpoint or the record cannot be written.
+    held-out data where there is an evaluation, and on the last steps where there is none.
+
+    Args:
+        state: Where training begins; its step counts.
+        step: The compiled step.
+        batches: The data, at the place where training begins.
+        plan: How far to train, how often to save and to evaluate.
+        recorder: Receives each step.
+        checkpoints: Receives the states.
+        stop: Whether somebody asks to stop. None: signals are handled while the loop runs.
+
+    Returns:
+        The last state, and the mean loss of the last steps.
+
+    Raises:
+        DivergedError: The loss rose, or many steps had to be skipped.
+        InterruptedRunError: Somebody asked to stop, and the state is saved.
+        OSError: A checkpoint or the record cannot be written.
     """
     course = Course(recorder.earlier, recorder.evaluations)
-    with stop_requests() as stop:
-        for number in range(int(state.step) + 1, plan.steps + 1):
-            batch = next(batches)
-            state, metrics = step(state, batch)
-            spike = course.is_spike(metrics.loss.item())
-            course.add(recorder.write(number, metrics, plan.tokens(batch), spike=spike))
-            course.check()
-            last = number == plan.steps
-            if plan.evaluate is not None and (last or number % plan.evaluate_every == 0):
-                course.evaluated = recorder.write_evaluation(number, plan.evaluate(state.params))["loss"]
-            if last or stop.requested or number % plan.save_every == 0:
-                loss = course.loss if course.evaluated is None else course.evaluated
-                checkpoints.save(number, state, batches.get_state(), loss)
-            if stop.requested and not last:
-                checkpoints.wait()
-                raise InterruptedRunError(f"stopped after step {number}, as asked")
-    checkpoints.wait()
+    with stop_requests() if stop is None else nullcontext(stop) as stop:
+        stop.training = True
+        try:
+            for number in range(int(state.step) + 1, plan.steps + 1):
+                batch = next(batches)
+                state, metrics = step(state, batch)
+                spike = course.is_spike(metrics.loss.item())
+                course.add(recorder.write(number, metrics, plan.tokens(batch), spike=spike))
+                stop.unsaved = True
+                course.check()
+                if preempted(number):
+                    stop.requested = signal.SIGTERM
+                last = number == plan.steps
+                if plan.evaluate is not None and (last or number % plan.evaluate_every == 0):
+                    course.evaluated = recorder.write_evaluation(number, plan.evaluate(state.params))["loss"]
+                leaves = stop.requested  # asked once: a signal between two looks would save and go on
+                if last or leaves or number % plan.save_every == 0:
+                    loss = course.loss if plan.evaluate is None else course.evaluated
+                    checkpoints.save(number, state, batches.get_state(), loss)
+                if leaves:
+                    break
+            checkpoints.wait()
+        finally:
+            stop.training = stop.unsaved = False
+        if stop.requested:
+            raise InterruptedRunError(f"stopped after step {int(state.step)}, as asked", stop.requested)
     return state, course.loss
 
 
@@ -87,7 +115,7 @@ class Course:
 
     def __init__(self, lines: Iterable[Line] = (), evaluations: Sequence[Line] = ()):
         self.first = math.nan
-        self.evaluated = evaluations[-1]["loss"] if evaluations else None
+        self.evaluated = evaluations[-1]["loss"] if evaluations else math.inf  # on held-out data
         self.recent: deque[Line] = deque(maxlen=WINDOW + 1)  # one more, to count what was skipped since
         for line in lines:
             self.add(line)
@@ -126,27 +154,3 @@ class Course:
             )
         if len(self.recent) > WINDOW and self.loss > 2 * self.first + 1:
             raise DivergedError(f"the loss rose from {self.first:.2f} to {self.loss:.2f}: {ADVICE}")
-
-
-@dataclass
-class Stop:
-    """Whether somebody asked the loop to stop."""
-
-    requested: bool = False
-
-
-@contextmanager
-def stop_requests() -> Iterator[Stop]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request, so that a step is never cut in two; a second one kills."""
-    stop = Stop()
-
-    def request(number: int, _: object) -> None:
-        stop.requested = True
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

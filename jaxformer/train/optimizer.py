@@ -7,6 +7,9 @@ import jax
 import optax
 
 from jaxformer.errors import InputError
+from jaxformer.schema import check_range, is_number
+
+WARMUP, WARMUP_SHARE = 100, 8  # steps of warm-up unless told otherwise; at most one step in so many
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,8 @@ class OptimizerConfig:
 
     learning_rate: float = 2e-3
     """the largest learning rate, reached at the end of the warm-up"""
-    warmup_steps: int = 100
-    """steps over which the learning rate rises from 0, linearly"""
+    warmup_steps: int | None = None
+    """steps over which the learning rate rises from 0, linearly (default: 100, at most an eighth of all steps)"""
     schedule: Literal["cosine", "inverse-sqrt"] = "cosine"
     """afterwards: a half cosine down to 0 at the last step, or the paper's 1/sqrt(step)"""
     weight_decay: float = 0.01
@@ -28,13 +31,20 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse values with which nothing can be learned."""
-        for name in ("learning_rate", "warmup_steps", "clip_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be more than 0 and finite, not {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if not (is_number(value) and value > 0):
+                raise InputError(f"{name} must be more than 0 and finite in float32, not {value}")
+        if self.warmup_steps is not None:
+            check_range("warmup_steps", self.warmup_steps, 1)
         if not 0 <= self.beta2 < 1:
             raise InputError(f"beta2 must be at least 0 and below 1, not {self.beta2}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise InputError(f"weight_decay must be at least 0 and finite, not {self.weight_decay}")
+        if not (is_number(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(f"weight_decay must be at least 0 and finite in float32, not {self.weight_decay}")
+
+    def warmup(self, steps: int) -> int:
+        """Return over how many steps the learning rate of a run of `steps` rises."""
+        return min(WARMUP, max(1, steps // WARMUP_SHARE)) if self.warmup_steps is None else self.warmup_steps
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -43,7 +53,7 @@ def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
     inverse-sqrt is section 5.3, equation 3, rate ~ min(step^-0.5, step * warmup^-1.5), scaled so that its peak is
     `learning_rate`; the paper's own peak is (d_model * warmup)^-0.5.
     """
-    warmup = config.warmup_steps
+    warmup = config.warmup(steps)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1))
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)

@@ -5,17 +5,50 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from tqdm import tqdm
 
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
+from jaxformer.schema import Field, Schema, count, integer, is_integer, is_number, parse_json, read, require, text
 from jaxformer.train.step import Metrics
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 Line = dict[str, Any]
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a value is a number, or null for one that is not finite."""
+    return value is None or isinstance(value, float) or (is_integer(value) and abs(value) < 2**63)
+
+
+def is_load(value: Any) -> bool:
+    """Return whether a value is an object with a list of numbers under the number of each layer."""
+    return isinstance(value, dict) and all(
+        layer.isascii() and layer.isdecimal() and isinstance(shares, list) and shares and all(map(is_number, shares))
+        for layer, shares in value.items()
+    )
+
+
+REAL = Field(None, "a number or null", is_real)
+FIELDS: dict[str, Schema] = {
+    METRICS: {
+        **dict.fromkeys(("loss", "grad_norm", "update_ratio", "learning_rate", "tokens_per_second"), REAL),
+        "step": count(1),
+        "skipped": integer(0),
+        "spike": integer(0, 0, 1),
+        "expert_load": Field(None, "an object with a list of numbers for each layer", is_load),
+    },
+    EVALUATIONS: {
+        **dict.fromkeys(("loss", "perplexity", "bits_per_byte"), REAL),
+        "step": count(1),
+        "sample": text(""),
+    },
+}
+REQUIRED = {METRICS: ("step", "loss", "skipped"), EVALUATIONS: ("step", "loss")}
 
 
 class Recorder:
@@ -31,7 +64,7 @@ class Recorder:
         self.folder = folder
         self.earlier = keep_lines(folder / METRICS, first_step)
         self.evaluations = keep_lines(folder / EVALUATIONS, first_step)
-        self.file = (folder / METRICS).open("a", buffering=1)  # by lines, so that a killed run leaves whole ones
+        self.file = (folder / METRICS).open("ab", buffering=0)  # so that a killed run leaves whole lines
         interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds between two drawings: few, where each is a line
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=interval)
         self.clock = time.perf_counter()
@@ -51,7 +84,7 @@ class Recorder:
         loads = {layer: [round(share, 4) for share in load.tolist()] for layer, load in (metrics.loads or {}).items()}
         elapsed, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         line = {"step": step} | values | {"spike": int(spike), "tokens_per_second": round(tokens / elapsed, 1)}
-        self.file.write(as_json(line | ({"expert_load": loads} if loads else {})))
+        append(self.file, as_json(line | ({"expert_load": loads} if loads else {})))
         self.bar.set_postfix_str(
             f"loss {line['loss']:.4f}, rate {line['learning_rate']:.1e}, gradient {line['grad_norm']:.2f}, "
             f"{line['tokens_per_second']:,.0f} tokens/s",
@@ -66,8 +99,8 @@ class Recorder:
     def write_evaluation(self, step: int, found: Line) -> Line:
         """Record what was found on held-out data after a step; the time that it took counts for no step."""
         line = {"step": step} | found
-        with (self.folder / EVALUATIONS).open("a") as file:
-            file.write(as_json(line))
+        with (self.folder / EVALUATIONS).open("ab", buffering=0) as file:
+            append(file, as_json(line))
         numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
         said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
         self.bar.write(f"step {step}, held out: {said}", file=sys.stderr)
@@ -84,29 +117,80 @@ def as_json(line: Line) -> str:
     return json.dumps(finite) + "\n"
 
 
-def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a metrics file, null as NaN; one that a crash cut short ends the reading."""
-    if path.exists():
-        for text in path.read_text().splitlines():
+def append(file: Any, line: str) -> None:
+    """Write a line at the end of an unbuffered file. Raises OSError with the name of the file."""
+    data = line.encode()
+    with naming(file.name):
+        while data:
+            data = data[file.write(data) :]
+
+
+@contextmanager
+def naming(path: Path | str) -> Generator[None]:
+    """Put the name of a file into an OSError that has none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def read_lines(path: Path, *, notify: Callable[[str], None] | None = None) -> Iterator[Line]:
+    """Yield the lines of a metrics file, null as NaN.
+
+    A last line that a crash cut short is left out. So is every line that is damaged: not UTF-8, no JSON object, a key
+    missing or of another type.
+
+    Args:
+        path: `metrics.jsonl` or `evaluations.jsonl` of a run; it may be missing.
+        notify: Receives one line for people if lines are damaged.
+    """
+    if not path.exists():
+        return
+    damaged: list[str] = []
+    with path.open("rb") as file:
+        for number, data in enumerate(file, 1):
             try:
-                line = json.loads(text)
-            except ValueError:
-                return
+                line = parse_line(path.name, data)
+            except InputError as error:
+                if data.endswith(b"\n"):
+                    damaged.append(f"line {number} {error}")
+                continue
             yield {name: math.nan if value is None else value for name, value in line.items()}
+    if damaged and notify is not None:
+        first = shortened(damaged[0], 150)
+        notify(f"{path}: {len(damaged)} damaged lines are left out ({first})")
+
+
+def parse_line(name: str, data: bytes) -> Line:
+    """Return a line of the metrics file of this name. Raises InputError for one that is damaged."""
+    line = parse_json(data)
+    require(line, *REQUIRED.get(name, ()))
+    read(line, FIELDS.get(name, {}))
+    return line
 
 
 def keep_lines(path: Path, last_step: int) -> list[Line]:
     """Drop the lines behind `last_step`, because a resumed run takes those steps again; return what remains."""
-    lines = [line for line in read_lines(path) if line["step"] <= last_step]
+    lines = [line for line in read_lines(path, notify=say) if line["step"] <= last_step]
     replace_text(path, "".join(map(as_json, lines)))
     return lines
+
+
+def say(line: str) -> None:
+    """Print a line on standard error."""
+    print(line, file=sys.stderr)
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file as a whole or not at all: a crash or a full disk leaves what was there before."""
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    try:
+        with naming(path):
+            unfinished.write_text(text, encoding="utf-8")
+            os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def open_tensorboard(folder: Path) -> Any:

@@ -140,18 +140,25 @@ def expert_loads(lines: Sequence[Line]) -> Any:
 
     lines = [line for line in lines if "expert_load" in line]
     first = lines[0]["expert_load"]
+    lines = [line for line in lines if outline(line["expert_load"]) == outline(first)]
     figure = matplotlib.figure.Figure(figsize=(9, 0.6 + 1.5 * len(first)), layout="constrained")
     strips = figure.subplots(len(first), 1, sharex=True, squeeze=False)[:, 0]
     step = max(1, len(lines) // 300)  # strips are not wider than so many columns: each the mean of its steps
     columns = [lines[start : start + step] for start in range(0, len(lines), step)]
+    pictures = []
     for axes, (layer, shares) in zip(strips, first.items(), strict=True):
         loads = [np.mean([line["expert_load"][layer] for line in column], axis=0) * len(shares) for column in columns]
         extent = (lines[0]["step"], lines[-1]["step"], len(shares) - 0.5, -0.5)
-        picture = axes.imshow(np.transpose(loads), aspect="auto", extent=extent, vmin=0, vmax=3, cmap="viridis")
+        pictures.append(axes.imshow(np.transpose(loads), aspect="auto", extent=extent, vmin=0, vmax=3, cmap="viridis"))
         axes.set_ylabel(f"layer {int(layer) + 1}\nexpert")
     strips[-1].set_xlabel("step")
-    figure.colorbar(picture, ax=list(strips), label="load", extend="max", aspect=40)
+    figure.colorbar(pictures[-1], ax=list(strips), label="load", extend="max", aspect=40)
     return figure
+
+
+def outline(loads: Mapping[str, Sequence[float]]) -> dict[str, int]:
+    """Return how many experts each layer has; a damaged line may differ from the others in that."""
+    return {layer: len(shares) for layer, shares in loads.items()}
 
 
 def mark(axes: Any, lines: Sequence[Line]) -> None:
@@ -167,6 +174,8 @@ def mark(axes: Any, lines: Sequence[Line]) -> None:
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
     """The values, each the mean of its neighbourhood, a fiftieth of all; what is not finite does not count."""
+    if len(values) == 0:
+        return np.zeros(0)
     array, width = np.asarray(values, float), max(1, len(values) // 50)
     finite = np.isfinite(array)
     window = np.ones(2 * width + 1)

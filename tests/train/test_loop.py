@@ -155,7 +155,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch
     path = tmp_path / "file"
     replace_text(path, "old")
 
-    def full(path: Path, text: str) -> None:
+    def full(path: Path, text: str, **_: object) -> None:
         path.write_bytes(text[:1].encode())
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -169,7 +169,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch
 
 
 def test_lines_behind_a_resumed_step_are_dropped(tmp_path: Path) -> None:
-    lines = [{"step": step, "loss": 1.0} for step in range(1, 6)]
+    lines = [{"step": step, "loss": 1.0, "skipped": 0} for step in range(1, 6)]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "lo'
     (tmp_path / METRICS).write_text(text)
     Recorder(tmp_path, first_step=3, steps=9).__exit__()
