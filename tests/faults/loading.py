@@ -303,19 +303,19 @@ class TooLong(BaseException):
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Raise TooLong in what takes more than some seconds, and MemoryError behind what takes much memory."""
+    """Raise TooLong in what takes the processor for some seconds, and MemoryError behind what takes much memory."""
 
     def stop(*_: Any) -> None:
         raise TooLong
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    handler = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    handler = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     if grown > MEGABYTES:
         raise MemoryError(f"grew by {grown} MB")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -347,6 +348,22 @@ for name in sys.argv[2:]:
     lines = done.stdout.splitlines()
     assert len(lines) == len(folders), done.stderr
     assert all("Permission denied" in line for line in lines), lines
+
+
+def test_a_full_disk_is_an_error_of_the_system(folder: Path, other: Pretrained) -> None:
+    """Whichever file does not fit. What stood there still opens."""
+    expected, before = logits(from_pretrained(folder)), sorted(path.name for path in folder.iterdir())
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (0, 100, 20_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                save_pretrained(other, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        np.testing.assert_array_equal(logits(from_pretrained(folder)), expected)
+        assert sorted(path.name for path in folder.iterdir()) == before
+        assert os.listdir(folder.parent) == [folder.name]
 
 
 def saves(folder: Path, lms: list[Pretrained]) -> Iterator[None]:

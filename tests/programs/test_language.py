@@ -1,6 +1,7 @@
 """Language models through the programs: trained on a small text, continued, measured, and every bad input."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -192,6 +193,18 @@ def test_the_modern_model_trains_and_continues(folder: Path, capsys: pytest.Capt
     assert line["prompt"] == "The \u263a"  # a character that the text lacks: bytes know no unknown ones
     with pytest.raises(InputError, match="exceed the model's context of 32"):  # though rotary positions have no end
         continued(capsys, "--checkpoint", "modern", "--prompt", "The", "--max-new-tokens", "40")
+
+
+def test_export_to_a_full_disk_is_one_line(folder: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot write hf \(File too large\): give another folder"):
+            main(["export", "hf", "--checkpoint", "runs/lm"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert not list(folder.glob("hf*"))
+    assert not list(folder.glob(".unfinished-*"))
 
 
 @pytest.mark.slow
