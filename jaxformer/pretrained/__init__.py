@@ -164,10 +164,8 @@ def state_of(folder: Path) -> tuple[Any, ...]:
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the object in a folder's config.json. Raises InputError where there is none."""
     if not os.path.lexists(folder / CONFIG):
-        for left in sorted(folder.glob(f"{PREFIX}*")):
-            raise InputError(
-                f"{folder} has no {CONFIG}, because a save was interrupted: save again ({left.name} has its files)"
-            )
+        if any(folder.glob(f"{PREFIX}*")):
+            raise InputError(f"{folder} has no {CONFIG}, because a save has not finished: wait for it, or save again")
         raise InputError(f"{folder} has no {CONFIG}: give a folder that `save_pretrained` wrote")
     hf = schema.load_json(folder / CONFIG)
     with schema.located(folder / CONFIG):

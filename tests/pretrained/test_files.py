@@ -311,7 +311,7 @@ def test_names_that_are_no_folders(folder: Path, monkeypatch: pytest.MonkeyPatch
         assert len(str(refused.value)) < 400
     (folder / "config.json").unlink()
     (folder / ".unfinished-1234").mkdir()
-    with pytest.raises(InputError, match="because a save was interrupted: save again"):
+    with pytest.raises(InputError, match="because a save has not finished: wait for it, or save again"):
         from_pretrained(folder)
 
 
