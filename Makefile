@@ -40,7 +40,7 @@ calls: .venv/tested ## draw CALLS calls of generate() (10000), compare with tran
 configs: .venv/tested ## set every key of every family's config.json to other values, compare with transformers
 	$(QUICKLY) $(BIN)/python tests/faults/configs.py --seed $(SEED)
 
-FAULTS := loading saving kills disks damage commands interrupts calls soak
+FAULTS := loading saving kills disks damage command_lines interrupts calls soak
 faults: .venv/tested ## break everything that can break, count what fails: under an hour
 	@for name in $(FAULTS); do $(QUICKLY) $(BIN)/python tests/faults/$$name.py --seed $(SEED) || failed=1; done; exit $${failed:-0}
 

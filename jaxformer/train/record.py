@@ -186,7 +186,8 @@ def replace_text(path: Path, text: str) -> None:
     unfinished = path.with_name(path.name + ".part")
     try:
         with naming(path):
-            unfinished.write_text(text, encoding="utf-8")
+            # Names of files may have bytes that are not UTF-8, which are half surrogates here.
+            unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(unfinished, path)
     except OSError:
         unfinished.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ def test_vectors_are_those_of_each_sentence_alone(folder: Path, pooling: str, ca
         (["--model", "nowhere/at/all"], "there is no folder nowhere/at/all"),
         (["--input-file", "missing.txt"], "No such file"),
         (["--input-file", "empty.txt"], "holds no input"),
-        (["--input-file", "strange.txt"], "the tokenizer cannot read these texts: WordLevel error"),
+        (["--input-file", "strange.txt"], "the tokenizer cannot encode the text: WordLevel error"),
         (["--input-file", "long.txt"], "line 1 has 40 tokens, more than 37: cut it, or add --truncate"),
         (["--model", "gpt2"], "gpt2 is no encoder alone"),
     ],

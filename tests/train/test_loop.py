@@ -166,6 +166,8 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch
     assert path.read_text() == "old"
     replace_text(path, "new")
     assert path.read_text() == "new"
+    replace_text(path, "runs/\udce9")  # a name whose bytes are not UTF-8
+    assert path.read_text() == "runs/\\udce9"
 
 
 def test_lines_behind_a_resumed_step_are_dropped(tmp_path: Path) -> None:
