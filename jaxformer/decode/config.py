@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxformer.errors import InputError, shortened
+from jaxformer.errors import InputError, listed, shortened
 from jaxformer.schema import INT32_MAX, is_integer, is_number
 
 DEFAULT_NEW_TOKENS = 20
@@ -98,6 +98,12 @@ class GenerationConfig:
         counted = self.min_new_tokens is None and self.max_new_tokens is None
         if counted and self.max_length is not None and self.min_length > self.max_length:
             raise InputError(f"min_length={self.min_length} is more than max_length={self.max_length}")
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = as_tuple(getattr(self, name))
+            if forced and {*forced} <= {*as_tuple(self.suppress_tokens)}:
+                raise InputError(
+                    f"{name}={listed(forced)} is among suppress_tokens: no token would be left, take it out"
+                )
 
     @classmethod
     def of(cls, config: "GenerationConfig | None", settings: Mapping[str, Any]) -> "GenerationConfig":

@@ -86,9 +86,13 @@ def input_seeds(seed: int | Sequence[int], batch: int) -> Any:
 
 
 def weighed(phrases: Any) -> list[tuple[Sequence[int], float]]:
-    """Token sequences and what completing each adds to a score: those of `sequence_bias`, or of `bad_words_ids`."""
+    """Return token sequences and what completing each adds to a score: of `sequence_bias`, or of `bad_words_ids`.
+
+    Of a sequence that is named twice, the last number counts, as in a mapping.
+    """
     pairs = list(phrases.items() if isinstance(phrases, Mapping) else phrases or ())
-    return [(each[0], each[1]) if isinstance(each[0], Sequence) else (each, -math.inf) for each in pairs]
+    named = [(each[0], each[1]) if isinstance(each[0], Sequence) else (each, -math.inf) for each in pairs]
+    return list({tuple(tokens): bias for tokens, bias in named}.items())
 
 
 def forbidden(config: GenerationConfig) -> list[tuple[Sequence[int], float]]:

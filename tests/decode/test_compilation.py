@@ -7,6 +7,7 @@ import pytest
 from decode.chain import ChainCache, ChainModel, empty_cache, make_tables, read
 
 from jaxformer.decode import decode, generate
+from jaxformer.decode.compiling import PROGRAMS
 from jaxformer.errors import InputError
 
 V = 7
@@ -105,14 +106,17 @@ def test_settings_are_no_part_of_the_program(base: dict, changes: list[dict]) ->
 
     first = call(base)
     traces.clear()
+    made = PROGRAMS.made
     assert call(base) == first
     for change in changes:
         assert call(base | change) != first, change
         assert not traces, change
     assert call(base, seed=1) != first
     assert not traces
+    assert PROGRAMS.made == made
     call(base | {"repetition_penalty": 1.0})
     assert traces  # a mode of its own: the counter counts
+    assert PROGRAMS.made == made + 1
 
 
 def draw_everything(rng: np.random.Generator, beams: int) -> dict:
@@ -138,8 +142,8 @@ def draw_everything(rng: np.random.Generator, beams: int) -> dict:
         "encoder_repetition_penalty": float(rng.uniform(1.1, 2)),
         "no_repeat_ngram_size": int(rng.integers(2, 5)),
         "encoder_no_repeat_ngram_size": int(rng.integers(2, 5)),
-        "forced_bos_token_id": ids[0],
-        "forced_eos_token_id": ids[1],
+        "forced_bos_token_id": ids[2],
+        "forced_eos_token_id": ids[3],
         "suppress_tokens": ids[: rng.integers(1, 3)],
         "begin_suppress_tokens": ids[: rng.integers(1, 3)],
         "exponential_decay_length_penalty": (int(rng.integers(5)), float(rng.uniform(1, 2))),
@@ -155,7 +159,7 @@ def draw_everything(rng: np.random.Generator, beams: int) -> dict:
 @pytest.mark.parametrize("beams", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_hundred_calls_are_one_program(beams: int, rng: np.random.Generator) -> None:
     """Every setting that can be drawn, prompts of any length in a bucket, padded or not, other weights each time."""
-    refused = 0
+    refused, made = 0, PROGRAMS.made
     for number in range(100):
         model, length = CountedModel(make_tables(rng, V), encoder=False), int(rng.integers(2, 32))
         mask = np.arange(length) >= np.array([[1], [rng.integers(length)]])  # one prompt is padded every time
@@ -167,6 +171,7 @@ def test_two_hundred_calls_are_one_program(beams: int, rng: np.random.Generator)
         assert bool(traces) == (number == 0)
         traces.clear()
     assert refused < 50
+    assert PROGRAMS.made == made + 1
 
 
 @pytest.mark.parametrize("encoder", [False, True])

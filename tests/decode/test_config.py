@@ -93,6 +93,16 @@ def test_any_value_of_another_type_is_refused_in_a_line(value: object) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["forced_bos_token_id", "forced_eos_token_id"])
+def test_a_token_cannot_be_forced_and_suppressed(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}=3 is among suppress_tokens"):
+        GenerationConfig(**{name: 3}, suppress_tokens=[2, 3])
+    with pytest.raises(InputError, match="forced_eos_token_id=3, 2 is among"):
+        GenerationConfig(forced_eos_token_id=[3, 2], suppress_tokens=[2, 3])
+    GenerationConfig(**{name: 4}, suppress_tokens=[2, 3])
+    GenerationConfig(forced_eos_token_id=[3, 4], suppress_tokens=[2, 3])
+
+
 def test_arrays_are_taken_as_lists() -> None:
     config = GenerationConfig(eos_token_id=np.array([1, 2]), seed=np.array(3), suppress_tokens=jnp.array([4]))
     assert config == GenerationConfig(eos_token_id=[1, 2], seed=3, suppress_tokens=[4])

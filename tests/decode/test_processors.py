@@ -283,6 +283,9 @@ def test_phrases_that_are_favoured_or_forbidden(length: int, rng: np.random.Gene
         np.testing.assert_allclose(ours(scores, tokens, sequence_bias=bias), expected, rtol=1e-6)
         same = ours(scores, tokens, sequence_bias={tuple(each): by for each, by in bias})
         np.testing.assert_allclose(same, expected, rtol=1e-6)
+        twice = [*bias, (phrases[0], 7.0), (phrases[1], -7.0)]  # the last number counts
+        expected = theirs(scores, tokens, hf.SequenceBiasLogitsProcessor([[list(each), by] for each, by in twice]))
+        np.testing.assert_allclose(ours(scores, tokens, sequence_bias=twice), expected, rtol=1e-6)
         expected = theirs(scores, tokens, hf.NoBadWordsLogitsProcessor(phrases, eos_token_id=[5]))
         np.testing.assert_array_equal(ours(scores, tokens, bad_words_ids=phrases, eos_token_id=5), expected)
 

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from drawn import modes
+from drawn import differences, modes
 from hf_models import DECODERS, MODELS
 from recorded import FOLDER, cases
 
@@ -45,7 +46,16 @@ def test_drawn_calls_give_the_same(part: int) -> None:
 def test_every_family_with_a_language_model_is_drawn() -> None:
     drawn = {({**DECODERS, **MODELS}[mode.model][0]).model_type for mode in modes()}
     assert drawn == {config.model_type for config, _ in {**DECODERS, **MODELS}.values()}
-    assert len(modes()) == len(set(modes())) == 60
+    assert len(modes()) == len(set(modes())) == 72
+    assert modes(0) != modes(1)
+
+
+@pytest.mark.parametrize("index", [5, 43])
+def test_a_few_drawn_calls_give_the_same(index: int) -> None:
+    """Of a decoder and of an encoder-decoder."""
+    found = list(differences(modes(1)[index], 5, np.random.default_rng([1, index])))
+    assert len(found) == 5
+    assert not [each for each in found if each and not each.startswith("tie")]
 
 
 def test_all_recorded_calls_are_here() -> None:
