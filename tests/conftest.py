@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,10 @@ QUICKLY = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose how programs are compiled, before the first one is."""
+    """Choose how programs are compiled, before the first one is; let processes that tests start hear signals."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:  # as in the background of a shell, which children inherit
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     if config.option.markexpr != "optimised":
         os.environ.update(QUICKLY)
         jax.config.update("jax_disable_most_optimizations", True)

@@ -188,7 +188,7 @@ def test_a_run_is_described_without_its_weights(tmp_path, capsys):
     [
         (["paper-bass"], "unknown preset 'paper-bass': choose one of paper-base, paper-big, symbols, tiny, small"),
         (["symbols", "--checkpoint", "runs/copy"], "a preset or a --checkpoint, not both"),
-        (["tiny", "--batch", "0"], "--batch must be at least 1, not 0"),
+        (["tiny", "--batch", "0"], "--batch must be from 1 to 2147483647, not 0"),
         (["gpt2", "--length", "1025"], "--length 1025 exceeds the 1024 positions"),
         (["--checkpoint", "nowhere"], "nowhere is not a run"),
     ],
