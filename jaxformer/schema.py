@@ -252,7 +252,7 @@ def conforms(value: Any, hint: Any) -> bool:
     if hint is float:
         return is_number(value)
     if hint is int:
-        return is_integer(value) and abs(value) < 2**32  # no size and no seed is larger
+        return is_integer(value) and 0 <= value < 2**32  # no size and no seed is larger
     return hint is Any or isinstance(value, hint)
 
 

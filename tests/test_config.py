@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator
 
 import jax
@@ -369,6 +370,34 @@ def test_unknown_configurations_are_refused() -> None:
         from_dict({"type": "Nonsense"})
     with pytest.raises(InputError, match="cannot build HeadConfig"):
         from_dict({"type": "HeadConfig", "colour": 3})
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("dim",), "20", 'TransformerConfig.dim="20" must be a whole number of at least 0'),
+        (("dim",), 20.0, "TransformerConfig.dim=20.0 must be a whole number"),
+        (("dim",), -1, "TransformerConfig.dim=-1 must be a whole number of at least 0"),
+        (("dim",), 10**30, "TransformerConfig.dim=1000000000000000000000000000000 must be"),
+        (("dim",), 0, "dim must be at least 1"),
+        (("share_embeddings",), 1, "TransformerConfig.share_embeddings=1 must be true or false"),
+        (("decoder",), {"type": "Rope"}, "TransformerConfig.decoder="),
+        (("decoder", "blocks"), 3, "StackConfig.blocks=3 must be tuple"),
+        (("decoder", "blocks"), [3], "StackConfig.blocks="),
+        (("decoder", "blocks", 0, "placement"), "pro", 'BlockConfig.placement="pro" must be Literal'),
+        (("decoder", "blocks", 0, "attention", "heads"), None, "AttentionConfig.heads=null must be a whole number"),
+        (("decoder", "blocks", 0, "dropout"), math.nan, "BlockConfig.dropout=NaN must be a number"),
+        (("decoder", "type"), [], r"unknown configuration type \[\]: known are"),
+    ],
+)
+def test_values_of_another_type_are_named(place: tuple, value: object, message: str) -> None:
+    data = part = json.loads(json.dumps(to_dict(encoder_decoder(29, dim=20, layers=1, heads=4))))
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    with pytest.raises(InputError, match=message) as error:
+        from_dict(data)
+    assert len(str(error.value)) <= 300
 
 
 def test_sharing_needs_equal_vocabularies() -> None:

@@ -97,9 +97,15 @@ def from_dict(data: Any, classes: tuple[type, ...] = CONFIGS) -> Any:
         )
     for name, hint in get_type_hints(known[data["type"]]).items():
         if name in values and not conforms(values[name], hint):
-            wanted = hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+", "", str(hint))
-            raise InputError(f"{data['type']}.{name}={shown(data[name])} must be of type {shortened(wanted, 80)}")
+            raise InputError(f"{data['type']}.{name}={shown(data[name])} must be {expected(hint)}")
     try:
         return known[data["type"]](**values)
     except TypeError as error:
         raise InputError(f"cannot build {data['type']}: {error}") from error
+
+
+def expected(hint: Any) -> str:
+    """Return an annotated type in words that continue "must be"."""
+    words = {"int": "a whole number of at least 0", "float": "a number", "bool": "true or false", "str": "a string"}
+    name = hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+", "", str(hint))
+    return shortened(re.sub(r"\b(int|float|bool|str)\b", lambda found: words[found[0]], name), 120)

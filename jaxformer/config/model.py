@@ -7,6 +7,7 @@ from jaxformer.config.layers import BlockConfig, TransformConfig
 from jaxformer.config.positions import PositionIndex, Positions, RelativeBias, TokensExcept
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
+from jaxformer.schema import check_range
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
+        check_range("dim", self.dim, 1)
         if self.encoder is None and self.decoder is None:
             raise InputError("a Transformer needs an encoder, a decoder, or both")
         if self.encoder and any(block.cross for block in self.encoder.blocks):

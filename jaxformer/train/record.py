@@ -157,8 +157,8 @@ def read_lines(path: Path, *, notify: Callable[[str], None] | None = None) -> It
                 continue
             yield {name: math.nan if value is None else value for name, value in line.items()}
     if damaged and notify is not None:
-        first = shortened(damaged[0], 150)
-        notify(f"{path}: {len(damaged)} damaged lines are left out ({first})")
+        left_out = "line is damaged and" if len(damaged) == 1 else "lines are damaged and"
+        notify(f"{path}: {len(damaged)} {left_out} left out ({shortened(damaged[0], 150)})")
 
 
 def parse_line(name: str, data: bytes) -> Line:

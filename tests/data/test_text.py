@@ -24,6 +24,7 @@ from jaxformer.data import (
     windows,
 )
 from jaxformer.data.pipeline import IGNORED
+from jaxformer.locks import locked
 
 LINES = "A word, or two.\r\nÉ and \N{GRINNING FACE}!\n\n"
 PARTS = ("tokens", "ends", "sizes", "cuts")
@@ -268,6 +269,22 @@ def test_half_a_corpus_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
             open_corpus(source, tokenizer, cache)
     assert list(cache.iterdir()) == []
     assert len(open_corpus(source, tokenizer, cache).tokens) == len(LINES) + 1
+
+
+def test_what_killed_programs_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    source, cache = tmp_path / "book.txt", tmp_path / "cache"
+    source.write_text(LINES)
+    names = ("unfinished-old", "unfinished-held", "unfinished-new", "corpus")
+    for name in names:
+        (cache / name).mkdir(parents=True)
+        (cache / name / "tokens.npy").touch()
+        if name != "unfinished-new":
+            os.utime(cache / name, (0, 0))
+    with locked(cache / "unfinished-held"):
+        os.utime(cache / "unfinished-held", (0, 0))
+        open_corpus(source, train_tokenizer("char", [LINES], 9), cache)
+        assert {path.name for path in cache.iterdir()} >= set(names[1:])
+        assert not (cache / "unfinished-old").exists()
 
 
 def test_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

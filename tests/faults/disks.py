@@ -17,6 +17,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from kills import RUNS, Trainings, difference, run_training, wait_for_save
@@ -25,10 +26,10 @@ from tally import Tally, main
 SIZE = 1500  # kB of a disk; a run takes some 700
 
 
-def run_limited(folder: str, flags: list[str], log: str, limit: int) -> None:
+def run_limited(limit: int, *arguments: Any) -> None:
     """Be train.py where no file may be larger than so many bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    run_training(folder, flags, log)
+    run_training(*arguments)
 
 
 class Start:
@@ -37,10 +38,11 @@ class Start:
     def __init__(self, trainings: Trainings, folder: Path, flags: list[str], limit: int | None = None) -> None:
         self.pipe, self.said = folder.parent / f"{folder.name}.pipe", ""
         os.mkfifo(self.pipe)
-        target = run_training if limit is None else run_limited
-        arguments = [str(folder), flags, str(self.pipe), *([] if limit is None else [limit])]
-        self.process = trainings.context.Process(target=target, args=arguments)
-        self.process.start()
+        arguments = (trainings.cache, str(folder), flags, str(self.pipe))
+        if limit is None:
+            self.process = trainings.fork(run_training, *arguments)
+        else:
+            self.process = trainings.fork(run_limited, limit, *arguments)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 

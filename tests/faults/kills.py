@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
@@ -28,18 +29,23 @@ RUNS = {
     "bfloat16": ["--task", "copy", "--dtype", "bfloat16", *SMALL, *COMMON],
     "lm": ["--task", "lm", *TEXT, *COMMON, "--evaluate-batches", "1"],
 }
-ENVIRONMENT = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    # As in tests/conftest.py: these programs are compiled for longer than they run.
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1",
-}
+# As in tests/conftest.py: these programs are compiled for longer than they run.
+XLA_FLAGS = (
+    "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+PRELOADED = ["jaxformer.programs.train", "grain", "matplotlib.figure", "matplotlib.backends.backend_svg"]
 
 
-def run_training(folder: str, flags: list[str], log: str) -> None:
+def run_training(cache: str, folder: str, flags: list[str], log: str) -> None:
     """Be train.py, in a process that was forked from one that has imported everything."""
+    import jax
+
+    os.environ |= {"XDG_CACHE_HOME": cache, "XLA_FLAGS": XLA_FLAGS}
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     os.chdir(folder)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -58,17 +64,17 @@ class Trainings:
     """
 
     def __init__(self, root: Path) -> None:
-        os.environ.update(ENVIRONMENT)
-        os.environ["XDG_CACHE_HOME"] = str(root / "cache")
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "cache" / "compiled")
+        self.cache = str(root / "cache")
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            ["jaxformer.programs.train", "grain", "matplotlib.figure", "matplotlib.backends.backend_svg"]
-        )
+        self.context.set_forkserver_preload(PRELOADED)
 
     def start(self, folder: Path, flags: list[str]) -> multiprocessing.Process:
         """Start a training in a folder; what it says goes to the file log.txt there."""
-        process = self.context.Process(target=run_training, args=(str(folder), flags, str(folder / "log.txt")))
+        return self.fork(run_training, self.cache, str(folder), flags, str(folder / "log.txt"))
+
+    def fork(self, target: Callable[..., None], *arguments: object) -> multiprocessing.Process:
+        """Call a function in a process of its own."""
+        process = self.context.Process(target=target, args=arguments)
         process.start()
         return process
 
@@ -197,6 +203,56 @@ def fuzz(cases: int, seed: int, kinds: tuple[str, ...] = tuple(RUNS)) -> Tally:
                     case = f"seed {seed}, run {number} ({killed.kind}) killed {', '.join(killed.moments)}"
                     tally.record(case, problem)
                 shutil.rmtree(folder)
+    return tally
+
+
+def save_for_ever(folder: str, pace: float) -> None:
+    """Write checkpoints whose arrays hold their step, one after the other, until somebody kills this process."""
+    import jax.numpy as jnp
+
+    from jaxformer.train import Checkpoints
+
+    with Checkpoints(Path(folder)) as checkpoints:
+        first = 1 + (checkpoints.latest or 0)
+        for step in range(first, first + 1_000_000):
+            checkpoints.save(step, {"weight": jnp.full((40, 30), step)}, {"place": step}, loss=abs(step - 5.0))
+            time.sleep(pace)
+
+
+def judge_saves(folder: Path) -> str | None:
+    """What is wrong with the checkpoints that a killed process has left."""
+    import jax.numpy as jnp
+
+    from jaxformer.train import Checkpoints
+
+    said: list[str] = []
+    before = {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}
+    if not before:
+        return None
+    with Checkpoints(folder, notify=said.append) as checkpoints:
+        state, position = checkpoints.restore({"weight": jnp.zeros((40, 30), int)})
+    step, kept = position["place"], sorted(path.name for path in folder.iterdir())
+    if said or step != max(before) or not (state["weight"] == step).all():
+        return f"opened {step} of {sorted(before)}, said {said}"
+    return None if set(kept) == set(map(str, before)) and len(kept) <= 4 else f"{kept} are left"
+
+
+def fuzz_saves(cases: int, seed: int) -> Tally:
+    """Kill a process that saves, and save on in another one: quick, because nothing is trained."""
+    rng, tally = np.random.default_rng(seed), Tally("killed saves")
+    with tempfile.TemporaryDirectory() as name:
+        trainings = Trainings(Path(name))
+        folder = Path(name, "checkpoints")
+        folder.mkdir()
+        for case in range(cases):
+            pace, delay = rng.choice([0.0, 0.05]), rng.exponential(0.05)
+            process = trainings.fork(save_for_ever, str(folder), pace)
+            saves = wait_for_save(process, folder, 60)
+            time.sleep(delay)
+            process.kill()
+            process.join()
+            problem = judge_saves(folder) if saves else f"status {process.exitcode}"
+            tally.record(f"seed {seed}, case {case}, killed {delay:.3f} s after a save began", problem)
     return tally
 
 

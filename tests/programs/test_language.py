@@ -268,6 +268,12 @@ def test_generate_explains_bad_input(
         (["--tokenizer", "syllables"], "--tokenizer syllables is neither a file nor one of char, word, bpe"),
         (["--tokenizer", "bpe", "--vocab-size", "90000"], "90000"),
         (["--context", "1"], "--context must be at least 2"),
+        (["--context", "2147483648"], "--context must be at most"),
+        (["--vocab-size", "2147483648"], "--vocab-size must be at most"),
+        (["--batch-size", "1048576"], "rows of 32 tokens need"),
+        (["--evaluate-every", "9" * 25], "evaluate_every must be at most"),
+        (["--evaluate-batches", "9" * 25], "evaluate_batches must be at most"),
+        (["--balance-loss", "1e300"], "balance_loss must be at least 0 and finite in float32"),
         (["--accumulate", "3"], "--accumulate 3 does not divide --batch-size 8"),
         (["--preset", "huge"], "huge"),
         (["--symbols", "5"], "--symbols"),
@@ -294,6 +300,20 @@ def test_another_text_or_tokenizer_is_noticed(folder: Path, capsys: pytest.Captu
     assert "is not the tokenizer that the model was trained with" in refusal(
         lambda: decode_inputs(["--checkpoint", "runs/lm", "--prompt", "The"]), capsys
     )
+
+
+@pytest.mark.parametrize("content", ["{}", '{"tokenizer": 3, "text": 1}', "[" * 100_000, "null", '{"tokenizer": "a"}'])
+def test_a_damaged_description_of_the_text_is_named(
+    folder: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = folder / "runs/lm"
+    before = (run / "text.json").read_text()
+    (run / "text.json").write_text(content)
+    try:
+        assert "text.json" in refusal(lambda: decode_inputs(["--checkpoint", str(run), "--prompt", "The"]), capsys)
+        assert "text.json" in refusal(lambda: train(["--task", "lm", "--resume", "--output", str(run)]), capsys)
+    finally:
+        (run / "text.json").write_text(before)
 
 
 def test_a_run_of_another_version_is_refused(folder: Path) -> None:

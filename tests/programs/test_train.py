@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from jaxformer.programs.evaluate import exact
 from jaxformer.programs.generate import decode_inputs
 from jaxformer.programs.runs import open_run
 from jaxformer.programs.train import train
+
+HUGE = "9" * 25
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +132,45 @@ def test_a_process_says_the_same(folder: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
+    """One line on standard error, and the next older one is used; without one, nothing else is said."""
     shutil.copytree(folder / "runs", tmp_path / "runs")
-    for path in (tmp_path / "runs/copy/checkpoints/40/state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    cut_in_half(tmp_path / "runs/copy/checkpoints/40")
+    result = call(tmp_path, "generate.py", "--beam", "4", "--json")
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"checkpoint 40 is damaged \(.*\): opening 20\n", result.stderr)
+    cut_in_half(tmp_path / "runs/copy/checkpoints/20")
     assert "checkpoints/40 is damaged" in message(call(tmp_path, "generate.py", "--beam", "4"))
     (tmp_path / "runs/copy/run.json").write_text("{")
-    assert "run.json cannot be read" in message(call(tmp_path, "generate.py", "--beam", "4"))
+    assert "run.json: is not valid JSON" in message(call(tmp_path, "generate.py", "--beam", "4"))
+
+
+def cut_in_half(checkpoint: Path) -> None:
+    """Truncate all files of a checkpoint's state."""
+    for path in (checkpoint / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("run.json", {"task": 3}, "run.json cannot be read: task=3 must be a string"),
+        ("run.json", {"format": "2"}, 'format="2" must be a whole number'),
+        ("run.json", {"model": []}, "model=[] must be an object"),
+        ("run.json", {"settings": {"type": "Symbols"}}, '"settings" or "model" holds something else'),
+        ("run.json", {"settings": {"type": "SequenceSettings", "steps": "9"}}, 'SequenceSettings.steps="9" must be'),
+        ("run.json", {"task": "x" * 500}, "which is unknown here"),
+    ],
+)
+def test_a_damaged_description_is_named(
+    folder: Path, tmp_path: Path, name: str, change: dict, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(folder / "runs/copy", tmp_path / "copy")
+    (run / name).write_text(json.dumps(json.loads((run / name).read_text()) | change))
+    for flags in (["--resume"], ["--eval-only"]):
+        said = refusal(lambda flags=flags: train(["--task", "copy", *flags, "--output", str(run)]), capsys)
+        assert expected in said
+        assert len(said) <= 310
 
 
 @pytest.mark.parametrize(
@@ -158,6 +193,21 @@ def test_a_damaged_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
             "cannot write to /proc/nowhere (No such file or directory): give another",
         ),
         (["--task", "copy", "--output", "inputs"], "inputs is a file: give a folder"),
+        (["--task", "copy", "--dim", "2147483648"], "dim must be at most 1048576, not 2147483648"),
+        (["--task", "copy", "--dim", "1048576"], "parameters needs"),
+        (["--task", "copy", "--heads", HUGE], "heads must be at most 1048576"),
+        (["--task", "copy", "--hidden", HUGE], "hidden must be at most 1048576"),
+        (["--task", "copy", "--layers", "1000000000"], "layers must be at most 256"),
+        (["--task", "copy", "--batch-size", HUGE], "batch_size must be at most 1048576"),
+        (["--task", "copy", "--batch-size", "1048576", "--symbols", "4096"], "rows of 17 tokens need"),
+        (["--task", "copy", "--symbols", HUGE], "--symbols must be at most 2147483647"),
+        (["--task", "copy", "--symbols", "2147483647"], "parameters needs"),
+        (["--task", "copy", "--max-length", "2147483647"], "rows of 2147483648 tokens need"),
+        (["--task", "copy", "--steps", HUGE], "steps must be at most 2147483647"),
+        (["--task", "copy", "--save-every", HUGE], "save_every must be at most"),
+        (["--task", "copy", "--warmup-steps", HUGE], "warmup_steps must be at most"),
+        (["--task", "copy", "--seed", HUGE], "seed must be at least 0 and below 2^32"),
+        (["--task", "copy", "--learning-rate", "1e300"], "finite in float32"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,6 +1,7 @@
 """Runs that stop before their end: killed, interrupted, out of disk space, resumed."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -24,6 +25,11 @@ def record(run: Path) -> list[tuple[float, ...]]:
     """What the metrics file says of each step, but for the speed."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [tuple(value for name, value in line.items() if name != "tokens_per_second") for line in lines]
+
+
+def checkpoints(run: Path) -> list[str]:
+    """The names in a run's folder of checkpoints."""
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 @pytest.fixture
@@ -95,9 +101,9 @@ def test_bfloat16_computes_and_float32_keeps(folder: Path) -> None:
     assert {leaf.dtype for leaf in parameters(ROOT / "copy")} == {np.dtype("float32")}
 
 
-def stop_at(folder: Path, task: str, flags: list[str], step: int, number: int) -> tuple[int, str]:
-    """Start a run and send it a signal when it has recorded `step`; its exit status, and what it said."""
-    process = subprocess.Popen(
+def start(folder: Path, task: str, flags: list[str]) -> subprocess.Popen[str]:
+    """Start a run."""
+    return subprocess.Popen(
         command("train.py", "--task", task, *flags),
         cwd=folder,
         stderr=subprocess.PIPE,
@@ -105,6 +111,19 @@ def stop_at(folder: Path, task: str, flags: list[str], step: int, number: int) -
         text=True,
         env=environment(),
     )
+
+
+def await_file(process: subprocess.Popen[str], path: Path) -> None:
+    """Wait until a run has written a file."""
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert path.exists()
+
+
+def stop_at(folder: Path, task: str, flags: list[str], step: int, number: int) -> tuple[int, str]:
+    """Start a run and send it a signal when it has recorded `step`; its exit status, and what it said."""
+    process = start(folder, task, flags)
     metrics, deadline = folder / "runs" / task / "metrics.jsonl", time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
@@ -132,8 +151,14 @@ WORDS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "more", "number"),
-    [("reverse", TINY, signal.SIGKILL), ("reverse", TINY, signal.SIGINT), ("lm", WORDS, signal.SIGKILL)],
-    ids=["reverse-killed", "reverse-ctrl-c", "lm-killed"],
+    [
+        ("reverse", TINY, signal.SIGKILL),
+        ("reverse", TINY, signal.SIGINT),
+        ("reverse", TINY, signal.SIGHUP),
+        ("lm", WORDS, signal.SIGKILL),
+        ("lm", WORDS, signal.SIGTERM),
+    ],
+    ids=["reverse-killed", "reverse-ctrl-c", "reverse-hung-up", "lm-killed", "lm-terminated"],
 )
 def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, task: str, more: list[str], number: int) -> None:
     rng = np.random.default_rng(time.time_ns())  # any step will do: the place is random on purpose
@@ -144,17 +169,72 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, task: str, more: list
     stopped.mkdir()
     assert call(whole, "train.py", "--task", task, *flags).returncode == 0
     status, said = stop_at(stopped, task, flags, int(rng.integers(40, 300)), number)
-    assert status == (-9 if number == signal.SIGKILL else 130)
-    if number == signal.SIGINT:
-        assert f"go on with: python train.py --task {task} --resume" in said
+    assert status == (-9 if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
+        assert f", as asked; go on with: python train.py --task {task} --resume" in said.splitlines()[-1]
+        assert "Traceback" not in said
     ours, theirs = whole / "runs" / task, stopped / "runs" / task
     assert not (theirs / "results.json").exists()
     resumed = call(stopped, "train.py", "--task", task, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert same_parameters(ours, theirs)
     assert record(ours) == record(theirs)
+    assert checkpoints(ours) == checkpoints(theirs)
     if task == "lm":
         assert (ours / "evaluations.jsonl").read_text() == (theirs / "evaluations.jsonl").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_step_ends_at_once(tmp_path: Path, number: int) -> None:
+    """The compiler runs then, and there is nothing to save."""
+    process = start(tmp_path, "copy", TINY)
+    await_file(process, tmp_path / "runs/copy/metrics.jsonl")
+    time.sleep(0.2)
+    sent = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert time.monotonic() - sent < 2
+    assert process.returncode == 128 + number
+    assert (
+        said.splitlines()[-1]
+        == "stopped, as asked; go on with: python train.py --task copy --resume --output runs/copy"
+    )
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(tmp_path, "copy", [*TINY, "--steps", "60", "--save-every", "20"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    await_file(process, tmp_path / "runs/copy/checkpoints/20")
+    process.send_signal(signal.SIGHUP)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_an_older_checkpoint_and_with_damaged_metrics(tmp_path: Path) -> None:
+    """Both are told in one line, and the run ends as if nothing had happened."""
+    flags = [*TINY, "--dropout", "0.2", "--save-every", "4"]
+    assert call(tmp_path, "train.py", "--task", "copy", *flags, "--steps", "16", "--output", "whole").returncode == 0
+    run = shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    newest = max((run / "checkpoints/16/state").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join([*lines[:13], b"[" * 100_000 + b"\n", *lines[14:]]))
+    result = call(tmp_path, "train.py", "--task", "copy", "--resume", "--output", "run")
+    assert result.returncode == 0, result.stderr
+    told = [line for line in result.stderr.splitlines() if "damaged" in line]
+    assert len(told) == 2
+    assert "going on from 12, its folder is now 16.damaged" in told[0]
+    assert "run/metrics.jsonl: 1 line is damaged and left out (line 14 " in told[1]
+    assert same_parameters(run, tmp_path / "whole")
+    assert record(run) == record(tmp_path / "whole")
+    assert [name for name in checkpoints(run) if name != "16.damaged"] == checkpoints(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -66,3 +66,12 @@ def test_a_spike_stands_out_from_what_was_before(rng: np.random.Generator, loss:
 def test_a_noisy_or_unknown_past_knows_no_spike(rng: np.random.Generator) -> None:
     assert not Course(lines(2 + 0.5 * rng.normal(size=WINDOW))).is_spike(3.5)
     assert not Course(lines(np.full(WINDOW // 2 - 1, 2.0))).is_spike(9.0)
+
+
+def test_a_rate_that_never_peaked_is_told(rng: np.random.Generator) -> None:
+    """As the last rate of a warm-up that is longer than the run."""
+    rising = [1e-5 * step for step in range(1, STEPS + 1)]
+    findings = diagnose(lines(falling(rng, 0.003), learning_rate=rising))
+    assert [finding.verdict for finding in findings] == ["Still warming up", "Under-fits"]
+    assert "the learning rate was still rising, at 4.0e-03" in findings[0].because
+    assert "Still" not in diagnose(lines(falling(rng, 0.05), learning_rate=[*rising[1:], 0.0]))[0].verdict

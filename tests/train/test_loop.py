@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from jax.experimental import multihost_utils
 
 from jaxformer import InputError
 from jaxformer.train import (
@@ -44,13 +45,18 @@ class Numbers:
 
 
 def run(
-    folder: Path, losses: dict[int, float], steps: int = 10, interrupt: int | None = None, taken: int = 0
+    folder: Path,
+    losses: dict[int, float],
+    steps: int = 10,
+    interrupt: int | None = None,
+    taken: int = 0,
+    number: int = signal.SIGINT,
 ) -> list[float]:
     """Run the loop with a step that reports the given losses (1.0 elsewhere), resumed after `taken` steps."""
 
     def step(state: TrainState, batch: int) -> tuple[TrainState, Metrics]:
         if batch == interrupt:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         loss = jnp.float32(losses.get(batch, 1.0))
         return state._replace(step=state.step + 1), Metrics(loss, loss, loss, jnp.float32(0.1), state.skipped)
 
@@ -93,6 +99,31 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path) -> None:
     assert saved(tmp_path)[-1] == 6
     assert len(list(read_lines(tmp_path / METRICS))) == 6
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("step", [1, 10])
+def test_any_step_may_be_the_last_one(tmp_path: Path, number: int, step: int) -> None:
+    with pytest.raises(InterruptedRunError, match=f"stopped after step {step},") as stop:
+        run(tmp_path, {}, interrupt=step, number=number)
+    assert stop.value.number == number
+    assert saved(tmp_path)[-1] == step
+
+
+def test_a_notice_of_preemption_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX tells all processes of a cluster after the same step."""
+    asked = []
+
+    def reached(step: int) -> bool:
+        asked.append(step)
+        return step == 7
+
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reached)
+    with pytest.raises(InterruptedRunError, match="stopped after step 7") as stop:
+        run(tmp_path, {})
+    assert stop.value.number == signal.SIGTERM
+    assert saved(tmp_path)[-1] == 7
+    assert sorted(set(asked)) == list(range(1, 8))
 
 
 def test_a_rising_loss_ends_the_run_with_advice(tmp_path: Path) -> None:

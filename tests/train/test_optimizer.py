@@ -54,11 +54,25 @@ def test_steps_equal_torch_adamw_behind_a_clipped_gradient(rng: np.random.Genera
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(800, 100), (4000, 100), (799, 99), (40, 5), (7, 1), (1, 1)])
+def test_a_warm_up_takes_100_steps_but_at_most_an_eighth_of_all(steps: int, warmup: int) -> None:
+    assert OptimizerConfig().warmup(steps) == warmup
+    rates = [float(learning_rates(OptimizerConfig(), steps)(step)) for step in range(steps)]
+    assert int(np.argmax(rates)) == min(warmup, steps - 1)
+
+
+def test_a_warm_up_that_is_asked_for_is_taken() -> None:
+    assert OptimizerConfig(warmup_steps=100).warmup(40) == 100
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"learning_rate": 0.0},
         {"learning_rate": float("inf")},
+        {"learning_rate": 1e300},
+        {"warmup_steps": 2**31},
+        {"clip_norm": float("nan")},
         {"warmup_steps": 0},
         {"clip_norm": -1.0},
         {"weight_decay": -0.1},
