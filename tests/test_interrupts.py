@@ -174,5 +174,5 @@ def test_a_program_is_interrupted_at_a_random_moment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_all_programs_are_interrupted_by_all_signals() -> None:
-    tally = programs.fuzz(12, time.time_ns(), numbers=tuple(STATUS))
+    tally = programs.fuzz(10, time.time_ns(), numbers=tuple(STATUS))
     assert not tally.failures, tally
