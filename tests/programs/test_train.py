@@ -118,7 +118,7 @@ def test_generate_explains_bad_input(
     folder: Path, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     assert expected in refusal(lambda: decode_inputs(flags), capsys)
 
 
