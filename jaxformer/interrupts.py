@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 STOPPED = "stopped, as asked"
 SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP"))
+DEFERS = "defers"  # the name of the mark on a handler
+T = TypeVar("T")
 PATIENCE = 0.5  # seconds for output that a slow reader of a pipe has not taken yet
 
 
@@ -34,10 +36,14 @@ class Farewell:
         in_line: Whether standard output is in the middle of a line.
         unfinished: Files that are being written under a temporary name.
         errors: The descriptor of standard error.
+        bar: Whether a progress bar stands on standard error.
+        advice: What to do next, for people.
     """
 
     in_line: bool = False
     errors: int = 2
+    bar: bool = False
+    advice: str = ""
     unfinished: set[Path] = field(default_factory=set)
 
     def say(self) -> None:
@@ -51,7 +57,8 @@ class Farewell:
         on_screen = os.isatty(self.errors)  # where the terminal has just written "^C" behind the text
         if self.in_line and not (on_screen and os.isatty(1)):
             os.write(1, b"\n")
-        os.write(self.errors, f"{chr(10) * on_screen}{STOPPED}\n".encode())
+        message = f"{STOPPED}; {self.advice}" if self.advice else STOPPED
+        os.write(self.errors, f"{chr(10) * (on_screen or self.bar)}{message}\n".encode())
 
 
 FAREWELL = Farewell()
@@ -116,11 +123,24 @@ def is_watched() -> bool:
 
 
 def watch(reader: int) -> None:
-    """Read the number of each signal that Python receives and end the process, unless somebody else handles it."""
+    """Read the number of each signal that Python receives and end the process, unless somebody else handles it.
+
+    Where a handler defers the end (see `deferring`), the second signal of a kind ends the process.
+    """
+    deferred = set()
     while numbers := os.read(reader, 64):
         for number in numbers:
-            if signal.getsignal(number) is end:
+            handler = signal.getsignal(number)
+            if handler is end or number in deferred:
                 end(number)
+            if getattr(handler, DEFERS, False):
+                deferred.add(number)
+
+
+def deferring(handler: T) -> T:
+    """Mark a signal handler that ends the process later, when something is saved."""
+    setattr(handler, DEFERS, True)
+    return handler
 
 
 def take_over() -> dict[signal.Signals, Any]:

@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
@@ -17,6 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from jaxformer.errors import InputError
+from jaxformer.interrupts import FAREWELL
 from jaxformer.locks import locked
 from jaxformer.programs import folders, runs, terminal
 from jaxformer.programs.kind import Outcome, Prepared, Run
@@ -30,14 +32,12 @@ from jaxformer.train import (
     InterruptedRunError,
     Plan,
     Recorder,
-    Stop,
     draw_loss,
     fit,
     learning_rates,
     make_optimizer,
     make_train_step,
     replace_text,
-    stop_requests,
     write_report,
 )
 from jaxformer.train.loop import Batches
@@ -66,8 +66,7 @@ def main() -> None:
     tqdm.set_lock(threading.RLock())  # its own one is shared between processes, and not given back by `leave`
     status: Any = 0
     try:
-        with stop_requests(end_at_once) as stop:
-            terminal.run(lambda: train(sys.argv[1:], stop))
+        terminal.run(lambda: train(sys.argv[1:]))
     except SystemExit as end:
         status = end.code
     except BaseException as error:
@@ -84,21 +83,18 @@ def leave(status: Any) -> NoReturn:
     os._exit(status if isinstance(status, int) else int(status is not None))
 
 
-def end_at_once(stop: Stop, number: int) -> None:
-    """End the process after a signal: nothing is unsaved, or somebody asked twice."""
-    line = f"stopped, as asked; {stop.advice}" if stop.advice else "stopped, as asked"
-    with contextlib.suppress(OSError):
-        os.write(2, f"{chr(10) if stop.training else ''}{line}\n".encode())  # the progress bar has no end of line
-    os._exit(128 + number)
+@contextmanager
+def farewell(advice: str) -> Generator[None]:
+    """Make this what a process says that a signal ends at once."""
+    FAREWELL.advice = advice
+    try:
+        yield
+    finally:
+        FAREWELL.advice = ""
 
 
-def train(argv: list[str], stop: Stop | None = None) -> None:
-    """Train as the command line says.
-
-    Args:
-        argv: The arguments.
-        stop: Whether somebody asks to stop, see `fit`; it is told how to go on.
-    """
+def train(argv: list[str]) -> None:
+    """Train as the command line says."""
     start = time.perf_counter()
     task_name, rest = read_task(argv)
     kind = KINDS[task_name]
@@ -121,10 +117,9 @@ def train(argv: list[str], stop: Stop | None = None) -> None:
         except OSError as error:
             raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
         advice = f"go on with: python train.py --task {task_name} --resume --output {folder}"
-        if stop is not None:
-            stop.advice = advice
+        lock.enter_context(farewell(advice))
         try:
-            loss = train_run(folder, prepared, arguments, stop)
+            loss = train_run(folder, prepared, arguments)
             report(runs.open_run(folder), loss, start)
         except (InterruptedRunError, KeyboardInterrupt) as interrupt:
             print(f"{str(interrupt) or 'stopped, as asked'}; {advice}", file=sys.stderr)
@@ -216,7 +211,7 @@ def flag_values(settings: Any) -> dict[str, Any]:
     return values
 
 
-def train_run(folder: Path, prepared: Prepared, arguments: Arguments, stop: Stop | None) -> float:
+def train_run(folder: Path, prepared: Prepared, arguments: Arguments) -> float:
     """Train, from the newest checkpoint if there is one, and return the mean loss of the last steps."""
     settings, batches = arguments.settings, prepared.batches
     graphdef, state = runs.fresh_state(prepared.config, settings)
@@ -234,7 +229,7 @@ def train_run(folder: Path, prepared: Prepared, arguments: Arguments, stop: Stop
             go_to(batches, position)
         taken = int(state.step)
         with Recorder(folder, first_step=taken, steps=settings.steps, tensorboard=arguments.tensorboard) as recorder:
-            return fit(state, step, batches, plan, recorder, checkpoints, stop)[1]
+            return fit(state, step, batches, plan, recorder, checkpoints)[1]
 
 
 def go_to(batches: Batches, position: dict[str, Any]) -> None:

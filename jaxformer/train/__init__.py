@@ -8,7 +8,7 @@ from jaxformer.train.optimizer import OptimizerConfig, learning_rates, make_opti
 from jaxformer.train.record import EVALUATIONS, METRICS, Recorder, read_lines, replace_text
 from jaxformer.train.report import draw_loss, write_report
 from jaxformer.train.step import Loss, LossFunction, Metrics, TrainState, cast, init_state, make_train_step
-from jaxformer.train.stop import InterruptedRunError, Stop, stop_requests
+from jaxformer.train.stop import InterruptedRunError
 
 __all__ = [
     "EVALUATIONS",
@@ -25,7 +25,6 @@ __all__ = [
     "OptimizerConfig",
     "Plan",
     "Recorder",
-    "Stop",
     "TrainState",
     "cast",
     "correct",
@@ -39,6 +38,5 @@ __all__ = [
     "penalty",
     "read_lines",
     "replace_text",
-    "stop_requests",
     "write_report",
 ]

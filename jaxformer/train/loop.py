@@ -4,7 +4,7 @@ import math
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Protocol
@@ -56,12 +56,12 @@ def fit(
     plan: Plan,
     recorder: Recorder,
     checkpoints: Checkpoints,
-    stop: Stop | None = None,
 ) -> tuple[TrainState, float]:
     """Train up to `plan.steps` steps.
 
     Saves every `save_every` steps, at the end, and when asked to stop; the best checkpoint is the one of least loss on
-    held-out data where there is an evaluation, and on the last steps where there is none.
+    held-out data where there is an evaluation, and on the last steps where there is none. Signals are requests to stop
+    from the first finished step on (see `stop_requests`).
 
     Args:
         state: Where training begins; its step counts.
@@ -70,7 +70,6 @@ def fit(
         plan: How far to train, how often to save and to evaluate.
         recorder: Receives each step.
         checkpoints: Receives the states.
-        stop: Whether somebody asks to stop. None: signals are handled while the loop runs.
 
     Returns:
         The last state, and the mean loss of the last steps.
@@ -80,33 +79,31 @@ def fit(
         InterruptedRunError: Somebody asked to stop, and the state is saved.
         OSError: A checkpoint or the record cannot be written.
     """
-    course = Course(recorder.earlier, recorder.evaluations)
-    with stop_requests() if stop is None else nullcontext(stop) as stop:
-        stop.training = True
-        try:
-            for number in range(int(state.step) + 1, plan.steps + 1):
-                batch = next(batches)
-                state, metrics = step(state, batch)
-                spike = course.is_spike(metrics.loss.item())
-                course.add(recorder.write(number, metrics, plan.tokens(batch), spike=spike))
-                stop.unsaved = True
-                course.check()
-                if preempted(number):
-                    stop.requested = signal.SIGTERM
-                last = number == plan.steps
-                if plan.evaluate is not None and (last or number % plan.evaluate_every == 0):
-                    course.evaluated = recorder.write_evaluation(number, plan.evaluate(state.params))["loss"]
-                leaves = stop.requested  # asked once: a signal between two looks would save and go on
-                if last or leaves or number % plan.save_every == 0:
-                    loss = course.loss if plan.evaluate is None else course.evaluated
-                    checkpoints.save(number, state, batches.get_state(), loss)
-                if leaves:
-                    break
-            checkpoints.wait()
-        finally:
-            stop.training = stop.unsaved = False
-        if stop.requested:
-            raise InterruptedRunError(f"stopped after step {int(state.step)}, as asked", stop.requested)
+    course, stop = Course(recorder.earlier, recorder.evaluations), Stop()
+    with ExitStack() as signals:
+        first = int(state.step) + 1
+        for number in range(first, plan.steps + 1):
+            batch = next(batches)
+            state, metrics = step(state, batch)
+            spike = course.is_spike(metrics.loss.item())
+            course.add(recorder.write(number, metrics, plan.tokens(batch), spike=spike))
+            if number == first:  # before, there was nothing to save, and a signal may end the process
+                stop = signals.enter_context(stop_requests())
+            course.check()
+            if preempted(number):
+                stop.requested = signal.SIGTERM
+            last = number == plan.steps
+            if plan.evaluate is not None and (last or number % plan.evaluate_every == 0):
+                course.evaluated = recorder.write_evaluation(number, plan.evaluate(state.params))["loss"]
+            leaves = stop.requested  # looked at once: a signal between two looks would save and go on
+            if last or leaves or number % plan.save_every == 0:
+                loss = course.loss if plan.evaluate is None else course.evaluated
+                checkpoints.save(number, state, batches.get_state(), loss)
+            if leaves:
+                break
+        checkpoints.wait()
+    if stop.requested:
+        raise InterruptedRunError(f"stopped after step {int(state.step)}, as asked", stop.requested)
     return state, course.loss
 
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from jaxformer.errors import InputError, shortened
+from jaxformer.interrupts import FAREWELL
 from jaxformer.schema import Field, Schema, count, integer, is_integer, is_number, parse_json, read, require, text
 from jaxformer.train.step import Metrics
 
@@ -66,6 +67,7 @@ class Recorder:
         self.evaluations = keep_lines(folder / EVALUATIONS, first_step)
         self.file = (folder / METRICS).open("ab", buffering=0)  # so that a killed run leaves whole lines
         interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds between two drawings: few, where each is a line
+        FAREWELL.bar = True
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=interval)
         self.clock = time.perf_counter()
 
@@ -74,6 +76,7 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
+        FAREWELL.bar = False
         self.file.close()
         if self.board is not None:
             self.board.close()

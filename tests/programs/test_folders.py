@@ -94,7 +94,8 @@ def test_two_fresh_trainings_at_once_have_two_folders(tmp_path: Path) -> None:
 def test_two_trainings_that_go_on_in_one_folder_at_once(tmp_path: Path) -> None:
     """One is refused in one line, and the other does not notice."""
     first = start(tmp_path, "--steps", "2")
-    assert first.wait(300) == 0
+    first.communicate(timeout=300)
+    assert first.returncode == 0
     two = [start(tmp_path, "--resume", "--steps", "300") for _ in range(2)]
     said = [process.communicate(timeout=300)[1] for process in two]
     assert sorted(process.returncode for process in two) == [0, 2], said
