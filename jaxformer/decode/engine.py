@@ -108,6 +108,8 @@ def begin(plan: Plan, select: Select, tokens: jax.Array, logits: jax.Array, cach
     for machine in (plan.stops, plan.grammar):
         if machine is not None and len(machine.columns) != logits.shape[-1]:
             raise InputError(f"token_texts or allowed are for {len(machine.columns)} tokens, not {logits.shape[-1]}")
+    if plan.beams * logits.shape[-1] > INT32_MAX:
+        raise InputError(f"num_beams={plan.beams} are too many for a vocabulary of {logits.shape[-1]} tokens")
     if plan.copies > 1:
         rows = jnp.repeat(jnp.arange(tokens.shape[0]), plan.copies)
         tokens, logits, cache = tokens[rows], logits[rows], select(cache, rows)

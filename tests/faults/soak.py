@@ -109,7 +109,7 @@ class Memory:
         return None if self.resident[-1] <= growth * half else f"{half:.0f} MB at half time, then {self.resident}"
 
 
-def soak(cases: int, seed: int, every: int = 100, growth: float = 1.05) -> Tally:
+def soak(cases: int, seed: int, every: int = 100, growth: float = 1.1) -> Tally:
     """Make `cases` calls, half of which are new ones and half repeat earlier ones; print memory every so many.
 
     growth: how much larger resident memory may be at the end than at half time.

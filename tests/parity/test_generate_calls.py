@@ -50,11 +50,10 @@ def test_every_family_with_a_language_model_is_drawn() -> None:
     assert modes(0) != modes(1)
 
 
-@pytest.mark.parametrize("index", [5, 43])
-def test_a_few_drawn_calls_give_the_same(index: int) -> None:
-    """Of a decoder and of an encoder-decoder."""
-    found = list(differences(modes(1)[index], 5, np.random.default_rng([1, index])))
-    assert len(found) == 5
+def test_a_few_drawn_calls_give_the_same() -> None:
+    """Of an encoder-decoder with three beams and decoder_input_ids."""
+    found = list(differences(modes(1)[43], 6, np.random.default_rng(1)))
+    assert len(found) == 6
     assert not [each for each in found if each and not each.startswith("tie")]
 
 
