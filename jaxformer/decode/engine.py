@@ -19,6 +19,7 @@ from jaxformer.decode.plan import Plan
 from jaxformer.decode.planning import SLOTS, Allowed, make_plan
 from jaxformer.decode.sampling import SAMPLING
 from jaxformer.errors import InputError, shortened
+from jaxformer.schema import INT32_MAX
 
 
 @dataclass(frozen=True)
