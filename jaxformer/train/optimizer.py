@@ -19,7 +19,7 @@ class OptimizerConfig:
     learning_rate: float = 2e-3
     """the largest learning rate, reached at the end of the warm-up"""
     warmup_steps: int | None = None
-    """steps over which the learning rate rises from 0, linearly (default: 100, at most an eighth of all steps)"""
+    """steps over which the learning rate rises from 0, linearly; None is 100, but at most an eighth of all steps"""
     schedule: Literal["cosine", "inverse-sqrt"] = "cosine"
     """afterwards: a half cosine down to 0 at the last step, or the paper's 1/sqrt(step)"""
     weight_decay: float = 0.01

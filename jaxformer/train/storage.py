@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint._src import asyncio_utils
 
 from jaxformer.errors import InputError, shortened
 from jaxformer.schema import load_json, mapping, number, read
@@ -23,6 +22,7 @@ STATE, POSITION = "state", "position"  # the items of a checkpoint: the training
 POSITION_FILE = f"{POSITION}/metadata"
 SEAL = "checksums.json"
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
+PATIENCE = 60.0  # seconds for the reads and writes that go on after an error
 ABOUT = {"position": mapping(), "loss": number(None)}
 T = TypeVar("T")
 
@@ -194,9 +194,14 @@ def run_to_the_end(coro: Coroutine[Any, Any, T]) -> T:
         return loop.run_until_complete(coro)
     finally:
         if pending := asyncio.all_tasks(loop):
-            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+            rest = asyncio.gather(*pending, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                loop.run_until_complete(asyncio.wait_for(rest, PATIENCE))
         asyncio.set_event_loop(None)
         loop.close()
 
 
-asyncio_utils._run_sync_via_new_loop = run_to_the_end
+with contextlib.suppress(ImportError):  # orbax has no public way to say this
+    from orbax.checkpoint._src import asyncio_utils
+
+    asyncio_utils._run_sync_via_new_loop = run_to_the_end
