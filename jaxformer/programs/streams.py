@@ -114,11 +114,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     A device or a pipe is written to as it is.
     """
-    if path.exists() and not path.is_file():
+    try:
+        ordinary = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        ordinary = True
+    if not ordinary:
         with path.open("wb") as file:
             yield file
         return
-    target = path.resolve()  # a link stays where it is
+    target = Path(os.path.realpath(path))  # a link stays where it is
     unfinished = target.with_name(f"{target.name}.part")
     FAREWELL.unfinished.add(unfinished)
     try:
