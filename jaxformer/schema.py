@@ -9,7 +9,7 @@ import math
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -31,11 +31,13 @@ class Field:
         default: The value where the file lacks the key.
         expected: What the value must be, in words that continue "must be".
         accepts: Whether a value is of that type and in that range.
+        convert: What makes of an accepted value, other than null, the one that `read` returns; None: it is that one.
     """
 
     default: Any
     expected: str
     accepts: Callable[[Any], bool]
+    convert: Callable[[Any], Any] | None = None
 
 
 Schema = Mapping[str, Field]
@@ -63,14 +65,17 @@ def experts(default: int | None) -> Field:
 
 
 def number(default: float | None, least: float = -math.inf, most: float = math.inf, *, above: bool = False) -> Field:
-    """Declare a finite number from `least` to `most`, or above `least` itself."""
+    """Declare a finite number from `least` to `most`, or above `least` itself. It is read as a float.
+
+    An integer of more than 32 bits would overflow where a program is compiled.
+    """
     lower = f" {'above' if above else 'of at least'} {least:g}" if least > -math.inf else ""
     upper = f" and at most {most:g}" if most < math.inf else ""
 
     def accepts(value: Any) -> bool:
         return is_number(value) and least <= value <= most and not (above and value == least)
 
-    return _optional(default, f"a number{lower}{upper}", accepts)
+    return _optional(default, f"a number{lower}{upper}", accepts, float)
 
 
 def probability(default: float | None) -> Field:
@@ -119,12 +124,15 @@ def mapping(default: Any = None) -> Field:
 
 def nullable(field: Field) -> Field:
     """Declare the same, or null."""
-    return Field(field.default, f"{field.expected}, or null", lambda value: value is None or field.accepts(value))
+    accepts = field.accepts
+    return replace(field, expected=f"{field.expected}, or null", accepts=lambda value: value is None or accepts(value))
 
 
-def _optional(default: Any, expected: str, accepts: Callable[[Any], bool]) -> Field:
+def _optional(
+    default: Any, expected: str, accepts: Callable[[Any], bool], convert: Callable[[Any], Any] | None = None
+) -> Field:
     """Return a field that also accepts null where null is what an absent key means."""
-    field = Field(default, expected, accepts)
+    field = Field(default, expected, accepts, convert)
     return nullable(field) if default is None else field
 
 
@@ -151,7 +159,9 @@ def read(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     for key, field in schema.items():
         if key in values and not field.accepts(values[key]):
             raise InputError(f"{key}={shown(values[key])} must be {field.expected}")
-    return {key: values.get(key, field.default) for key, field in schema.items()}
+    found = {key: values.get(key, field.default) for key, field in schema.items()}
+    convert = {key: field.convert for key, field in schema.items() if field.convert and found[key] is not None}
+    return found | {key: function(found[key]) for key, function in convert.items()}
 
 
 def load_json(path: Path) -> dict[str, Any]:

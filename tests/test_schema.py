@@ -66,6 +66,13 @@ def test_a_field_accepts_its_type_and_range_and_nothing_else(field: Field, right
     assert read({}, {"key": field}) == {"key": field.default}
 
 
+def test_numbers_are_read_as_floats() -> None:
+    """A compiled program has no integers of more than 32 bits."""
+    found = read({"a": 2**40, "b": None}, {"a": number(1.0), "b": number(None), "c": number(3)})
+    assert found == {"a": 2.0**40, "b": None, "c": 3.0}
+    assert [type(value) for value in found.values()] == [float, type(None), float]
+
+
 def test_undeclared_keys_are_left_out() -> None:
     assert read({"other": 1}, {"key": count(2)}) == {"key": 2}
 
