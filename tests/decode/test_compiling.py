@@ -181,7 +181,7 @@ def test_what_could_not_be_compiled_is_not_kept(programs: "compiling.Programs") 
     assert not programs.kept
 
 
-@pytest.mark.parametrize(("most_maps", "others", "left"), [(40, 0, 1), (400, 390, 1), (400, 50, 3), (np.inf, 0, 3)])
+@pytest.mark.parametrize(("most_maps", "others", "left"), [(30, 0, 1), (80, 0, 3), (400, 390, 1), (400, 50, 3), (np.inf, 0, 3)])
 def test_programs_fit_the_memory_maps(
     programs: "compiling.Programs", monkeypatch: pytest.MonkeyPatch, most_maps: float, others: int, left: int
 ) -> None:
