@@ -18,6 +18,6 @@ if __name__ == "__main__":
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end)
-    from jaxformer.programs.generate import main
+    from jaxformer.cli.generate import main
 
     main()

@@ -19,7 +19,7 @@ from torch.nn import functional
 from jaxformer import PRESETS, Transformer, cross_entropy
 from jaxformer.data import Corpus, documents, open_corpus, text_batches, train_tokenizer, windows
 from jaxformer.layers.embedding import PositionTable
-from jaxformer.train import Loss, OptimizerConfig, cast, init_state, learning_rates, make_optimizer, make_train_step
+from jaxformer.training import Loss, OptimizerConfig, cast, init_state, learning_rates, make_optimizer, make_train_step
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
 HEADS, LENGTH, BATCH = 6, 256, 16

@@ -15,11 +15,9 @@ from common import conditions, prepare
 from flax import nnx
 
 from jaxformer import Transformer, TransformerConfig, decoder_only
-from jaxformer.data import text_batches
-from jaxformer.presets import deepseek_tiny
-from jaxformer.programs.accounting import abstract_model, idle_parameters
-from jaxformer.programs.kind import predicting
-from jaxformer.programs.language import (
+from jaxformer.cli.accounting import abstract_model, idle_parameters
+from jaxformer.cli.kind import predicting
+from jaxformer.cli.language import (
     LanguageModelSettings,
     LanguageSettings,
     Texts,
@@ -29,7 +27,9 @@ from jaxformer.programs.language import (
     measure,
     read_texts,
 )
-from jaxformer.train import correct, init_state, learning_rates, make_optimizer, make_train_step
+from jaxformer.data import text_batches
+from jaxformer.presets import deepseek_tiny
+from jaxformer.training import correct, init_state, learning_rates, make_optimizer, make_train_step
 
 DIM, LAYERS, HEADS = 176, 4, 4  # of the dense model
 

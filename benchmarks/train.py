@@ -16,7 +16,7 @@ from flax import nnx
 from torch.nn import functional
 
 from jaxformer import Transformer, cross_entropy
-from jaxformer.train import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
+from jaxformer.training import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
 
 IGNORED = -100
 STEPS = 10**6  # of the imagined run, so that the learning rate hardly moves

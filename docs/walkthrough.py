@@ -56,6 +56,7 @@ from matplotlib.figure import Figure
 
 import jaxformer
 from jaxformer import Transformer, attention_scores, attention_weights, dot_product_attention
+from jaxformer.cli.evaluate import exact
 from jaxformer.config import (
     AttentionConfig,
     FeedForwardConfig,
@@ -81,9 +82,8 @@ from jaxformer.data import (
 from jaxformer.data.pipeline import IGNORED
 from jaxformer.layers import Attention, Block, FeedForward, LatentAttention, Visibility
 from jaxformer.ops import ACTIVATIONS, expert_load, weighted_values
-from jaxformer.programs.evaluate import exact
-from jaxformer.train import OptimizerConfig, correct, init_state, learning_rates, make_optimizer, make_train_step
-from jaxformer.train.step import Loss, Metrics, TrainStep
+from jaxformer.training import OptimizerConfig, correct, init_state, learning_rates, make_optimizer, make_train_step
+from jaxformer.training.step import Loss, Metrics, TrainStep
 from jaxformer.visualize import attention_figure, entropies, graph_figure, mask_figure, positions_figure
 
 np.set_printoptions(precision=3, suppress=True)

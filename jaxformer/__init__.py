@@ -4,8 +4,8 @@ import jaxformer.interrupts  # noqa: F401  first: Ctrl-C ends `python -m jaxform
 
 # isort: split
 from jaxformer.config import TransformerConfig, from_dict, to_dict
-from jaxformer.decode import GenerationConfig, Session, allow_phrases, allow_regex, decode, generate, stream
 from jaxformer.errors import InputError
+from jaxformer.generation import GenerationConfig, Session, allow_phrases, allow_regex, decode, generate, stream
 from jaxformer.model import Cache, Transformer
 from jaxformer.ops import (
     attention_scores,

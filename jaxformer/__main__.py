@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from jaxformer.cli import embed, export, inspect, perplexity, terminal, verify, visualize
 from jaxformer.errors import InputError
-from jaxformer.programs import embed, export, inspect, perplexity, terminal, verify, visualize
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "embed": (embed.main, "a vector for each sentence, from an encoder of Hugging Face"),

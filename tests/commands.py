@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxformer.programs import terminal
-from jaxformer.programs.runs import open_run
+from jaxformer.cli import terminal
+from jaxformer.cli.runs import open_run
 
 REPOSITORY = Path(__file__).parents[1]
 # A model so small that most of the time is starting Python: 6 symbols, 1 + 1 layers of width 16.

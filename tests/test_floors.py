@@ -10,8 +10,8 @@ FLOORS = (
     {"interrupts", "errors", "schema", "locks", "ops", "config"},
     {"layers"},
     {"model", "cache", "presets"},
-    {"decode", "train", "data", "pretrained", "visualize"},
-    {"programs"},
+    {"generation", "training", "data", "pretrained", "visualize"},
+    {"cli"},
     {"__init__", "__main__"},
 )
 # Within the lowest floor operations know nothing of configurations; `config` names the activations that exist.
@@ -21,12 +21,12 @@ NEVER = {
     ("schema", "config"),
     ("errors", "ops"),
     ("errors", "config"),
-    ("decode", "model"),
-    ("train", "model"),
+    ("generation", "model"),
+    ("training", "model"),
 }
 # Neighbours that need each other: a folder's weights come with settings for generation, and with a tokenizer.
 NEIGHBOURS = {
-    ("pretrained", "decode"),
+    ("pretrained", "generation"),
     ("pretrained", "data"),
     ("ops", "errors"),
     ("schema", "errors"),

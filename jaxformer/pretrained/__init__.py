@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import schema
-from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError, shortened
+from jaxformer.generation import GenerationConfig
 from jaxformer.pretrained.bundle import Output, Pretrained
 from jaxformer.pretrained.chat import chat_template
 from jaxformer.pretrained.export import as_pretrained

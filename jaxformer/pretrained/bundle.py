@@ -10,12 +10,12 @@ import numpy as np
 import tokenizers
 
 from jaxformer.config import LearnedPositions, RelativeBias, TokensExcept
-from jaxformer.decode import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
-from jaxformer.decode.arrays import integer_array, mask_array, token_array
-from jaxformer.decode.compiling import compiled
-from jaxformer.decode.config import DEFAULT_NEW_TOKENS, is_sequence, plain
-from jaxformer.decode.generation import BESIDE
 from jaxformer.errors import InputError, shortened
+from jaxformer.generation import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
+from jaxformer.generation.api import BESIDE
+from jaxformer.generation.arrays import integer_array, mask_array, token_array
+from jaxformer.generation.compiling import compiled
+from jaxformer.generation.config import DEFAULT_NEW_TOKENS, is_sequence, plain
 from jaxformer.layers import Head, Trace
 from jaxformer.model import Observed, Transformer
 from jaxformer.pretrained import tokens

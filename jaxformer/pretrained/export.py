@@ -18,8 +18,8 @@ from jaxformer.config import (
     TransformerConfig,
     head_width,
 )
-from jaxformer.decode import GenerationConfig
 from jaxformer.errors import InputError
+from jaxformer.generation import GenerationConfig
 from jaxformer.model import Transformer
 from jaxformer.pretrained.bundle import Pretrained
 from jaxformer.pretrained.families import FAMILIES

@@ -66,9 +66,9 @@ def problem(end: End) -> str | None:
 def serve() -> None:
     """Carry out the cases that come on standard input, a line of JSON each, and answer on standard output."""
     from jaxformer.__main__ import main as module
-    from jaxformer.programs import embed, export, inspect, perplexity, verify, visualize
-    from jaxformer.programs.generate import decode_inputs
-    from jaxformer.programs.train import train
+    from jaxformer.cli import embed, export, inspect, perplexity, verify, visualize
+    from jaxformer.cli.generate import decode_inputs
+    from jaxformer.cli.train import train
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     names = {
@@ -84,7 +84,7 @@ def serve() -> None:
 
 def carry_out(program: Callable[[list[str]], None], case: dict[str, Any]) -> int | str:
     """Call a program as its process would be, with files in place of the standard streams; its exit status."""
-    from jaxformer.programs import terminal
+    from jaxformer.cli import terminal
 
     os.chdir(case["folder"])
     arguments = [os.fsdecode(base64.b64decode(argument)) for argument in case["arguments"]]

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from tally import Tally, main
 
 from jaxformer import InputError
-from jaxformer.train import Checkpoints
+from jaxformer.training import Checkpoints
 
 STEPS = (10, 20, 30)
 State = dict[str, np.ndarray]

@@ -34,7 +34,7 @@ XLA_FLAGS = (
     "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1"
 )
-PRELOADED = ["jaxformer.programs.train", "grain", "matplotlib.figure", "matplotlib.backends.backend_svg"]
+PRELOADED = ["jaxformer.cli.train", "grain", "matplotlib.figure", "matplotlib.backends.backend_svg"]
 
 
 def run_training(cache: str, folder: str, flags: list[str], log: str) -> None:
@@ -51,7 +51,7 @@ def run_training(cache: str, folder: str, flags: list[str], log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.argv = ["train.py", *flags]
-    from jaxformer.programs.train import main
+    from jaxformer.cli.train import main
 
     main()
 
@@ -152,8 +152,8 @@ def state(run: Path) -> list[np.ndarray]:
     """All arrays of the newest checkpoint of a run."""
     import jax
 
-    from jaxformer.programs.runs import abstract_state, read_description
-    from jaxformer.train import Checkpoints
+    from jaxformer.cli.runs import abstract_state, read_description
+    from jaxformer.training import Checkpoints
 
     _, settings, transformer = read_description(run)
     with Checkpoints(run / "checkpoints", writable=False) as checkpoints:
@@ -210,7 +210,7 @@ def save_for_ever(folder: str, pace: float) -> None:
     """Write checkpoints whose arrays hold their step, one after the other, until somebody kills this process."""
     import jax.numpy as jnp
 
-    from jaxformer.train import Checkpoints
+    from jaxformer.training import Checkpoints
 
     with Checkpoints(Path(folder)) as checkpoints:
         first = 1 + (checkpoints.latest or 0)
@@ -223,7 +223,7 @@ def judge_saves(folder: Path) -> str | None:
     """What is wrong with the checkpoints that a killed process has left."""
     import jax.numpy as jnp
 
-    from jaxformer.train import Checkpoints
+    from jaxformer.training import Checkpoints
 
     said: list[str] = []
     before = {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}

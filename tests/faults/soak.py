@@ -19,7 +19,7 @@ from flax import nnx
 from tally import Tally, main
 
 from jaxformer import GenerationConfig, Session, Transformer, decoder_only, encoder_decoder, stream
-from jaxformer.decode.compiling import PROGRAMS, maps_in_use, most_maps
+from jaxformer.generation.compiling import PROGRAMS, maps_in_use, most_maps
 from jaxformer.pretrained import Pretrained
 
 VOCAB, EOS = 11, 2

@@ -3,7 +3,7 @@
 import pytest
 from soak import soak
 
-from jaxformer.decode import compiling
+from jaxformer.generation import compiling
 
 
 @pytest.mark.parametrize(("cases", "most"), [(8, 2), pytest.param(200, 16, marks=pytest.mark.slow)])

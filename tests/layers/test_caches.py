@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from jaxformer.config import AnyAttentionConfig, AttentionConfig, LatentAttentionConfig
-from jaxformer.decode.compiling import for_few_rows
+from jaxformer.generation.compiling import for_few_rows
 from jaxformer.layers import Memory, Visibility
 from jaxformer.layers.any_attention import AnyAttention, make_attention
 

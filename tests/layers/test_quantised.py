@@ -11,12 +11,12 @@ from flax import nnx
 from hf_models import save_decoder
 
 from jaxformer import InputError, Transformer, decoder_only, encoder_decoder, from_pretrained, generate, save_pretrained
+from jaxformer.cli.generate import decode_inputs
 from jaxformer.config import TransformerConfig
 from jaxformer.data import train_tokenizer
 from jaxformer.layers import Linear, QuantisedLinear
 from jaxformer.ops import int8_matmul, quantise
 from jaxformer.presets import deepseek_tiny
-from jaxformer.programs.generate import decode_inputs
 
 GPT = decoder_only(31, length=24, dim=24, layers=2, heads=3)
 

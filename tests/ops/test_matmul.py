@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.decode.compiling import for_few_rows
+from jaxformer.generation.compiling import for_few_rows
 from jaxformer.ops import batched_matmul_transposed, matmul, matmul_transposed
 from jaxformer.ops.matmul import FEW_ROWS
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxformer.decode import beam, generation, sampling
+from jaxformer.generation import api, beam, sampling
 from jaxformer.pretrained import Pretrained, from_pretrained
 
 FOLDER = Path(__file__).parents[1] / "goldens/generation"
@@ -54,11 +54,11 @@ def replay(case: Case, lm: Pretrained, monkeypatch: pytest.MonkeyPatch) -> Any:
         for module, name in ((sampling, "draw_token"), (beam, "draw_candidates")):
             patch.setattr(module, "row_keys", lambda seeds, copies, step: step)
             patch.setattr(module, name, lambda *arguments: recorded[arguments[-1]])
-        generation.generate_compiled.clear()
+        api.generate_compiled.clear()
         try:
             return call(case, lm, settings)
         finally:
-            generation.generate_compiled.clear()
+            api.generate_compiled.clear()
 
 
 def call(case: Case, lm: Pretrained, settings: dict[str, Any]) -> Any:

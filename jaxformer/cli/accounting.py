@@ -1,0 +1,268 @@
+"""What a model consists of and what it costs, from shapes alone: nothing of it is ever allocated."""
+
+import functools
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxformer.config import BlockConfig, FeedForwardConfig, LatentAttentionConfig, StackConfig, TransformerConfig
+from jaxformer.layers.experts import Experts
+from jaxformer.model import Transformer, abstract_model
+from jaxformer.ops import cross_entropy
+from jaxformer.training import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
+
+SHORT = (16, 32, 64)  # lengths at which no attention runs in a loop
+GROUP = 4  # query heads that share keys and values in many models with grouped-query attention
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Batch B, source length S and target length T of the inputs."""
+
+    B: int
+    S: int
+    T: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module: its path, its class, the shapes of each way in which it is called, the parameters in it."""
+
+    path: str
+    kind: str
+    calls: tuple[tuple[str, str], ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs of a forward and a training step; bytes of the weights and of the cache.
+
+    active_parameters: without those of the experts that a token does not go through.
+    cache_token: for one more token of one sequence. cache, cross: keys and values of all tokens and of the source, for
+    the whole batch. otherwise: what `cache_token` would be if latent attention kept other things.
+    """
+
+    parameters: int
+    active_parameters: int
+    weights: int
+    forward: float
+    step: float
+    cache_token: int
+    cache: int
+    cross: int
+    otherwise: dict[str, int]
+
+
+def abstract_inputs(config: TransformerConfig, sizes: Sizes) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The token ids that a call of the model takes, as shapes: source [B, S] and target [B, T], or the only one."""
+    lengths = [sizes.S] * (config.encoder is not None) + [sizes.T] * (config.decoder is not None)
+    return tuple(jax.ShapeDtypeStruct((sizes.B, length), jnp.int32) for length in lengths)
+
+
+def module_rows(config: TransformerConfig) -> list[Row]:
+    """Every module of the model, each before its parts, in the order in which they were made.
+
+    Shapes are observed while the model is traced. B, S and T stand for lengths that no other axis has.
+    """
+    first = 1 + max(max(leaf.shape) for leaf in jax.tree.leaves(abstract_model(config)))
+    sizes = Sizes(first, first + 1, first + 2)
+    letters = {size: letter for letter, size in vars(sizes).items()}
+    letters |= {sizes.B * sizes.S: "B*S", sizes.B * sizes.T: "B*T"}  # routers see tokens one by one
+    rows: list[Row] = []
+
+    def trace(*inputs: jax.Array) -> jax.Array:
+        model = Transformer(config, rngs=nnx.Rngs(0))
+        modules = list(walk(model, "model"))
+        with recorded_calls([module for _, module in modules]) as calls:
+            logits = model(*inputs)
+        for path, module in modules:
+            shown = dict.fromkeys((shapes(i, letters), shapes(o, letters)) for i, o in calls[id(module)])
+            count = sum(leaf.size for leaf in jax.tree.leaves(module))
+            rows.append(Row(path, type(module).__name__, tuple(shown), count))
+        return logits
+
+    jax.eval_shape(trace, *abstract_inputs(config, sizes))
+    return rows
+
+
+def walk(module: nnx.Module, path: str) -> Iterator[tuple[str, nnx.Module]]:
+    """A module and all its parts, with their paths; lists of modules are numbered."""
+    yield path, module
+    prefix = "" if path == "model" else f"{path}."
+    for name, part in vars(module).items():
+        for index, child in enumerate(part if isinstance(part, nnx.List) else [part]):
+            if isinstance(child, nnx.Module):
+                number = f".{index}" if isinstance(part, nnx.List) else ""
+                yield from walk(child, f"{prefix}{name}{number}")
+
+
+@contextmanager
+def recorded_calls(modules: list[nnx.Module]) -> Generator[dict[int, list[tuple[Any, Any]]]]:
+    """While this is open, the arguments and results of every call of these modules, by their `id`.
+
+    Python looks `__call__` up in the class, so it is the classes' method that is replaced, and put back.
+    """
+    calls: dict[int, list[tuple[Any, Any]]] = {id(module): [] for module in modules}
+    originals: dict[Any, Callable[..., Any]] = {type(module): type(module).__call__ for module in modules}
+
+    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(module: nnx.Module, *arguments: Any, **settings: Any) -> Any:
+            result = original(module, *arguments, **settings)
+            if id(module) not in calls:  # an expert, as a loop takes it out of the array of all of them
+                return result
+            calls[id(module)].append((arguments, result[:1] if isinstance(result, tuple) else (result,)))
+            return result
+
+        return call
+
+    try:
+        for kind, original in originals.items():
+            kind.__call__ = recording(original)
+        yield calls
+    finally:
+        for kind, original in originals.items():
+            kind.__call__ = original
+
+
+def shapes(values: tuple[Any, ...], letters: dict[int, str]) -> str:
+    """The shapes of the arrays among `values`, sizes that have a letter by their letter: "[B, T, 512], [1, T]"."""
+    arrays = [value for value in values if isinstance(value, jax.Array)]
+    return ", ".join(f"[{', '.join(str(letters.get(size, size)) for size in array.shape)}]" for array in arrays)
+
+
+def costs(config: TransformerConfig, sizes: Sizes) -> Costs:
+    """What the model costs for inputs of these sizes: FLOPs as XLA counts them, bytes from the shapes."""
+    model = abstract_model(config)
+    leaves = jax.tree.leaves(model)
+    cache, cross = cache_bytes(config, sizes)
+    return Costs(
+        parameters=sum(leaf.size for leaf in leaves),
+        active_parameters=sum(leaf.size for leaf in leaves) - idle_parameters(model),
+        weights=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+        forward=flops(sizes, functools.partial(lower_forward, active(config))),
+        step=flops(sizes, functools.partial(lower_step, active(config))),
+        cache_token=cache // (sizes.B * sizes.T),
+        cache=cache,
+        cross=cross,
+        otherwise=without_latents(config),
+    )
+
+
+def idle_parameters(model: Transformer) -> int:
+    """The parameters of the experts that a token does not go through."""
+    mixtures = [module for _, module in walk(model, "model") if isinstance(module, Experts)]
+    return sum(
+        leaf.size * (mixture.config.experts - mixture.config.chosen) // mixture.config.experts
+        for mixture in mixtures
+        for leaf in jax.tree.leaves(mixture.experts)
+    )
+
+
+def active(config: TransformerConfig) -> TransformerConfig:
+    """The model without loops over experts: in place of those that a token goes through, one network as wide as all.
+
+    It computes as much, but for the router.
+    """
+
+    def width(network: FeedForwardConfig | None) -> int:
+        return 0 if network is None else network.hidden or 4 * config.dim
+
+    def without_experts(block: BlockConfig) -> BlockConfig:
+        mixture = block.feed_forward
+        if isinstance(mixture, FeedForwardConfig):
+            return block
+        hidden = mixture.chosen * width(mixture.expert) + width(mixture.shared)
+        return replace(block, feed_forward=replace(mixture.expert, hidden=hidden))
+
+    def alone(stack: StackConfig | None) -> StackConfig | None:
+        return stack and replace(stack, blocks=tuple(map(without_experts, stack.blocks)))
+
+    return replace(config, encoder=alone(config.encoder), decoder=alone(config.decoder))
+
+
+def cache_bytes(config: TransformerConfig, sizes: Sizes) -> tuple[int, int]:
+    """Bytes of the decoder's own keys and values, and of those of the source; zeros without a decoder."""
+    if config.decoder is None:
+        return 0, 0
+    states = jax.ShapeDtypeStruct((sizes.B, sizes.S, config.dim), jnp.float32) if config.encoder else None
+    cache = jax.eval_shape(
+        lambda model, x: model.empty_cache(sizes.B, sizes.T, encoded=x), abstract_model(config), states
+    )
+    own, cross = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part)) for part in (cache.layers, cache.cross))
+    return own, cross
+
+
+def without_latents(config: TransformerConfig) -> dict[str, int]:
+    """Bytes a token that caches would take with other attention of as many heads in place of latent attention.
+
+    Empty where no decoder layer has it. As in table 1 of DeepSeek-V2: keys and values of plain heads are as wide as the
+    part of a key that is a head's own.
+    """
+    blocks = () if config.decoder is None else config.decoder.blocks
+    layers = [block.attention for block in blocks if isinstance(block.attention, LatentAttentionConfig)]
+    if not layers:
+        return {}
+
+    def bytes_of(numbers: Callable[[LatentAttentionConfig], int]) -> int:
+        return sum(map(numbers, layers)) * jnp.dtype(jnp.float32).itemsize
+
+    return {
+        "expanded": bytes_of(lambda c: c.heads * (c.head_dim + c.shared_dim + (c.value_dim or c.head_dim))),
+        "multi-head": bytes_of(lambda c: 2 * c.heads * c.head_dim),
+        f"grouped-query, up to {GROUP} to a group": bytes_of(lambda c: 2 * -(-c.heads // GROUP) * c.head_dim),
+    }
+
+
+def flops(sizes: Sizes, lower: Callable[[Sizes], jax.stages.Lowered]) -> float:
+    """FLOPs of the program that `lower` makes for inputs of these sizes: additions and multiplications count one each.
+
+    XLA counts the body of a loop once, and long sequences are attended to in loops. But for a given batch the count is
+    a polynomial of second degree in the lengths: for long ones it is extrapolated from short ones, without loops.
+    """
+
+    def count(S: int, T: int) -> float:
+        analysis = lower(Sizes(sizes.B, S, T)).cost_analysis()
+        assert analysis is not None
+        return analysis["flops"]
+
+    if max(sizes.S, sizes.T) <= SHORT[-1]:
+        return count(sizes.S, sizes.T)
+    powers = [(s, t) for s, t in itertools.product(range(3), repeat=2) if s + t <= 2]
+    points = [(SHORT[s], SHORT[t]) for s, t in powers]
+
+    def terms(S: int, T: int) -> list[float]:
+        return [(S / SHORT[0]) ** s * (T / SHORT[0]) ** t for s, t in powers]
+
+    values = np.array([count(*point) for point in points])
+    coefficients = np.linalg.solve(np.array([terms(*point) for point in points]), values)
+    return float(np.dot(terms(sizes.S, sizes.T), coefficients))
+
+
+def lower_forward(config: TransformerConfig, sizes: Sizes) -> jax.stages.Lowered:
+    """The forward of a whole batch, lowered."""
+    return jax.jit(Transformer.__call__).lower(abstract_model(config), *abstract_inputs(config, sizes))
+
+
+def lower_step(config: TransformerConfig, sizes: Sizes) -> jax.stages.Lowered:
+    """A training step on a whole batch, lowered: forward with dropout, loss, gradient, AdamW."""
+    graphdef, params = nnx.split(abstract_model(config))
+    settings = OptimizerConfig()
+    optimizer = make_optimizer(settings, 1)
+
+    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Loss]:
+        logits = nnx.merge(graphdef, params)(*batch, dropout_key=key)
+        mean = cross_entropy(logits, batch[-1])
+        return mean, Loss(mean, jnp.int32(batch[-1].size))
+
+    state = jax.eval_shape(lambda params: init_state(params, optimizer, 0), nnx.to_pure_dict(params))
+    step = make_train_step(loss, optimizer, learning_rates(settings, 1))
+    return jax.jit(step).lower(state, abstract_inputs(config, sizes))

@@ -1,0 +1,48 @@
+"""`python -m jaxformer export`: a language model that was trained here, as a folder that transformers opens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxformer.cli import terminal
+from jaxformer.cli.runs import newest_finished, open_run
+from jaxformer.data import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.pretrained import as_pretrained, save_pretrained
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    folder: tyro.conf.Positional[Path]
+    """folder to write"""
+    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
+    """folder of the run (default: the language model that was finished last)"""
+
+
+def main(argv: list[str]) -> None:
+    """Write the folder that the command line names."""
+    arguments = terminal.parse(
+        Arguments,
+        argv,
+        prog="python -m jaxformer export",
+        description="Write a trained language model as a checkpoint of the Hugging Face family whose shape it has: "
+        "GPT-2, Llama or DeepSeek-V3.",
+    )
+    if arguments.folder.exists() and (arguments.folder.is_file() or any(arguments.folder.iterdir())):
+        raise InputError(f"{arguments.folder} is there already: give a folder that is not")
+    run = open_run(arguments.checkpoint or newest_finished(task_name="lm"))
+    if not isinstance(run.task, Tokenizer):
+        raise InputError(
+            f"{run.folder} is no language model: only these have the shape of a family that can be written"
+        )
+    lm = as_pretrained(run.model, run.task.backend, run.generation, longest=run.settings.model.length)
+    try:
+        save_pretrained(lm, arguments.folder)
+    except OSError as error:
+        raise InputError(f"cannot write {arguments.folder} ({error.strerror}): give another folder") from None
+    kind = lm.settings["architectures"][0]
+    print(f"{arguments.folder}: {kind}, for AutoModelForCausalLM.from_pretrained and jaxformer.from_pretrained")

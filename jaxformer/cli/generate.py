@@ -1,0 +1,144 @@
+"""`python generate.py`: what a trained model says to held-out inputs, or to yours."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxformer.cli import terminal
+from jaxformer.cli.answers import answer_inputs
+from jaxformer.cli.continuations import Prompts, continue_prompts
+from jaxformer.cli.kind import Run
+from jaxformer.cli.runs import newest_finished, open_run
+from jaxformer.cli.texts import answer_texts
+from jaxformer.errors import InputError
+from jaxformer.generation import GenerationConfig
+from jaxformer.pretrained import from_pretrained
+
+SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says; a setting that is None keeps the model's own."""
+
+    beam: Annotated[int | None, terminal.optional("INT")] = None
+    """beam search with so many beams; 1, which a trained model does by itself, decodes greedily"""
+    greedy: bool = False
+    """the most likely token at every step (so it is unless other flags say otherwise)"""
+    temperature: Annotated[float | None, terminal.optional("FLOAT")] = None
+    """sample, from logits divided by this; 0 is greedy"""
+    top_k: Annotated[int | None, terminal.optional("INT")] = None
+    """sample among the k most likely tokens only"""
+    top_p: Annotated[float | None, terminal.optional("FLOAT")] = None
+    """sample among the smallest set of tokens that has this probability"""
+    min_p: Annotated[float | None, terminal.optional("FLOAT")] = None
+    """sample among tokens at least so many times as likely as the likeliest, such as 0.05"""
+    repetition_penalty: Annotated[float | None, terminal.optional("FLOAT")] = None
+    """above 1, tokens that have occurred become less likely"""
+    seed: int = 0
+    """seed of the samples"""
+    n_best: Annotated[int | None, terminal.optional("INT")] = None
+    """how many sequences to print for each input (default: one)"""
+    length_penalty: Annotated[float | None, terminal.optional("FLOAT")] = None
+    """beam scores are divided by length to this power"""
+    max_new_tokens: Annotated[int | None, terminal.optional("INT")] = None
+    """the most tokens to generate"""
+    input: Annotated[str | None, terminal.optional("TEXT")] = None
+    """decode this, for example "3 1 4 1 5" """
+    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
+    """text for a language model to continue; several times for several texts (default: the lines of a pipe)"""
+    input_file: Annotated[Path | None, terminal.optional("PATH")] = None
+    """decode or continue every line of this file; - reads standard input"""
+    model: Annotated[str | None, terminal.optional("FOLDER")] = None
+    """a checkpoint folder of Hugging Face, or a hub id, to read --prompt or the lines of --input-file"""
+    raw: bool = False
+    """with --model: texts as they are, without the chat template"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """with --model: the type to compute in"""
+    weights: Literal["full", "int8"] = "full"
+    """weights in 8 bits are read faster, and round: see docs/performance.md"""
+    truncate: bool = False
+    """of a prompt that is too long, read the end"""
+    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
+    """folder of the run (default: the one below runs/ that was finished last)"""
+    json: bool = False
+    """print one JSON object per sequence"""
+
+
+def main() -> None:
+    """Entry point of generate.py."""
+    terminal.run(lambda: decode_inputs(sys.argv[1:]))
+
+
+def decode_inputs(argv: list[str]) -> None:
+    """Decode as the command line says."""
+    arguments = terminal.parse(
+        Arguments,
+        argv,
+        prog="generate.py",
+        description="Decode with a trained model: greedily, by beam search (--beam 4), or sampling (--temperature 1).",
+    )
+    settings = generation_settings(arguments)
+    prompts = Prompts(arguments.prompt, arguments.input_file, arguments.truncate)
+    if arguments.model is not None:
+        if arguments.checkpoint or arguments.input:
+            raise InputError("--model reads --prompt or --input-file, and is no --checkpoint: leave the others out")
+        given = prompts.read()
+        if not given:
+            raise InputError("there is no text to read: give --prompt (which may be empty), --input-file or a pipe")
+        prompts = replace(prompts, given=tuple(given), file=None)
+        lm = from_pretrained(arguments.model, dtype=arguments.dtype)
+        lm = lm.quantised() if arguments.weights == "int8" else lm
+        answer_texts(arguments.model, lm, settings, prompts, raw=arguments.raw, as_json=arguments.json)
+        return
+    if arguments.raw or arguments.dtype != "float32":
+        raise InputError("--raw and --dtype belong to --model: leave them out")
+    wants_text = arguments.checkpoint is None and bool(arguments.prompt)
+    run = open_run(newest_finished(task_name="lm") if wants_text else arguments.checkpoint)
+    if arguments.weights == "int8":
+        run = replace(run, model=run.model.quantised())
+    is_text = run.task_name == "lm"
+    refuse_flags(run, arguments, ("input",) if is_text else ("prompt", "truncate"))
+    config = run.generation.replace(**settings)
+    if is_text:
+        continue_prompts(run, config, prompts, new_tokens=arguments.max_new_tokens, as_json=arguments.json)
+    else:
+        answer_inputs(run, config, given=arguments.input, file=arguments.input_file, as_json=arguments.json)
+
+
+def refuse_flags(run: Run, arguments: Arguments, names: tuple[str, ...]) -> None:
+    """Raise InputError if one of the flags is given, which mean nothing to this kind of model."""
+    for name in names:
+        if getattr(arguments, name):
+            other = "prompt, text to continue" if run.task_name == "lm" else "input, symbols to answer"
+            raise InputError(f"--{name} is not for {run.folder}, trained on {run.task_name!r}: give --{other}")
+
+
+def generation_settings(arguments: Arguments) -> dict[str, Any]:
+    """The settings that the flags stand for. Raises InputError for flags that contradict each other."""
+    sampling = [name for name in SAMPLING_FLAGS if getattr(arguments, name) is not None]
+    beams, copies = arguments.beam or 1, arguments.n_best or 1
+    for name, count in (("beam", arguments.beam), ("n-best", arguments.n_best)):
+        if count is not None and count < 1:
+            raise InputError(f"--{name} must be at least 1, not {count}")
+    if arguments.greedy and (sampling or beams != 1):
+        raise InputError("--greedy excludes --beam, --temperature, --top-k, --top-p and --min-p: leave one of them out")
+    if arguments.length_penalty is not None and beams == 1 and arguments.model is None:
+        raise InputError("--length-penalty weighs beams: give --beam too")
+    if copies > beams and (not sampling or beams > 1) and arguments.model is None:
+        raise InputError(f"--n-best {copies} needs --beam {copies}, or sampling without beams")
+    if sum([arguments.input is not None, arguments.input_file is not None, bool(arguments.prompt)]) > 1:
+        raise InputError("--input, --prompt and --input-file exclude each other: give one")
+    names = (*sampling, "length_penalty", "max_new_tokens", "repetition_penalty")
+    given = {name: getattr(arguments, name) for name in names}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    said = {"num_beams": 1 if arguments.greedy else arguments.beam, "num_return_sequences": arguments.n_best}
+    settings |= {name: value for name, value in said.items() if value is not None} | {"seed": arguments.seed}
+    if sampling or arguments.greedy or arguments.model is None:
+        settings["do_sample"] = bool(sampling)
+    if arguments.model is None:
+        GenerationConfig().replace(**settings)  # wrong values are told before a model is loaded
+    return settings

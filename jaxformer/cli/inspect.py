@@ -1,0 +1,152 @@
+"""`python -m jaxformer inspect`: every module of a model, and what the model costs, as a table."""
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxformer.cli import terminal
+from jaxformer.cli.accounting import Costs, Row, Sizes, abstract_model, costs, module_rows
+from jaxformer.cli.runs import read_description
+from jaxformer.config import TransformerConfig
+from jaxformer.errors import InputError
+from jaxformer.presets import PRESETS
+from jaxformer.schema import INT32_MAX, shown
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    preset: Annotated[
+        tyro.conf.Positional[str | None],
+        tyro.conf.arg(metavar="[PRESET]", help_behavior_hint=f"(one of {', '.join(PRESETS)})"),
+    ] = None
+    """name of a ready-made configuration (default: paper-base)"""
+    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
+    """folder of a trained run, instead of a preset"""
+    batch: int = 1
+    """sequences in a batch, B"""
+    source_length: int = 64
+    """tokens that an encoder reads, S"""
+    length: int = 64
+    """tokens that a decoder reads, T, and slots of its cache"""
+
+
+def main(argv: list[str]) -> None:
+    """Print the modules and the costs of the model that the command line names."""
+    arguments = terminal.parse(
+        Arguments,
+        argv,
+        prog="python -m jaxformer inspect",
+        description="Print every module of a model, and what it costs.",
+    )
+    name, config = choose(arguments)
+    sizes = Sizes(arguments.batch, arguments.source_length, arguments.length)
+    check_sizes(config, sizes)
+    print(f"{name}: {describe_sizes(config, sizes)}\n")
+    print(table(fold(module_rows(config))))
+    print()
+    print(summary(costs(config, sizes)))
+
+
+def choose(arguments: Arguments) -> tuple[str, TransformerConfig]:
+    """Name and configuration of the model to inspect. Raises InputError for an unknown one."""
+    if arguments.checkpoint is not None:
+        if arguments.preset is not None:
+            raise InputError("name a preset or a --checkpoint, not both")
+        return str(arguments.checkpoint), read_description(arguments.checkpoint).transformer
+    name = arguments.preset or "paper-base"
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}, or give --checkpoint RUN")
+    return name, PRESETS[name]()
+
+
+def check_sizes(config: TransformerConfig, sizes: Sizes) -> None:
+    """Raise InputError for inputs that the model cannot read."""
+    for flag, size in (("batch", sizes.B), ("source-length", sizes.S), ("length", sizes.T)):
+        if not 1 <= size <= INT32_MAX:
+            raise InputError(f"--{flag} must be from 1 to {INT32_MAX}, not {shown(size)}")
+    model = abstract_model(config)
+    if model.max_source_length is not None and model.max_source_length < sizes.S:
+        raise InputError(f"--source-length {sizes.S} exceeds the {model.max_source_length} positions of the encoder")
+    if config.decoder and model.max_length is not None and model.max_length < sizes.T:
+        raise InputError(f"--length {sizes.T} exceeds the {model.max_length} positions of the decoder")
+
+
+def fold(rows: list[Row]) -> list[Row]:
+    """The rows, equal blocks that follow each other as one row "blocks.1 - 5" behind the first of them."""
+    folded: list[Row] = []
+    groups = [(block, list(group)) for block, group in itertools.groupby(rows, lambda row: block_path(row.path))]
+    likeness = [
+        [dataclasses.replace(row, path=row.path.removeprefix(block)) for row in group] for block, group in groups
+    ]
+    start = 0
+    while start < len(groups):
+        stop = start + 1
+        while groups[start][0] and stop < len(groups) and likeness[stop] == likeness[start]:
+            stop += 1
+        folded += groups[start][1]
+        if same := [group[0] for _, group in groups[start + 1 : stop]]:
+            last = same[-1].path.rpartition(".")[2]
+            path = same[0].path if len(same) == 1 else f"{same[0].path} - {last}"
+            count = sum(row.parameters for row in same)
+            folded.append(Row(path, same[0].kind, ((f"as {groups[start][0]}", ""),), count))
+        start = stop
+    return folded
+
+
+def block_path(path: str) -> str:
+    """The block "encoder.blocks.0" to which a module belongs; empty where it belongs to none."""
+    parts = path.split(".")
+    return ".".join(parts[:3]) if len(parts) > 2 and parts[1] == "blocks" else ""
+
+
+def describe_sizes(config: TransformerConfig, sizes: Sizes) -> str:
+    """The letters of the table, explained."""
+    said = [f"batch B = {sizes.B}"]
+    said += [f"source length S = {sizes.S}"] * (config.encoder is not None)
+    said += [f"target length T = {sizes.T}"] * (config.decoder is not None)
+    return ", ".join([*said, f"model width D = {config.dim}"])
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as aligned columns; a module that is called with several shapes has a line for each."""
+    lines: list[tuple[str, ...]] = [("module", "class", "input", "output", "parameters")]
+    for row in rows:
+        first, *others = row.calls or (("", ""),)
+        lines.append((row.path, row.kind, *first, f"{row.parameters:,}"))
+        lines += [("", "", *call, "") for call in others]
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    lines.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(
+        "  ".join([*map(str.ljust, texts, widths), number.rjust(widths[-1])]).rstrip() for *texts, number in lines
+    )
+
+
+def summary(costs: Costs) -> str:
+    """The totals, one a line."""
+    chosen = f"; a token goes through {costs.active_parameters:,}" * (costs.active_parameters < costs.parameters)
+    lines = [
+        ("parameters", f"{costs.parameters:,} in {quantity(costs.weights, 'B')}{chosen}"),
+        ("forward", f"{quantity(costs.forward, 'FLOP')} for a batch"),
+        ("training step", f"{quantity(costs.step, 'FLOP')} for a batch: forward, gradient, AdamW"),
+    ]
+    if costs.cache:
+        lines.append(("cache", f"{costs.cache_token:,} bytes a token; {quantity(costs.cache, 'B')} for B x T tokens"))
+    if costs.otherwise:
+        others = ", ".join(f"{name} {number:,}" for name, number in costs.otherwise.items())
+        lines.append(("", f"of latents, absorbed; bytes a token otherwise: {others}"))
+    if costs.cross:
+        lines.append(("cross-attention", f"{quantity(costs.cross, 'B')} more, keys and values of B x S source tokens"))
+    return "\n".join(f"{name:17}{value}" for name, value in lines)
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with its decimal prefix: 63082496 B is "63.1 MB"."""
+    power = min(4, int(math.log10(max(value, 1))) // 3)
+    return f"{value / 1000**power:.{1 if power else 0}f} {('', 'k', 'M', 'G', 'T')[power]}{unit}"

@@ -1,0 +1,61 @@
+"""Whether a training fits into memory, by arithmetic: a model that cannot be trained is refused before it is built."""
+
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.cli.kind import Prepared, Settings
+from jaxformer.config import TransformerConfig
+from jaxformer.errors import InputError
+
+
+def check_memory(state: Any, prepared: Prepared, settings: Settings) -> None:
+    """Raise InputError if a training certainly needs more memory than there is.
+
+    Args:
+        state: The training state, as arrays or as their shapes and types.
+        prepared: The model, and how many tokens a row of a batch has.
+        settings: The size of a batch.
+    """
+    limit = available()
+    if limit is None:
+        return
+    parameters = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
+    kept = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + parameters
+    if kept > limit:
+        raise InputError(
+            f"a model of {parameters / 4:.3g} parameters needs {size(kept)} with gradient and optimiser, and this "
+            f"machine has {size(limit)}: take a smaller model"
+        )
+    rows = settings.batch_size // settings.accumulate
+    batch = rows * prepared.row_tokens * numbers_per_token(prepared.config) * jnp.dtype(settings.dtype).itemsize
+    if kept + batch > limit:
+        raise InputError(
+            f"{rows} rows of {prepared.row_tokens} tokens need {size(batch)} in this model, and this machine has "
+            f"{size(limit)}: give a smaller --batch-size, or a larger --accumulate"
+        )
+
+
+def numbers_per_token(config: TransformerConfig) -> int:
+    """Return the fewest numbers that a training step keeps of each token: the inputs of the blocks, and the logits."""
+    blocks = [len(stack.blocks) for stack in (config.encoder, config.decoder) if stack is not None]
+    return config.dim * max(blocks) + config.main.embedding.vocab_size
+
+
+def available() -> int | None:
+    """Return the memory of the device, or of the machine where the device has none of its own; None if unknown."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return None
+
+
+def size(number: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{number / 1e9:,.3g} GB" if number < 1e15 else f"{number / 1e9:.1e} GB"

@@ -1,0 +1,142 @@
+"""What every program does at its edges: short errors, exit statuses, the compilation cache."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import tyro
+
+from jaxformer import interrupts
+from jaxformer.cli.streams import discard_output, open_standard_streams
+from jaxformer.data.tokenizer import check_text
+from jaxformer.errors import InputError, escaped, shortened
+from jaxformer.generation import GenerationConfig
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses, as shells use them
+LONGEST = 300  # characters of a message
+UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes of the command line that are not UTF-8
+NO_MEMORY = "not enough memory: ask for fewer tokens or a smaller batch, or take a smaller model"
+T = TypeVar("T")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; what the user can mend becomes one line on standard error and exit status 2, never a traceback.
+
+    A signal ends the process at once, see `jaxformer.interrupts`. An exception that is no fault of the user is a bug
+    and keeps its traceback.
+    """
+    open_standard_streams()
+    with interrupts.watched():
+        try:
+            keep_compiled_programs()
+            try:
+                main()
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            discard_output()
+        except (InputError, OSError) as error:
+            fail(explain(error), BAD_INPUT)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            fail(NO_MEMORY, BAD_INPUT)
+        except KeyboardInterrupt:  # where `main` runs in a thread, whose signals are not watched
+            print(interrupts.STOPPED, file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """End the program with a message on standard error and an exit status."""
+    with contextlib.suppress(OSError):
+        print(shortened(f"error: {message}", LONGEST), file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk: at its end Python would try once more, and complain
+        discard_output()
+    sys.exit(status)
+
+
+def explain(error: Exception) -> str:
+    """What an error says, without the number that the operating system gives it."""
+    if isinstance(error, OSError) and error.strerror:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename or "")
+        return f"{escaped(name)}: {error.strerror}" if name else error.strerror
+    return str(error) or type(error).__name__
+
+
+def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
+    """The command line as an `arguments` dataclass; the options are those of `tyro.cli`.
+
+    Raises InputError with the sentence that tyro would print in a box.
+    """
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(arguments, args=argv, config=config, **options)
+    except SystemExit as stop:
+        if stop.code != BAD_INPUT:
+            raise
+        wrong = shortened(first_sentence(said.getvalue()), 250)
+        raise InputError(f"{wrong} (--help shows all flags)") from None
+
+
+def optional(metavar: str, **options: Any) -> Any:
+    """How --help shows a flag that may be left out: what kind of value it takes, and no word of None."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **options)
+
+
+def first_sentence(box: str) -> str:
+    """What is wrong, and the flag that was perhaps meant, from the box that tyro draws around its advice."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    ruled = "\n".join("" if set(line) <= set("─-╭╮╰╯+") else line for line in lines)
+    wrong, *more = [" ".join(part.split()) for part in re.split(r"\n\n+", ruled.strip())]
+    meant = re.match(r"(Perhaps you meant: --\S+)", more[0]) if more else None
+    return re.sub(r"^Error parsing [a-z._]+: ", "", wrong) + (f". {meant[1]}" if meant else "")
+
+
+def keep_compiled_programs() -> None:
+    """Keep what XLA compiles in the user's cache folder, so that the second start is quick.
+
+    A cached program that a killed process or a full disk left unfinished is compiled again, without a warning.
+    """
+    warnings.filterwarnings("ignore", r"Error (reading|writing) persistent compilation cache entry", UserWarning)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        with contextlib.suppress(OSError, InputError):  # where nothing can be kept, every start compiles
+            cache = cache_folder()
+            cache.mkdir(parents=True, exist_ok=True)
+            if os.access(cache, os.W_OK):
+                jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def cache_folder() -> Path:
+    """Where the user's machine keeps what can be made again. Raises InputError for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxformer"
+    except RuntimeError:
+        raise InputError("this user has no home folder to keep files in: set XDG_CACHE_HOME to a folder") from None
+
+
+def argument_text(name: str, text: str) -> str:
+    """Return a text from the command line. Raises InputError where its bytes are not UTF-8."""
+    found = UNDECODED.search(text)
+    if found:
+        byte = ord(found.group()) - 0xDC00
+        raise InputError(f"{name} is not text in UTF-8: character {found.start() + 1} is the byte 0x{byte:x}")
+    return check_text(text)
+
+
+def search_name(config: GenerationConfig) -> str:
+    """How the settings search, in words."""
+    search = f"beam search with {config.num_beams} beams" if config.num_beams > 1 else "one sequence at a time"
+    if config.do_sample and config.temperature > 0:
+        return f"sampling at temperature {config.temperature}, {search}"
+    return search if config.num_beams > 1 else "greedy"

@@ -1,0 +1,118 @@
+"""What a checkpoint folder of Hugging Face makes of texts: continued, answered or translated, in batches."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxformer.cli.continuations import BATCH, Prompts, padded, pieces, until_end
+from jaxformer.cli.streams import note, print_as_it_comes
+from jaxformer.cli.terminal import search_name
+from jaxformer.errors import InputError, shortened
+from jaxformer.generation import GenerationConfig, generate, stream
+from jaxformer.pretrained import Pretrained
+from jaxformer.pretrained.tokens import decode
+from jaxformer.pretrained.tokens import encode as encode_texts
+
+ENOUGH = 256
+
+
+def answer_texts(
+    name: str, lm: Pretrained, settings: dict[str, Any], prompts: Prompts, *, raw: bool, as_json: bool
+) -> None:
+    """Print what the model of that name makes of the prompts. A single one is printed as it is produced.
+
+    raw: without the chat template.
+    """
+    if lm.tokenizer is None:
+        raise InputError(f"{name} has no tokenizer.json: its tokens cannot be read as text")
+    config, given = lm.generation.replace(**settings), prompts.read()
+    rows = encode(lm, config, given, raw=raw)
+    limit = lm.model.max_length
+    if config.max_new_tokens is None and config.max_length is None:
+        limit = lm.context
+        behind = rows if lm.model.encoder is None else [[0]]  # a decoder behind an encoder begins with one token
+        config = config.replace(max_new_tokens=prompts.room(ENOUGH, behind, lm.context))
+    rows = [fit(lm, config, row, prompts, lm.context if prompts.truncate else limit) for row in rows]
+    if not as_json:
+        note(f"{name}: {search_name(config)}")
+    if len(rows) == config.num_return_sequences == config.num_beams == 1 and not as_json:
+        continued = lm.model.encoder is None and (raw or lm.chat_template is None)
+        real = {"inputs_mask": np.ones((1, len(rows[0])), bool), "token_texts": token_texts(lm, config)}
+        parts = (part[0] for part in stream(lm.model, [rows[0]], config, **real))
+        said = pieces(lambda ids: decoded(lm, config, ids), parts)
+        print_as_it_comes(chain(given if continued else (), said))
+        return
+    for text, answers in zip(given, answered(lm, config, rows), strict=True):
+        for said, score in answers:
+            line = {"input": text, "output": said, "score": round(score, 4)}
+            print(json.dumps(line, ensure_ascii=False) if as_json else f"{text}\n-> {said}\n", flush=True)
+
+
+def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: bool) -> list[list[int]]:
+    """The token ids of each text, inside the chat template where the model has one."""
+    assert lm.tokenizer is not None, "asked before"
+    chats = lm.chat_template is not None and not raw
+    written = [lm.chat([{"role": "user", "content": text}]) for text in texts] if chats else texts
+    rows = encode_texts(lm.tokenizer, written, special_tokens=not chats)
+    for text, row in zip(texts, rows, strict=True):
+        if not row and config.bos_token_id is not None and lm.model.encoder is None:
+            row.append(config.bos_token_id)
+        if not row:
+            given = shortened(repr(text), 100)
+            raise InputError(f"the tokenizer makes no tokens of {given}, and the model has no token to begin with")
+    return rows
+
+
+def fit(lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Prompts, context: int | None) -> list[int]:
+    """The token ids, or their end, such that new tokens have room in the context of a decoder (None: it has no end).
+
+    Raises InputError where they do not fit.
+    """
+    if lm.model.encoder is not None:
+        return prompts.fit(row, 0, lm.model.max_source_length)
+    new_tokens = config.max_new_tokens or max((config.max_length or 0) - len(row), 1)
+    if context is not None and lm.model.max_length is None:  # new tokens may go beyond it, prompts are cut for half
+        new_tokens = min(new_tokens, context // 2)
+    return prompts.fit(row, new_tokens, context)
+
+
+def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) -> Iterator[list[tuple[str, float]]]:
+    """What each row leads to, best first, with scores. In the order of the rows; those of like length go together."""
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    done: dict[int, list[tuple[str, float]]] = {}
+    texts = token_texts(lm, config)
+    shown, count, start = 0, 0, time.perf_counter()
+    bar = tqdm(total=len(rows), unit="text", file=sys.stderr, disable=len(rows) < 2 or not sys.stderr.isatty())
+    with bar:
+        for first in range(0, len(rows), BATCH):
+            chosen = order[first : first + BATCH]
+            batch, mask = padded([np.array(rows[row], np.int32) for row in chosen], 0, left=lm.model.encoder is None)
+            seeds = [config.seed] * len(batch)  # each draws what it would draw alone
+            found = generate(lm.model, batch, config, inputs_mask=mask, token_texts=texts, seed=seeds)
+            new = found.sequences[:, batch.shape[1] if lm.model.encoder is None else 1 :]  # behind prompt or start
+            said = [decoded(lm, config, row) for row in new]
+            pairs, copies = list(zip(said, map(float, found.sequences_scores), strict=True)), len(new) // len(chosen)
+            done |= {row: pairs[at * copies : (at + 1) * copies] for at, row in enumerate(chosen)}
+            count += new.size
+            bar.set_postfix_str(f"{count / (time.perf_counter() - start):.0f} tokens/s")
+            bar.update(len(chosen))
+            while shown in done:
+                yield done.pop(shown)
+                shown += 1
+
+
+def token_texts(lm: Pretrained, config: GenerationConfig) -> list[str] | None:
+    """What each token says, where the folder's settings have stop strings."""
+    return None if config.stop_strings is None else lm.token_texts
+
+
+def decoded(lm: Pretrained, config: GenerationConfig, ids: np.ndarray) -> str:
+    """The text of new tokens up to the end, without special tokens."""
+    assert lm.tokenizer is not None, "asked before"
+    return decode(lm.tokenizer, until_end(ids, config).tolist())

@@ -1,0 +1,172 @@
+"""Beam search: W sequences per input are extended side by side, and the best finished ones are kept.
+
+It follows Hugging Face `generate()` in every rule; `tests/generation/beam_oracle.py` spells the same algorithm out in
+plain Python. B inputs, W beams, K candidates, V tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxformer.generation.choice import best_candidates, draw_candidates, row_keys
+from jaxformer.generation.loop import Advanced, Found, Record, Strategy
+from jaxformer.generation.plan import Context, Marks, Plan, ends_with, first_marks, moved, process
+
+OUT = -1e9  # added to a score that must not win; several still compare
+EXHAUSTIVE, NEVER = 1, 2  # codes of early_stopping: True and "never"
+
+
+class Beams(NamedTuple):
+    """Sequences of each input, best first: tokens [B, W, slots], scores [B, W].
+
+    origins [B, W, slots]: the row [B*W] of the search in which each token was chosen. marks: automata behind them.
+    """
+
+    tokens: jax.Array
+    scores: jax.Array
+    origins: jax.Array
+    marks: Marks
+
+
+class Finished(NamedTuple):
+    """The best finished sequences, by score / length ** length_penalty; `real` [B, W] is False where none is yet.
+
+    lengths [B, W]: tokens that count, prompt and EOS included. origins as of `Beams`.
+    """
+
+    tokens: jax.Array
+    scores: jax.Array
+    origins: jax.Array
+    real: jax.Array
+    lengths: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BeamState:
+    """A beam search under way: the running beams, the finished ones, and which inputs may still improve, [B].
+
+    ended: every candidate of the last step ended, so nothing runs on.
+    """
+
+    running: Beams
+    done: Finished
+    improvable: jax.Array
+    ended: jax.Array
+    length: jax.Array
+
+    @property
+    def tokens(self) -> jax.Array:
+        """The running sequences [B, W, slots]."""
+        return self.running.tokens
+
+
+def take(tree: Any, index: jax.Array) -> Any:
+    """The entries `index` [B, W'] along axis 1 of every [B, W, ...] array of a tree."""
+
+    def taken(leaf: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(leaf, index.reshape(index.shape + (1,) * (leaf.ndim - 2)), axis=1)
+
+    return jax.tree.map(taken, tree)
+
+
+def init(plan: Plan, tokens: jax.Array) -> BeamState:
+    """W copies of each prompt, tokens [B*W, slots]; only the first may be extended, lest all do the same."""
+    tokens = tokens.reshape(-1, plan.beams, tokens.shape[1])
+    B, W, _ = tokens.shape
+    length = jnp.asarray(plan.prompt_length, jnp.int32)
+    origins = jnp.full_like(tokens, -1)
+    none = Finished(tokens, jnp.full((B, W), OUT), origins, jnp.zeros((B, W), bool), jnp.full((B, W), length))
+    others = OUT if plan.grammar is None else -jnp.inf  # a grammar may leave so few that these would be found
+    first = jnp.broadcast_to(jnp.where(jnp.arange(W) == 0, 0.0, others)[None], (B, W))
+    marks = jax.tree.map(lambda mark: mark.reshape(B, W), first_marks(plan))
+    return BeamState(Beams(tokens, first, origins, marks), none, jnp.ones(B, bool), jnp.array(False), length)
+
+
+def advance(plan: Plan, state: BeamState, logits: jax.Array) -> Advanced:
+    """The search one token further, with the cache row [B*W] that each running beam continues."""
+    B, W, L = state.tokens.shape
+    marks = jax.tree.map(jnp.ravel, state.running.marks)
+    context = Context(plan, state.tokens.reshape(-1, L), state.length, marks)
+    log_probabilities = process(jax.nn.log_softmax(logits), context)
+    parents, candidates = extend(plan, state, log_probabilities)
+    length = state.length + 1
+    newest = lax.dynamic_index_in_dim(candidates.tokens, state.length, axis=2, keepdims=False)
+    ends = ends_with(plan, candidates.marks, newest) | (length >= plan.max_length)
+    running_scores, chosen = lax.top_k(candidates.scores + OUT * ends, W)
+    running = take(candidates, chosen)._replace(scores=running_scores)
+    done = keep_finished(plan, state, candidates, ends)
+    parents = jnp.take_along_axis(parents, chosen, axis=1) + W * jnp.arange(B)[:, None]
+    improvable = state.improvable & can_improve(plan, running.scores[:, 0], done, length)
+    state = BeamState(running, done, improvable, jnp.all(ends), length)
+    return Advanced(state, parents.reshape(-1), log_probabilities)
+
+
+def extend(plan: Plan, state: BeamState, log_probabilities: jax.Array) -> tuple[jax.Array, Beams]:
+    """The K likeliest sequences that are one token longer, or K drawn ones, and the beam of each: [B, K].
+
+    K = max(2, 1 + E) W for E EOS tokens: even if every beam has all its ends among them, W go on.
+    """
+    B, W, _ = state.tokens.shape
+    V = log_probabilities.shape[-1]
+    scores = log_probabilities.reshape(B, W, V) + state.running.scores[:, :, None]
+    K = min(max(2, 1 + plan.eos.shape[0]) * W, W * V)
+    if plan.sample:
+        chosen = draw_candidates(scores, K, row_keys(plan.seeds, 1, state.length - plan.prompt_length))
+    else:
+        chosen = best_candidates(scores, K)
+    parents, newest = chosen // V, chosen % V
+    parent = take(state.running, parents)
+    rows = parents + W * jnp.arange(B)[:, None]
+    tokens, origins = (
+        lax.dynamic_update_slice_in_dim(history, new[:, :, None], state.length, axis=2)
+        for history, new in ((parent.tokens, newest), (parent.origins, rows.astype(jnp.int32)))
+    )
+    reached = jnp.take_along_axis(scores.reshape(B, -1), chosen, axis=1)
+    return parents, Beams(tokens, reached, origins, moved(plan, parent.marks, newest))
+
+
+def keep_finished(plan: Plan, state: BeamState, candidates: Beams, ends: jax.Array) -> Finished:
+    """The W best of the finished sequences and the candidates that end now, if they are among the first W."""
+    B, K = ends.shape
+    W, length = plan.beams, state.length + 1
+    enters = ends & (jnp.arange(K) < W)[None]
+    if plan.grammar is not None:  # which may allow fewer sequences than there are beams
+        enters &= ~jnp.isneginf(candidates.scores)
+    full = jnp.all(state.done.real, axis=1) & (plan.early_stopping == EXHAUSTIVE)
+    scores = candidates.scores / (length - plan.prompt_length).astype(jnp.float32) ** plan.length_penalty
+    scores += OUT * full[:, None] + OUT * ~state.improvable[:, None] + OUT * ~enters
+    entering = Finished(candidates.tokens, scores, candidates.origins, enters, jnp.full((B, K), length))
+    merged = Finished(*(jnp.concatenate(pair, axis=1) for pair in zip(state.done, entering, strict=True)))
+    return take(merged, lax.top_k(merged.scores, W)[1])
+
+
+def can_improve(plan: Plan, best: jax.Array, done: Finished, length: jax.Array) -> jax.Array:
+    """Whether the best running score [B] could still beat the worst finished one, or take a free place: boolean [B].
+
+    A guess: the beam's score is taken as it is, at its present length, or under early_stopping="never" at the length
+    that flatters it most. (Exact where longer cannot score better.)
+    """
+    reaches = (plan.early_stopping == NEVER) & (plan.length_penalty > 0)
+    generated = jnp.where(reaches, plan.max_length, length) - plan.prompt_length
+    possible = best / generated.astype(jnp.float32) ** plan.length_penalty
+    return possible > jnp.min(done.scores, axis=1)
+
+
+def finished(plan: Plan, state: BeamState) -> jax.Array:
+    """Whether no input can improve, or nothing runs on, or all have W sequences and that is enough."""
+    enough = jnp.all(state.done.real) & (plan.early_stopping == EXHAUSTIVE)
+    return ~jnp.any(state.improvable) | enough | state.ended
+
+
+def result(state: BeamState, record: Record) -> Found:
+    """The finished sequences [B*W, slots], each input's best first, their scores, lengths and origins."""
+    tokens, scores, origins, _, lengths = state.done
+    tokens, origins = (history.reshape(-1, history.shape[-1]) for history in (tokens, origins))
+    return Found(tokens, scores.reshape(-1), lengths.reshape(-1), origins, record, state.length)
+
+
+BEAM = Strategy(init, advance, finished, result)

@@ -1,0 +1,161 @@
+"""The decoding engine: any step function, any cache, one compiled program per mode and shape."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.errors import InputError, shortened
+from jaxformer.generation.arrays import fill_right, mask_array, round_up, token_array
+from jaxformer.generation.beam import BEAM, OUT
+from jaxformer.generation.choice import NOTHING
+from jaxformer.generation.compiling import compiled
+from jaxformer.generation.config import GenerationConfig
+from jaxformer.generation.loop import Found, Record, Search, Select, Step, Strategy, choose, finish
+from jaxformer.generation.observation import AttentionMaps, trimmed
+from jaxformer.generation.plan import Plan
+from jaxformer.generation.planning import SLOTS, Allowed, make_plan
+from jaxformer.generation.sampling import SAMPLING
+from jaxformer.schema import INT32_MAX
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Token ids int32 [R = B * num_return_sequences, length], prompts included, rows that end early padded; and more.
+
+    sequences_scores [R]: in beam search log-probability / generated length ** length_penalty, best first within each
+    input, log-probabilities as the processors left them; in greedy decoding and sampling the log-probability that the
+    model itself gave to the generated tokens. beam_indices [R, generated length]: the row of the search, of B *
+    num_beams, in which each token was chosen, -1 behind the end; None without beams. If asked for: scores, by which the
+    tokens were chosen, and logits, which the model gave, float32 [steps, rows of the search, V]; attentions.
+    """
+
+    sequences: np.ndarray
+    sequences_scores: np.ndarray
+    beam_indices: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    attentions: AttentionMaps | None = None
+
+
+def select_rows(cache: Any, rows: jax.Array) -> Any:
+    """The cache of the batch rows `rows` [R], in that order: axis 0 of every leaf that has axes."""
+    return jax.tree.map(lambda leaf: leaf[rows] if jnp.ndim(leaf) else leaf, cache)
+
+
+def decode(
+    step: Any,
+    cache: Any,
+    prompt: Any,
+    config: GenerationConfig | None = None,
+    *,
+    prompt_mask: Any = None,
+    select: Select = select_rows,
+    allowed: Allowed = None,
+    token_texts: Sequence[str] | None = None,
+    **settings: Any,
+) -> Generated:
+    """Sequences that continue the prompts [B, P], by any model that is a step over a cache.
+
+    step: a *pytree* callable, say `jax.tree_util.Partial(function, parameters)`, so that its weights are arguments of
+    the compiled program: step(tokens [R, T], cache) -> (logits [R, V] of the token after the last one, cache). It first
+    reads the prompts at once (R = B), then one token at a time with R = B * num_beams (or num_return_sequences) rows.
+    cache: the pytree that goes with it, with room for all tokens but the last; select(cache, rows) picks rows of it.
+    prompt_mask: boolean [B, P], False at left padding, which repetition penalties skip; what else padding means is up
+    to the step. allowed: the only sequences that may be generated, see `allow_phrases` and `allow_regex`; one for all
+    inputs or one each. Where there are fewer of them than beams, the sequences left over are empty and score -inf.
+    token_texts: what each token says, for stop strings. settings: changes to `config`. Raises InputError for settings
+    or prompts that cannot be used.
+    """
+    if jax.tree_util.all_leaves([step]):
+        raise InputError("step must be a pytree: wrap a function as jax.tree_util.Partial(function, parameters)")
+    for name, function in (("step", step), ("select", select)):
+        if not callable(function):
+            raise InputError(f"{name} must be a function, not {shortened(repr(function), 60)}")
+    config = GenerationConfig.of(config, settings)
+    if config.output_attentions:
+        raise InputError("a step shows no attention: leave output_attentions out, or use generate with a model")
+    prompt = token_array("prompt", prompt)
+    mask = mask_array("prompt_mask", prompt_mask, prompt)
+    limits = config.length_limits(prompt.shape[1])
+    plan = make_plan(config, limits, prompt, mask, allowed=allowed, token_texts=token_texts)
+    tokens = fill_right(prompt, round_up(int(plan.max_length), SLOTS), config.padding)
+    found = decode_compiled(step, cache, tokens, plan, prompt_slots=prompt.shape[1], select=select)
+    return returned(found, config, plan)
+
+
+@compiled()
+def decode_compiled(
+    step: Step, cache: Any, tokens: jax.Array, plan: Plan, *, prompt_slots: int, select: Select
+) -> Found:
+    """What `decode` compiles: the prompts, the first `prompt_slots` of tokens [B, slots], are read and continued."""
+    logits, cache = step(tokens[:, :prompt_slots], cache)
+    strategy = strategy_of(plan)
+    search = begin(plan, select, tokens, logits, cache)
+    search = finish(plan, strategy, in_float32(step), select, search)
+    return strategy.result(search.state, search.record)
+
+
+def strategy_of(plan: Plan) -> Strategy:
+    """How to search."""
+    return BEAM if plan.beams > 1 else SAMPLING
+
+
+def begin(plan: Plan, select: Select, tokens: jax.Array, logits: jax.Array, cache: Any) -> Search:
+    """A search from the prompts in tokens [B, slots], with their first new token chosen from the logits [B, V]."""
+    for machine in (plan.stops, plan.grammar):
+        if machine is not None and len(machine.columns) != logits.shape[-1]:
+            raise InputError(f"token_texts or allowed are for {len(machine.columns)} tokens, not {logits.shape[-1]}")
+    if plan.beams * logits.shape[-1] > INT32_MAX:
+        raise InputError(f"num_beams={plan.beams} are too many for a vocabulary of {logits.shape[-1]} tokens")
+    if plan.copies > 1:
+        rows = jnp.repeat(jnp.arange(tokens.shape[0]), plan.copies)
+        tokens, logits, cache = tokens[rows], logits[rows], select(cache, rows)
+    strategy, logits = strategy_of(plan), logits.astype(jnp.float32)
+    pages = jnp.zeros((tokens.shape[1], *logits.shape), jnp.float32)
+    record = Record(pages if plan.record_scores else None, pages if plan.record_logits else None)
+    return choose(plan, strategy, select, Search(strategy.init(plan, tokens), cache, record), logits)
+
+
+def in_float32(step: Step) -> Step:
+    """The step with its logits in float32, whatever the model computes in."""
+
+    def float32_step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        logits, cache = step(tokens, cache)
+        return logits.astype(jnp.float32), cache
+
+    return float32_step
+
+
+def returned(found: Found, config: GenerationConfig, plan: Plan, maps: Any = None, source_length: int = 0) -> Generated:
+    """The sequences asked for, cut to the longest of them, with their share of the maps [rows of the search, ...]."""
+    prompt = int(plan.prompt_length)
+    copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
+    rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
+    tokens, scores, lengths = (np.asarray(array)[rows] for array in found[:3])
+    if config.num_beams == 1:
+        check_drawn(tokens, prompt, lengths)
+    if plan.grammar is not None and config.num_beams > 1:
+        empty = scores < OUT / 2  # places that no allowed sequence took
+        scores, lengths = np.where(empty, -np.inf, scores), np.where(empty, prompt, lengths)
+        tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, max(config.padding, 0))
+    longest, steps = lengths.max(), int(found.length) - prompt
+    origins = None if found.origins is None else np.asarray(found.origins)[rows, prompt:longest]
+    return Generated(
+        tokens[:, :longest],
+        scores,
+        None if origins is None else np.where(np.arange(prompt, longest) < lengths[:, None], origins, -1),
+        # As copies: the next steps of a session take over the memory.
+        *(None if pages is None else np.asarray(pages)[:steps].copy() for pages in found.record),
+        attentions=None if maps is None else trimmed(maps, rows, lengths, source_length),
+    )
+
+
+def check_drawn(tokens: np.ndarray, prompt: int, lengths: np.ndarray) -> None:
+    """Raise InputError where one of the tokens [R, slots] from `prompt` up to the length of each row [R] is NOTHING."""
+    places = np.arange(tokens.shape[1])
+    if ((tokens == NOTHING) & (places >= prompt) & (places < lengths[:, None])).any():
+        raise InputError("no token could be drawn: the settings exclude all of them, or the model's logits are NaN")

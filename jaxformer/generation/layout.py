@@ -1,0 +1,46 @@
+"""Models laid out for the steps of a search, and kept for the next one."""
+
+import weakref
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxformer.generation.compiling import Flat
+from jaxformer.ops.matmul import FEW_ROWS
+
+
+class Kept(NamedTuple):
+    """A model laid out, and what it was made of: the structure and, held weakly, the weights."""
+
+    laid_out: Flat
+    structure: Any
+    weights: "list[weakref.ref[jax.Array]]"
+
+
+KEPT: dict[tuple[int, int], Kept] = {}
+
+
+def laid_out(model: Any, rows: int) -> tuple[Flat, Flat]:
+    """The model, and the same `for_decoding()` and `for_steps(rows)`: made once for as long as it has the same weights.
+
+    To transpose the weights of GPT-2 small takes as long as ten tokens. For up to four rows, what is kept takes as much
+    memory as the decoder's matrices; for more, as the tied output. Arrays never change, so that the same arrays
+    are the same weights.
+    """
+    flat = Flat(model)
+    rows = FEW_ROWS if rows <= FEW_ROWS else FEW_ROWS + 1  # one layout serves all numbers that are few, one all others
+    key = (id(model), rows)
+    kept = KEPT.get(key)
+    if kept is not None and kept.structure == flat.structure and all(map(is_the_same, kept.weights, flat.leaves)):
+        return flat, kept.laid_out
+    made = Flat(model.for_decoding().for_steps(rows))
+    if all(isinstance(weight, jax.Array) for weight in flat.leaves) and type(model).__weakrefoffset__:
+        if kept is None:
+            weakref.finalize(model, KEPT.pop, key, None)
+        KEPT[key] = Kept(made, flat.structure, [weakref.ref(weight) for weight in flat.leaves])
+    return flat, made
+
+
+def is_the_same(kept: "weakref.ref[jax.Array]", weight: jax.Array) -> bool:
+    """Whether a weight is the array that was kept."""
+    return kept() is weight

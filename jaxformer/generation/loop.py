@@ -1,0 +1,111 @@
+"""The loop that greedy decoding, sampling and beam search share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxformer.generation.plan import Plan
+
+CHUNK = 4
+
+Step = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+Select = Callable[[Any, jax.Array], Any]
+
+
+class Found(NamedTuple):
+    """A search's result: tokens [R, slots], the score of each row [R], and how many of its tokens count [R].
+
+    origins [R, slots]: of beams, the row that each token was chosen in. record: what was kept of each step, and
+    `length`, to which the search came.
+    """
+
+    tokens: jax.Array
+    scores: jax.Array
+    lengths: jax.Array
+    origins: jax.Array | None
+    record: "Record"
+    length: jax.Array
+
+
+class Strategy(NamedTuple):
+    """A way to search, as pure functions over a state with `tokens` [..., slots] and `length`.
+
+    init: (plan, tokens [R, slots]) -> state.
+    advance: (plan, state, logits [R, V]) -> Advanced. finished: (plan, state) -> boolean scalar.
+    result: (state, record) -> Found.
+    """
+
+    init: Callable[[Plan, jax.Array], Any]
+    advance: Callable[[Plan, Any, jax.Array], "Advanced"]
+    finished: Callable[[Plan, Any], jax.Array]
+    result: Callable[[Any, "Record"], Found]
+
+
+class Advanced(NamedTuple):
+    """A state one token longer, and how it came about.
+
+    rows [R]: the rows of the cache that go on in the place of each row (None: each its own). scores [R, V]: what the
+    tokens were chosen by.
+    """
+
+    state: Any
+    rows: jax.Array | None
+    scores: jax.Array
+
+
+class Record(NamedTuple):
+    """Scores and logits of every step, float32 [slots, R, V], in the order of rows that they had; None: not kept."""
+
+    scores: jax.Array | None
+    logits: jax.Array | None
+
+
+class Search(NamedTuple):
+    """A search under way, a pytree: its strategy's state, the cache behind the tokens in it, and the record so far."""
+
+    state: Any
+    cache: Any
+    record: Record
+
+
+def choose(plan: Plan, strategy: Strategy, select: Select, search: Search, logits: jax.Array) -> Search:
+    """The search one token longer, from the logits [R, V] after its tokens."""
+    state, rows, scores = strategy.advance(plan, search.state, logits)
+
+    def kept(pages: jax.Array | None, page: jax.Array) -> jax.Array | None:
+        if pages is None:
+            return None
+        return lax.dynamic_update_index_in_dim(pages, page, search.state.length - plan.prompt_length, axis=0)
+
+    record = Record(kept(search.record.scores, scores), kept(search.record.logits, logits))
+    return Search(state, search.cache if rows is None else select(search.cache, rows), record)
+
+
+def proceed(plan: Plan, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
+    """The search a chunk of turns later, each of which reads the newest tokens and chooses the next.
+
+    A search that finishes inside the chunk stays as it is; what its cache and the pages of its record behind the last
+    step still take in matters to nobody.
+    """
+
+    def turn(search: Search, _: None) -> tuple[Search, None]:
+        state = search.state
+        tokens = state.tokens.reshape(-1, state.tokens.shape[-1])
+        logits, cache = step(lax.dynamic_slice_in_dim(tokens, state.length - 1, 1, axis=1), search.cache)
+        new = choose(plan, strategy, select, search._replace(cache=cache), logits)
+        done = strategy.finished(plan, state)
+        return new._replace(state=jax.tree.map(lambda old, new: jnp.where(done, old, new), state, new.state)), None
+
+    return lax.scan(turn, search, length=CHUNK)[0]
+
+
+def finish(plan: Plan, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
+    """The finished search; the exit is looked for after each chunk."""
+    return lax.while_loop(
+        lambda search: ~strategy.finished(plan, search.state),
+        lambda search: proceed(plan, strategy, step, select, search),
+        search,
+    )

@@ -1,0 +1,107 @@
+"""A generation in parts: as a stream of tokens, or stopped, saved and continued elsewhere."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxformer.errors import InputError
+from jaxformer.generation.api import BESIDE, Model, begin_request, make_request, select_cache_rows
+from jaxformer.generation.compiling import Compiled, compiled
+from jaxformer.generation.config import GenerationConfig
+from jaxformer.generation.engine import Generated, check_drawn, in_float32, returned, strategy_of
+from jaxformer.generation.layout import laid_out
+from jaxformer.generation.loop import Found, Search, proceed
+from jaxformer.generation.plan import Plan
+from jaxformer.generation.planning import Allowed
+
+
+class Session:
+    """A generation under way, with the arguments and errors of `generate`.
+
+    `state` is a pytree of arrays: the tokens so far, what the search knows of them, and the cache. Save it with orbax;
+    put in the place of another session's with the same model, inputs and settings, in any process, it continues to the
+    same tokens.
+
+        session = Session(model, prompt, num_beams=4, max_new_tokens=200)
+        while not session.finished:
+            session.advance()
+        session.result().sequences
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        inputs: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        inputs_mask: Any = None,
+        decoder_input_ids: Any = None,
+        allowed: Allowed = None,
+        token_texts: Sequence[str] | None = None,
+        **settings: Any,
+    ):
+        self.config = GenerationConfig.of(config, settings)
+        if self.config.output_attentions:
+            raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
+        request = make_request(model, inputs, self.config, inputs_mask, decoder_input_ids, allowed, token_texts)
+        self.plan = request.plan
+        reading, self.stepping = laid_out(model, request.rows)
+        self.state = begin_compiled(reading, self.stepping, request)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to generate."""
+        return bool(strategy_of(self.plan).finished(self.plan, self.state.state))
+
+    @property
+    def found(self) -> Found:
+        """What the search has found so far, all of its rows."""
+        return strategy_of(self.plan).result(self.state.state, self.state.record)
+
+    def advance(self) -> None:
+        """Generate a few more tokens. The state from before is used up: save it first, if it is to be kept."""
+        self.state = proceed_compiled(self.stepping, self.state, self.plan)
+
+    def result(self) -> Generated:
+        """The sequences so far, as `generate` returns them at the end; beams that run on are not among them."""
+        return returned(self.found, self.config, self.plan)
+
+
+def stream(
+    model: Model, inputs: Any = None, config: GenerationConfig | None = None, **settings: Any
+) -> Iterator[np.ndarray]:
+    """The new tokens of `generate`, as they are produced: parts int32 [R, n], side by side what `generate` appends.
+
+    Greedy decoding and sampling only: what a beam search has found may still change until its end. Arguments and errors
+    are those of `generate`.
+    """
+    chosen = {name: value for name, value in settings.items() if name not in BESIDE}
+    if GenerationConfig.of(config, chosen).num_beams > 1:
+        raise InputError("a beam search cannot be streamed, as its beams may change until the end: use generate")
+    return produced(Session(model, inputs, config, **settings))
+
+
+def produced(session: Session) -> Iterator[np.ndarray]:
+    """The new tokens of each chunk, up to the end of the longest row."""
+    sent = int(session.plan.prompt_length)
+    while True:
+        tokens, lengths = np.asarray(session.found.tokens), np.asarray(session.found.lengths)
+        finished = session.finished
+        end = int(lengths.max()) if finished else int(session.found.length)
+        if end > sent:
+            check_drawn(tokens, sent, lengths)
+            yield tokens[:, sent:end].copy()  # the next chunk takes over the memory
+        if finished:
+            return
+        sent = end
+        session.advance()
+
+
+begin_compiled = Compiled(begin_request)  # what is compiled for the prompts
+
+
+@compiled(donated=(1,))
+def proceed_compiled(stepping: Model, search: Search, plan: Plan) -> Search:
+    """What is compiled for every chunk of tokens."""
+    return proceed(plan, strategy_of(plan), in_float32(stepping.step), select_cache_rows, search)

@@ -1,0 +1,42 @@
+"""Training: the optimiser, the compiled step, the loop, checkpoints and records; none of it knows the model."""
+
+from jaxformer.training.balance import BalanceConfig, correct, penalty
+from jaxformer.training.checkpoint import Checkpoints
+from jaxformer.training.diagnosis import Finding, diagnose
+from jaxformer.training.loop import Course, DivergedError, Plan, fit
+from jaxformer.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from jaxformer.training.record import EVALUATIONS, METRICS, Recorder, read_lines, replace_text
+from jaxformer.training.report import draw_loss, write_report
+from jaxformer.training.step import Loss, LossFunction, Metrics, TrainState, cast, init_state, make_train_step
+from jaxformer.training.stop import InterruptedRunError
+
+__all__ = [
+    "EVALUATIONS",
+    "METRICS",
+    "BalanceConfig",
+    "Checkpoints",
+    "Course",
+    "DivergedError",
+    "Finding",
+    "InterruptedRunError",
+    "Loss",
+    "LossFunction",
+    "Metrics",
+    "OptimizerConfig",
+    "Plan",
+    "Recorder",
+    "TrainState",
+    "cast",
+    "correct",
+    "diagnose",
+    "draw_loss",
+    "fit",
+    "init_state",
+    "learning_rates",
+    "make_optimizer",
+    "make_train_step",
+    "penalty",
+    "read_lines",
+    "replace_text",
+    "write_report",
+]

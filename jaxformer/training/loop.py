@@ -1,0 +1,153 @@
+"""The loop around the step: record, save, stop in order."""
+
+import math
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+from jaxformer.training.checkpoint import Checkpoints
+from jaxformer.training.record import Line, Recorder
+from jaxformer.training.step import TrainState, TrainStep
+from jaxformer.training.stop import InterruptedRunError, Stop, preempted, stop_requests
+
+WINDOW = 20  # steps that a judgement on the loss looks back over
+ADVICE = "try a lower --learning-rate, a longer --warmup-steps, or --placement pre"
+
+
+class Batches(Protocol):
+    """An endless, checkpointable iterator, as grain's are."""
+
+    def __next__(self) -> Any: ...
+    def get_state(self) -> Any:
+        """Its place in the data, as JSON can hold it."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Go to a place in the data."""
+        ...
+
+
+class DivergedError(RuntimeError):
+    """The loss left the region where training can recover; the message says what to try."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far to train, how often to save and to evaluate. tokens: how many real target tokens a batch holds.
+
+    evaluate: parameters -> what is known of them on held-out data, its mean loss under "loss" (None: never).
+    """
+
+    steps: int
+    save_every: int
+    tokens: Callable[[Any], int]
+    evaluate: Callable[[Any], Line] | None = None
+    evaluate_every: int = 1
+
+
+def fit(
+    state: TrainState,
+    step: TrainStep,
+    batches: Batches,
+    plan: Plan,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, float]:
+    """Train up to `plan.steps` steps.
+
+    Saves every `save_every` steps, at the end, and when asked to stop; the best checkpoint is the one of least loss on
+    held-out data where there is an evaluation, and on the last steps where there is none. Signals are requests to stop
+    from the first finished step on (see `stop_requests`).
+
+    Args:
+        state: Where training begins; its step counts.
+        step: The compiled step.
+        batches: The data, at the place where training begins.
+        plan: How far to train, how often to save and to evaluate.
+        recorder: Receives each step.
+        checkpoints: Receives the states.
+
+    Returns:
+        The last state, and the mean loss of the last steps.
+
+    Raises:
+        DivergedError: The loss rose, or many steps had to be skipped.
+        InterruptedRunError: Somebody asked to stop, and the state is saved.
+        OSError: A checkpoint or the record cannot be written.
+    """
+    course, stop = Course(recorder.earlier, recorder.evaluations), Stop()
+    with ExitStack() as signals:
+        first = int(state.step) + 1
+        for number in range(first, plan.steps + 1):
+            batch = next(batches)
+            state, metrics = step(state, batch)
+            spike = course.is_spike(metrics.loss.item())
+            course.add(recorder.write(number, metrics, plan.tokens(batch), spike=spike))
+            if number == first:  # before, there was nothing to save, and a signal may end the process
+                stop = signals.enter_context(stop_requests())
+            course.check()
+            if preempted(number):
+                stop.requested = signal.SIGTERM
+            last = number == plan.steps
+            if plan.evaluate is not None and (last or number % plan.evaluate_every == 0):
+                course.evaluated = recorder.write_evaluation(number, plan.evaluate(state.params))["loss"]
+            leaves = stop.requested  # looked at once: a signal between two looks would save and go on
+            if last or leaves or number % plan.save_every == 0:
+                loss = course.loss if plan.evaluate is None else course.evaluated
+                checkpoints.save(number, state, batches.get_state(), loss)
+            if leaves:
+                break
+        checkpoints.wait()
+    if stop.requested:
+        raise InterruptedRunError(f"stopped after step {int(state.step)}, as asked", stop.requested)
+    return state, course.loss
+
+
+class Course:
+    """Where a run is heading, from its recorded lines; a resumed run begins with those of its earlier steps."""
+
+    def __init__(self, lines: Iterable[Line] = (), evaluations: Sequence[Line] = ()):
+        self.first = math.nan
+        self.evaluated = evaluations[-1]["loss"] if evaluations else math.inf  # on held-out data
+        self.recent: deque[Line] = deque(maxlen=WINDOW + 1)  # one more, to count what was skipped since
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: Line) -> None:
+        """Take one more step into account."""
+        self.recent.append(line)
+        if math.isnan(self.first) and math.isfinite(line["loss"]):
+            self.first = line["loss"]
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of the last steps, without those that were not finite; infinite if none was."""
+        losses = [line["loss"] for line in list(self.recent)[-WINDOW:] if math.isfinite(line["loss"])]
+        return sum(losses) / len(losses) if losses else math.inf
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether a loss stands out above those before it: eight times as far above their median as they scatter.
+
+        Scatter is the median distance from the median, which no single spike moves; less than a tenth of the median,
+        or of a nat, is no spike however still the others are.
+        """
+        losses = [line["loss"] for line in list(self.recent)[-WINDOW:] if math.isfinite(line["loss"])]
+        if len(losses) < WINDOW // 2 or not math.isfinite(loss):
+            return False
+        middle = median(losses)
+        scatter = median(abs(other - middle) for other in losses)
+        return loss - middle > max(8 * scatter, middle / 10, 0.1)
+
+    def check(self) -> None:
+        """Raise DivergedError if the loss is far above its start, or if half of the last steps had to be skipped."""
+        skipped = self.recent[-1]["skipped"] - self.recent[0]["skipped"]
+        if skipped >= WINDOW // 2:
+            raise DivergedError(
+                f"{skipped} of the last {WINDOW} steps were skipped, as loss or gradient was not finite: {ADVICE}"
+            )
+        if len(self.recent) > WINDOW and self.loss > 2 * self.first + 1:
+            raise DivergedError(f"the loss rose from {self.first:.2f} to {self.loss:.2f}: {ADVICE}")
