@@ -5,7 +5,7 @@ import pytest
 from generation.chain import CODES, ChainModel, empty_cache, logits_after, make_step, make_tables
 
 from jaxformer.errors import InputError
-from jaxformer.generation import GenerationConfig, decode, generate, stream
+from jaxformer.generation import GenerationConfig, api, decode, generate, stream
 
 V = 11
 
