@@ -78,7 +78,7 @@ def main(arguments: Arguments) -> None:
     prepare()
     subject, full = open_subject(arguments), arguments.weights == "float32"
     if not full:
-        subject = subject._replace(rounded=subject.ours.quantised())
+        subject = subject._replace(rounded=subject.ours.quantize())
     rows = race_naive(subject, arguments) if full and subject.start is not None else []
     races = {"the first token, batch 1": race_others(subject, 1, 1, replace(arguments, new_tokens=1))}
     races |= {what: race_others(subject, batch, beams, arguments) for what, batch, beams in SEARCHES}
@@ -241,7 +241,7 @@ def weights_read(model: Transformer) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(model.decoder)
     skipped = ("positions", "cross.key.", "cross.value.")
     used = [leaf for path, leaf in leaves if not any(part in jax.tree_util.keystr(path) for part in skipped)]
-    head = jax.tree.leaves(getattr(model.head, "output", None)) or [model.embedding.table[...]]
+    head = jax.tree.leaves(getattr(model.head, "output", None)) or [model.embedding.embedding[...]]
     return sum(leaf.nbytes for leaf in (*head, *used))
 
 

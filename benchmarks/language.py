@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from jaxformer import PRESETS, Transformer, cross_entropy
 from jaxformer.data import Corpus, documents, open_corpus, text_batches, train_tokenizer, windows
-from jaxformer.layers.embedding import PositionTable
+from jaxformer.layers.embedding import LearnedPositionEmbedding
 from jaxformer.training import Loss, OptimizerConfig, cast, init_state, learning_rates, make_optimizer, make_train_step
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
@@ -202,9 +202,9 @@ class Gpt(torch.nn.Module):
     def __init__(self, model: Transformer):
         super().__init__()
         assert model.decoder is not None
-        assert isinstance(model.decoder.positions, PositionTable)
-        self.tokens = torch.nn.Embedding.from_pretrained(tensor(model.embedding.table), freeze=False)
-        self.positions = torch.nn.Embedding.from_pretrained(tensor(model.decoder.positions.table), freeze=False)
+        assert isinstance(model.decoder.positions, LearnedPositionEmbedding)
+        self.tokens = torch.nn.Embedding.from_pretrained(tensor(model.embedding.embedding), freeze=False)
+        self.positions = torch.nn.Embedding.from_pretrained(tensor(model.decoder.positions.embedding), freeze=False)
         self.blocks = torch.nn.ModuleList(GptBlock(block) for block in model.decoder.blocks)
         self.norm = norm(model.decoder.final_norm)
 
@@ -253,7 +253,7 @@ def linear(*maps: Any) -> torch.nn.Linear:
 
 def norm(ours: Any) -> torch.nn.LayerNorm:
     """A layer norm of ours as one of torch's."""
-    scale, shift = tensor(ours.scale), tensor(ours.shift)
+    scale, shift = tensor(ours.scale), tensor(ours.bias)
     module = torch.nn.LayerNorm(len(scale), eps=ours.epsilon)
     module.weight.data, module.bias.data = scale, shift
     return module

@@ -29,7 +29,7 @@ from jaxformer.cli.language import (
 )
 from jaxformer.data import text_batches
 from jaxformer.presets import deepseek_tiny
-from jaxformer.training import correct, init_state, learning_rates, make_optimizer, make_train_step
+from jaxformer.training import init_state, learning_rates, make_optimizer, make_train_step, update_router_biases
 
 DIM, LAYERS, HEADS = 176, 4, 4  # of the dense model
 
@@ -96,7 +96,7 @@ def train(
     """Steps taken, the loss on the held-out text, and the seconds of the steps since the look before."""
     graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(settings.seed)))
     optimizer = make_optimizer(settings.optimizer, settings.steps)
-    adjust = partial(correct, speed=settings.balance.correction_speed) if has_experts(config) else None
+    adjust = partial(update_router_biases, speed=settings.balance.router_bias_speed) if has_experts(config) else None
     loss = predicting(forward, settings, balance=settings.balance)(graphdef)
     step = make_train_step(loss, optimizer, learning_rates(settings.optimizer, settings.steps), adjust=adjust)
     state: Any = init_state(nnx.to_pure_dict(params), optimizer, settings.seed)

@@ -82,7 +82,14 @@ from jaxformer.data import (
 from jaxformer.data.pipeline import IGNORED
 from jaxformer.layers import Attention, Block, FeedForward, LatentAttention, Visibility
 from jaxformer.ops import ACTIVATIONS, expert_load, weighted_values
-from jaxformer.training import OptimizerConfig, correct, init_state, learning_rates, make_optimizer, make_train_step
+from jaxformer.training import (
+    OptimizerConfig,
+    init_state,
+    learning_rates,
+    make_optimizer,
+    make_train_step,
+    update_router_biases,
+)
 from jaxformer.training.step import Loss, Metrics, TrainStep
 from jaxformer.visualize import attention_figure, entropies, graph_figure, mask_figure, positions_figure
 
@@ -919,8 +926,8 @@ def look(name: str, axes: str, x: jax.Array) -> jax.Array:
 # %%
 T = tokens.shape[1]
 look("tokens", "[B, T]", tokens)
-x = look("their rows of the embedding table", "[B, T, D]", speaker.embedding.table[...][tokens])
-x = look("+ a vector per position", "[B, T, D]", x + speaker.decoder.positions.table[...][:T])
+x = look("their rows of the embedding table", "[B, T, D]", speaker.embedding.embedding[...][tokens])
+x = look("+ a vector per position", "[B, T, D]", x + speaker.decoder.positions.embedding[...][:T])
 stream = [x]
 for number, block in enumerate(speaker.decoder.blocks, start=1):
     print(f"block {number}")
@@ -941,7 +948,7 @@ for number, block in enumerate(speaker.decoder.blocks, start=1):
     x = look("  down, residual sum", "[B, T, D]", x + block.feed_forward.down(inner))
     stream.append(x)
 x = look("last layer norm", "[B, T, D]", speaker.decoder.final_norm(x))
-logits = look("times the embedding table, transposed", "[B, T, V]", x @ speaker.embedding.table[...].T)
+logits = look("times the embedding table, transposed", "[B, T, V]", x @ speaker.embedding.embedding[...].T)
 chances = look("softmax over V: chances of the next token", "[B, T, V]", jax.nn.softmax(logits))
 loss = jaxformer.cross_entropy(logits[:, :-1], tokens[:, 1:])
 print(f"loss {loss:.3f}: each position is asked for the character behind it")
@@ -1043,7 +1050,8 @@ loads, readers = {}, {}
 for speed in (0.0, 0.01):
     pace = OptimizerConfig(learning_rate=5e-3, warmup_steps=20)
     adam = make_optimizer(pace, 300)
-    learn = make_train_step(reading_loss, adam, learning_rates(pace, 300), adjust=partial(correct, speed=speed))
+    adjust = partial(update_router_biases, speed=speed)
+    learn = make_train_step(reading_loss, adam, learning_rates(pace, 300), adjust=adjust)
     learner, busy = init_state(jax.tree.map(jnp.copy, nnx.to_pure_dict(untaught)), adam, 0), []
     for places in draws:
         learner, metrics = learn(learner, jnp.asarray(np.stack([symbols[place : place + 33] for place in places])))
@@ -1175,7 +1183,7 @@ encoder, decoder = (
 )
 adrift = Transformer(dataclasses.replace(config, encoder=encoder, decoder=decoder), rngs=nnx.Rngs(0))
 for stack in (adrift.encoder, adrift.decoder):
-    stack.positions.table[...] = formula  # the right numbers, in the wrong place: a parameter
+    stack.positions.embedding[...] = formula  # the right numbers, in the wrong place: a parameter
 
 SHORT = WAYPOINTS[2]
 wrong = {
@@ -1197,7 +1205,7 @@ for (bug, (_, metrics)), colour in zip(trials.items(), (BLUE, RED, ORANGE, GREEN
 losses.set(yscale="log", title="the loss that is shown [nats per token]", xlabel="step")
 losses.grid(alpha=0.3)
 losses.legend(fontsize=8)
-drift = trials["positions as parameters"][0].decoder.positions.table[...] - formula
+drift = trials["positions as parameters"][0].decoder.positions.embedding[...] - formula
 image = table_of_positions.imshow(drift, cmap="RdBu_r", aspect="auto", vmin=-0.5, vmax=0.5)
 table_of_positions.set(title="positions as parameters: drift from the formula", xlabel="D", ylabel="position")
 figure.colorbar(image, ax=table_of_positions)

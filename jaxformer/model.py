@@ -26,7 +26,7 @@ from jaxformer.layers import (
     Embedding,
     Head,
     Memory,
-    QuantisedLinear,
+    QuantizedLinear,
     Source,
     Stack,
     Trace,
@@ -148,7 +148,7 @@ class Transformer(nnx.Module):
         cross: tuple[Memory, ...] = ()
         if encoded is not None:
             cross = tuple(block.cross.keys_values(encoded) for block in decoder.blocks if block.cross is not None)
-        dtype = self.embedding.table[...].dtype
+        dtype = self.embedding.embedding[...].dtype
         layers = tuple(block.attention.empty(batch, slots, dtype) for block in decoder.blocks)
         history = None if self._switch is None else jnp.zeros((batch, slots), jnp.int32)
         return Cache(layers, cross, encoded_valid, history=history)
@@ -177,7 +177,7 @@ class Transformer(nnx.Module):
             case Classifier() as classifier:
                 return classifier(hidden, dropout_key=dropout_key)
             case head:
-                return head(hidden, self.embedding.table[...])
+                return head(hidden, self.embedding.embedding[...])
 
     def for_decoding(self) -> "Transformer":
         """The model as generation wants it: without an encoder it numbers real tokens.
@@ -201,10 +201,10 @@ class Transformer(nnx.Module):
         model = nnx.clone(self)
         model.decoder = model._decoder.for_steps(rows)
         if isinstance(model.head, Head):
-            model.head = model.head.for_steps(self.embedding.table[...], rows)
+            model.head = model.head.for_steps(self.embedding.embedding[...], rows)
         return model
 
-    def quantised(self) -> "Transformer":
+    def quantize(self) -> "Transformer":
         """An equal model, but for rounding, whose linear maps have weights of 8 bits: for inference alone.
 
         Embeddings, norms, biases and routers, whose choices hang on little, stay as they are; a tied output gets one
@@ -212,8 +212,8 @@ class Transformer(nnx.Module):
         """
         model = nnx.clone(self)
         if isinstance(model.head, Head):
-            model.head = model.head.untied(self.embedding.table[...])
-        replace_linear(model, QuantisedLinear, lambda _, name, __: name != "router")
+            model.head = model.head.untied(self.embedding.embedding[...])
+        replace_linear(model, QuantizedLinear, lambda _, name, __: name != "router")
         return model
 
     def prefill(

@@ -91,7 +91,7 @@ def our_names(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Parameters or gradients of TorchTransformer by our names, in our shapes."""
     ours = {
         "source_embedding.table": tensors["source.weight"],
-        "embedding.table": tensors["target.weight"],
+        "embedding.embedding": tensors["target.weight"],
         "head.output.weight": tensors["output.weight"].T,
         "head.bias": tensors["output.bias"],
     }
@@ -124,7 +124,7 @@ def add_attention(ours: dict[str, Tensor], tensors: dict[str, Tensor], our: str,
 
 def add_norm(ours: dict[str, Tensor], tensors: dict[str, Tensor], our: str, their: str) -> None:
     """The two vectors of a LayerNorm."""
-    ours[our + ".scale"], ours[our + ".shift"] = tensors[their + ".weight"], tensors[their + ".bias"]
+    ours[our + ".scale"], ours[our + ".bias"] = tensors[their + ".weight"], tensors[their + ".bias"]
 
 
 def parameters_of(module: nn.Module) -> dict[str, np.ndarray]:

@@ -91,7 +91,7 @@ def decode_inputs(argv: list[str]) -> None:
             raise InputError("there is no text to read: give --prompt (which may be empty), --input-file or a pipe")
         prompts = replace(prompts, given=tuple(given), file=None)
         lm = from_pretrained(arguments.model, dtype=arguments.dtype)
-        lm = lm.quantised() if arguments.weights == "int8" else lm
+        lm = lm.quantize() if arguments.weights == "int8" else lm
         answer_texts(arguments.model, lm, settings, prompts, raw=arguments.raw, as_json=arguments.json)
         return
     if arguments.raw or arguments.dtype != "float32":
@@ -99,7 +99,7 @@ def decode_inputs(argv: list[str]) -> None:
     wants_text = arguments.checkpoint is None and bool(arguments.prompt)
     run = open_run(newest_finished(task_name="lm") if wants_text else arguments.checkpoint)
     if arguments.weights == "int8":
-        run = replace(run, model=run.model.quantised())
+        run = replace(run, model=run.model.quantize())
     is_text = run.task_name == "lm"
     refuse_flags(run, arguments, ("input",) if is_text else ("prompt", "truncate"))
     config = run.generation.replace(**settings)

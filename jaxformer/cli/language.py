@@ -37,7 +37,7 @@ from jaxformer.errors import InputError, listed
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.model import Transformer, abstract_model
 from jaxformer.ops import Routing, token_cross_entropy
-from jaxformer.training import BalanceConfig, OptimizerConfig, cast, correct, replace_text
+from jaxformer.training import BalanceConfig, OptimizerConfig, cast, replace_text, update_router_biases
 
 TOKENIZER, TEXT = "tokenizer.json", "text.json"
 TRAINED = ("char", "word", "bpe")
@@ -229,7 +229,7 @@ def prepare(_: str, settings: LanguageSettings, folder: Path | None) -> Prepared
         batches=text_batches(texts.training, model.length, settings.batch_size, settings.seed),
         loss=predicting(forward, settings, balance=settings.balance),
         row_tokens=model.length,
-        adjust=partial(correct, speed=settings.balance.correction_speed) if has_experts(config) else None,
+        adjust=partial(update_router_biases, speed=settings.balance.router_bias_speed) if has_experts(config) else None,
         tokens=lambda batch: batch["labels"].size,
         evaluate=evaluate_params,
         evaluate_every=settings.evaluate_every,

@@ -19,7 +19,7 @@ from jaxformer.cli.streams import replacing
 from jaxformer.data import BOS, EOS, PAD, Symbols, held_out
 from jaxformer.errors import InputError
 from jaxformer.generation import generate
-from jaxformer.layers import PositionTable, Sinusoids
+from jaxformer.layers import LearnedPositionEmbedding, Sinusoids
 from jaxformer.model import Transformer
 from jaxformer.ops import causal_mask, padding_mask
 from jaxformer.visualize import (
@@ -171,7 +171,7 @@ def pictures(model: Transformer, observations: tuple[Observation, ...]) -> Itera
         yield f"{seen.name}-attention", attention_figure(seen.maps, seen.queries, seen.sources, **labels)
     yield "masks", mask_figure(example_masks())
     stack = model.decoder or model.encoder
-    if stack is not None and isinstance(stack.positions, PositionTable | Sinusoids):
+    if stack is not None and isinstance(stack.positions, LearnedPositionEmbedding | Sinusoids):
         count = min(POSITIONS, model.max_length or POSITIONS)
         yield "positions", positions_figure(np.asarray(stack.positions(jnp.arange(count)[None])[0]))
     yield "layers", graph_figure(model.config)

@@ -53,9 +53,9 @@ class SoftmaxRouter:
 
 @dataclass(frozen=True)
 class SigmoidRouter:
-    """Experts with the largest sigmoid of a linear map of the token plus a correction per expert, as in DeepSeek-V3.
+    """Experts with the largest sigmoid of a linear map of the token plus a bias per expert, as in DeepSeek-V3.
 
-    The correction is no part of the weights, and no gradient moves it. The other settings are those of `SoftmaxRouter`.
+    The bias is no part of the weights, and no gradient moves it. The other settings are those of `SoftmaxRouter`.
     """
 
     renormalise: bool = True

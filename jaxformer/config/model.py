@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jaxformer.config.attention import NormConfig, check_attention, check_rate
 from jaxformer.config.layers import BlockConfig, TransformConfig
-from jaxformer.config.positions import PositionIndex, Positions, RelativeBias, TokensExcept
+from jaxformer.config.positions import PositionIndex, Positions, RelativePositions, TokensExcept
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
 from jaxformer.schema import check_range
@@ -129,7 +129,7 @@ class TransformerConfig:
                 for attention in filter(None, (block.attention, block.cross)):
                     check_attention(attention, self.dim)
                 if (
-                    isinstance(stack.positions, RelativeBias)
+                    isinstance(stack.positions, RelativePositions)
                     and block.attention.heads != stack.blocks[0].attention.heads
                 ):
                     raise InputError("one table of relative positions serves all blocks: give them equally many heads")

@@ -23,7 +23,7 @@ class SinusoidalPositions:
 
 
 @dataclass(frozen=True)
-class RelativeBias:
+class RelativePositions:
     """A learned number per head and distance, added to the scores of self-attention (Raffel et al. 2020, section 2.1).
 
     Near distances have a bucket each, farther ones share buckets that grow logarithmically up to `max_distance`, see
@@ -34,7 +34,7 @@ class RelativeBias:
     max_distance: int = 128
 
 
-Positions = LearnedPositions | SinusoidalPositions | RelativeBias
+Positions = LearnedPositions | SinusoidalPositions | RelativePositions
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from jaxformer.layers.any_attention import Memory
 from jaxformer.layers.attention import Attention, KeyValue, Visibility
 from jaxformer.layers.block import Block, Source, split_key
-from jaxformer.layers.embedding import Embedding, PositionTable, Sinusoids
+from jaxformer.layers.embedding import Embedding, LearnedPositionEmbedding, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.head import Classifier, Head
 from jaxformer.layers.latent_attention import Latent, LatentAttention
-from jaxformer.layers.linear import Linear, LinearMap, QuantisedLinear, TransposedLinear, replace_linear
+from jaxformer.layers.linear import Linear, LinearMap, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
 from jaxformer.layers.stack import Stack, Trace, count_positions
 
@@ -22,11 +22,11 @@ __all__ = [
     "Latent",
     "LatentAttention",
     "LayerNorm",
+    "LearnedPositionEmbedding",
     "Linear",
     "LinearMap",
     "Memory",
-    "PositionTable",
-    "QuantisedLinear",
+    "QuantizedLinear",
     "RMSNorm",
     "Sinusoids",
     "Source",

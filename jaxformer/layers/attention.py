@@ -129,17 +129,16 @@ class Attention(nnx.Module):
         heads, width = config.heads, head_width(config, dim)
         kv_heads = config.kv_heads or heads
         self.config = config
-        self.query = Linear(dim, (heads, width), bias=config.bias, rngs=rngs)
-        self.key = Linear(dim, (kv_heads, width), bias=config.bias, rngs=rngs)
-        self.value = Linear(dim, (kv_heads, width), bias=config.bias, rngs=rngs)
+        self.query = Linear(dim, (heads, width), axes="DNH", bias=config.bias, rngs=rngs)
+        self.key = Linear(dim, (kv_heads, width), axes="DKH", bias=config.bias, rngs=rngs)
+        self.value = Linear(dim, (kv_heads, width), axes="DKH", bias=config.bias, rngs=rngs)
         output_bias = config.bias if config.output_bias is None else config.output_bias
-        self.output = Linear((heads, width), dim, bias=output_bias, rngs=rngs)
-        norm, (query_width, key_width) = config.query_key_norm, (width, width)
-        if config.normed == "all heads":
-            query_width, key_width = heads * width, kv_heads * width
-        self.query_norm = make_norm(norm, query_width) if norm else None
-        self.key_norm = make_norm(norm, key_width) if norm else None
-        self.sinks = nnx.Param(jnp.zeros(heads)) if config.sinks else None
+        self.output = Linear((heads, width), dim, axes="NHD", bias=output_bias, rngs=rngs)
+        norm, together = config.query_key_norm, config.normed == "all heads"
+        axes, query_width, key_width = ("_", heads * width, kv_heads * width) if together else ("H", width, width)
+        self.query_norm = make_norm(norm, query_width, axes=axes) if norm else None
+        self.key_norm = make_norm(norm, key_width, axes=axes) if norm else None
+        self.sinks = nnx.Param(jnp.zeros(heads), axes="N") if config.sinks else None
 
     def keys_values(self, x: jax.Array, position_ids: jax.Array | None = None) -> KeyValue:
         """What the states x [B, S, D] at positions [1|B, S] offer to queries; rotary keys stay turned as they are."""

@@ -6,22 +6,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import EmbeddingConfig, LearnedPositions, RelativeBias, SinusoidalPositions
+from jaxformer.config import EmbeddingConfig, LearnedPositions, RelativePositions, SinusoidalPositions
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import Linear
 from jaxformer.ops import distance_buckets, sinusoidal_positions
 
 
 class Embedding(nnx.Module):
-    """A vector per token, section 3.4. Entries start with variance 1/D, as an output projection wants them."""
+    """A vector per token, section 3.4. Entries start with variance 1/D, as an output projection wants them.
+
+    Attributes:
+        embedding: [V, D], or [V, width] before a projection to D.
+        token_type_embedding: [types, D], None where there is one type.
+    """
 
     def __init__(self, config: EmbeddingConfig, dim: int, *, rngs: nnx.Rngs):
         width = config.dim or dim
-        self.table = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, width)) / math.sqrt(width))
+        axes = "VD" if width == dim else "V_"
+        vectors = jax.random.normal(rngs.params(), (config.vocab_size, width)) / math.sqrt(width)
+        self.embedding = nnx.Param(vectors, axes=axes)
         self.scale = math.sqrt(dim) if config.scale else 1.0
-        self.projection = Linear(width, dim, bias=False, rngs=rngs) if width != dim else None
-        types = config.types
-        self.types = nnx.Param(0.02 * jax.random.normal(rngs.params(), (types, width))) if types else None
+        self.projection = Linear(width, dim, axes="_D", bias=False, rngs=rngs) if width != dim else None
+        types = 0.02 * jax.random.normal(rngs.params(), (config.types, width)) if config.types else None
+        self.token_type_embedding = None if types is None else nnx.Param(types, axes="_" + axes[1])
 
     def __call__(self, tokens: jax.Array, token_types: jax.Array | None = None) -> jax.Array:
         """Integers [B, T] -> [B, T, D]. An id outside the vocabulary gives NaN, never another token's vector.
@@ -30,25 +37,26 @@ class Embedding(nnx.Module):
         """
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise InputError(f"tokens must be integers, not {tokens.dtype}: embeddings are looked up, not multiplied")
-        if self.types is None and token_types is not None:
+        if self.token_type_embedding is None and token_types is not None:
             raise InputError("this model knows one kind of token: leave token types out")
-        x = look_up(self.table[...], tokens) * self.scale
-        if self.types is not None:
+        x = look_up(self.embedding[...], tokens) * self.scale
+        if self.token_type_embedding is not None:
             kinds = jnp.zeros((1, 1), int) if token_types is None else token_types
-            x += look_up(self.types[...], kinds)
+            x += look_up(self.token_type_embedding[...], kinds)
         return x if self.projection is None else self.projection(x)
 
 
-class PositionTable(nnx.Module):
+class LearnedPositionEmbedding(nnx.Module):
     """A trained vector per position [length, D]: `LearnedPositions`."""
 
     def __init__(self, config: LearnedPositions, dim: int, *, rngs: nnx.Rngs):
         self.offset = config.offset
-        self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.offset + config.length, dim)))
+        vectors = 0.02 * jax.random.normal(rngs.params(), (config.offset + config.length, dim))
+        self.embedding = nnx.Param(vectors, axes="_D")
 
     def __call__(self, position_ids: jax.Array) -> jax.Array:
         """Integers [B, T] -> [B, T, D]; NaN beyond the table."""
-        return look_up(self.table[...], position_ids + self.offset)
+        return look_up(self.embedding[...], position_ids + self.offset)
 
 
 class Sinusoids(nnx.Module):
@@ -63,12 +71,12 @@ class Sinusoids(nnx.Module):
         return sinusoidal_positions(position_ids, self.dim, layout=self.config.layout, base=self.config.base)
 
 
-class DistanceTable(nnx.Module):
-    """A learned number per bucket of distances and head [buckets, N]: `RelativeBias`."""
+class RelativePositionBias(nnx.Module):
+    """A learned number per bucket of distances and head [buckets, N]: `RelativePositions`."""
 
-    def __init__(self, config: RelativeBias, heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: RelativePositions, heads: int, *, rngs: nnx.Rngs):
         self.config = config
-        self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.buckets, heads)))
+        self.bias = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.buckets, heads)), axes="_N")
 
     def __call__(self, queries: int, keys: int, *, first: int | jax.Array, causal: bool) -> jax.Array:
         """What to add to the scores of queries at the slots from `first` on and keys from 0 on: [1, N, T, S]."""
@@ -76,7 +84,7 @@ class DistanceTable(nnx.Module):
         buckets = distance_buckets(
             distances, buckets=self.config.buckets, max_distance=self.config.max_distance, causal=causal
         )
-        return jnp.moveaxis(self.table[...][buckets], -1, 0)[None]
+        return jnp.moveaxis(self.bias[...][buckets], -1, 0)[None]
 
 
 def look_up(table: jax.Array, index: jax.Array) -> jax.Array:

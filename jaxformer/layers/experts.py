@@ -7,6 +7,7 @@ from flax import nnx
 from jaxformer.config import FeedForwardConfig, MoEConfig, SigmoidRouter, SoftmaxRouter
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.linear import Linear
+from jaxformer.layers.variables import RouterBias
 from jaxformer.ops import Choice, Routing, mix_experts, sigmoid_router, softmax_router
 
 
@@ -17,13 +18,15 @@ class Experts(nnx.Module):
         self.config = config
         match config.router:
             case SoftmaxRouter(bias=bias):
-                self.router, self.correction = Linear(dim, config.experts, bias=bias, rngs=rngs), None
+                self.router, self.router_bias = Linear(dim, config.experts, axes="DE", bias=bias, rngs=rngs), None
             case SigmoidRouter():
-                self.router = Linear(dim, config.experts, bias=False, rngs=rngs)
-                self.correction = nnx.Param(jnp.zeros(config.experts))
+                self.router = Linear(dim, config.experts, axes="DE", bias=False, rngs=rngs)
+                self.router_bias = RouterBias(jnp.zeros(config.experts), axes="E")
         keys = jax.random.split(rngs.params(), config.experts)
         # One network whose weights have the number of the expert as their first axis.
         self.experts = jax.vmap(lambda key: FeedForward(config.expert, dim, rngs=nnx.Rngs(key)))(keys)
+        for variable in jax.tree.leaves(self.experts, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+            variable.set_metadata(axes="E" + variable.axes)
         self.shared = FeedForward(config.shared, dim, rngs=rngs) if config.shared else None
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
@@ -35,7 +38,7 @@ class Experts(nnx.Module):
     def routing(self, x: jax.Array) -> Routing:
         """Where a call sends the tokens x [B, T, D]. Under `jax.jit` the compiler merges what both compute."""
         logits = self.logits(x.reshape(-1, x.shape[-1]))
-        if self.correction is None:
+        if self.router_bias is None:
             probabilities = jax.nn.softmax(logits, axis=-1)
         else:
             scores = jax.nn.sigmoid(logits)
@@ -56,9 +59,9 @@ class Experts(nnx.Module):
             "kept_groups": router.kept_groups,
             "scale": router.scale,
         }
-        if self.correction is None:
+        if self.router_bias is None:
             return softmax_router(logits, self.config.chosen, **settings)
-        return sigmoid_router(logits, self.correction[...].astype(jnp.float32), self.config.chosen, **settings)
+        return sigmoid_router(logits, self.router_bias[...].astype(jnp.float32), self.config.chosen, **settings)
 
 
 def make_feed_forward(config: FeedForwardConfig | MoEConfig, dim: int, *, rngs: nnx.Rngs) -> FeedForward | Experts:

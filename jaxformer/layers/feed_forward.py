@@ -18,19 +18,19 @@ class FeedForward(nnx.Module):
     def __init__(self, config: FeedForwardConfig, dim: int, *, rngs: nnx.Rngs):
         hidden = 4 * dim if config.hidden is None else config.hidden
         self.dropout, self.limit = config.dropout, config.limit
-        self.activation = ACTIVATIONS[config.activation]
-        self.gate = Linear(dim, hidden, bias=config.bias, rngs=rngs) if config.gated else None
-        self.up = Linear(dim, hidden, bias=config.bias, rngs=rngs)
-        self.down = Linear(hidden, dim, bias=config.bias, rngs=rngs)
+        self.activation = config.activation  # by name: functions cannot be pickled
+        self.gate = Linear(dim, hidden, axes="DF", bias=config.bias, rngs=rngs) if config.gated else None
+        self.up = Linear(dim, hidden, axes="DF", bias=config.bias, rngs=rngs)
+        self.down = Linear(hidden, dim, axes="FD", bias=config.bias, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """[..., D] -> [..., D]."""
-        inner = self.up(x)
+        inner, activation = self.up(x), ACTIVATIONS[self.activation]
         if self.gate is None:
-            inner = self.activation(inner)
+            inner = activation(inner)
         elif self.limit is None:
-            inner = self.activation(self.gate(x)) * inner
+            inner = activation(self.gate(x)) * inner
         else:
             gate = jnp.minimum(self.gate(x), self.limit)
-            inner = self.activation(gate) * (1 + jnp.clip(inner, -self.limit, self.limit))
+            inner = activation(gate) * (1 + jnp.clip(inner, -self.limit, self.limit))
         return self.down(dropout(inner, self.dropout, dropout_key))

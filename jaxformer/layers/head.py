@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import ClassifierConfig, EmbeddingConfig, HeadConfig, TransformConfig
-from jaxformer.layers.linear import Linear, QuantisedLinear, TransposedLinear, replace_linear
+from jaxformer.layers.linear import Linear, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import ACTIVATIONS, dropout, matmul_transposed, prefers_transposed
 
@@ -14,27 +14,27 @@ class Transform(nnx.Module):
     """Norm(activation(x W + b)): `TransformConfig`."""
 
     def __init__(self, config: TransformConfig, dim: int, *, rngs: nnx.Rngs):
-        self.linear = Linear(dim, dim, rngs=rngs)
-        self.activation = ACTIVATIONS[config.activation]
+        self.linear = Linear(dim, dim, axes="D_", rngs=rngs)
+        self.activation = config.activation
         self.norm = make_norm(config.norm, dim)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
-        return self.norm(self.activation(self.linear(x)))
+        return self.norm(ACTIVATIONS[self.activation](self.linear(x)))
 
 
 class Head(nnx.Module):
     """Logits of every token, section 3.4: hidden states times the embedding table (tied) or a matrix of its own."""
 
-    output: Linear | TransposedLinear | QuantisedLinear | None
+    output: Linear | TransposedLinear | QuantizedLinear | None
 
     def __init__(self, config: HeadConfig, embedding: EmbeddingConfig, dim: int, *, rngs: nnx.Rngs):
         width = embedding.dim or dim
         self.config = config
         self.transform = Transform(config.transform, dim, rngs=rngs) if config.transform else None
-        self.projection = Linear(dim, width, bias=False, rngs=rngs) if config.tied and width != dim else None
-        self.output = None if config.tied else Linear(dim, embedding.vocab_size, bias=False, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros(embedding.vocab_size)) if config.bias else None
+        self.projection = Linear(dim, width, axes="D_", bias=False, rngs=rngs) if config.tied and width != dim else None
+        self.output = None if config.tied else Linear(dim, embedding.vocab_size, axes="DV", bias=False, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(embedding.vocab_size), axes="V") if config.bias else None
 
     def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
         """[..., D] and the embedding table [V, E] -> float32 [..., V].
@@ -44,7 +44,7 @@ class Head(nnx.Module):
         x = hidden if self.config.scale == 1 else hidden * self.config.scale
         x = x if self.transform is None else self.transform(x)
         x = x if self.projection is None else self.projection(x)
-        if isinstance(self.output, QuantisedLinear):
+        if isinstance(self.output, QuantizedLinear):
             logits = self.output(x.astype(jnp.float32))
         elif isinstance(self.output, TransposedLinear):
             logits = matmul_transposed(x, self.output.weight[...])
@@ -65,11 +65,11 @@ class Head(nnx.Module):
         V, E = table.shape
 
         def shaped() -> Linear | TransposedLinear:
-            linear = Linear(E, V, bias=False, rngs=nnx.Rngs(0))
+            linear = Linear(E, V, axes="DV", bias=False, rngs=nnx.Rngs(0))
             return TransposedLinear(linear) if transposed else linear
 
         head, output = nnx.clone(self), nnx.eval_shape(shaped)
-        output.weight = nnx.Param(table if transposed else table.T)
+        output.weight = nnx.Param(table if transposed else table.T, axes=output.weight.axes)
         head.output = nnx.data(output)
         return head
 
@@ -85,11 +85,11 @@ class Classifier(nnx.Module):
 
     def __init__(self, config: ClassifierConfig, dim: int, *, rngs: nnx.Rngs):
         self.dropout = config.dropout
-        self.activation = ACTIVATIONS[config.activation]
-        self.hidden = Linear(dim, dim, rngs=rngs)
-        self.output = Linear(dim, config.classes, rngs=rngs)
+        self.activation = config.activation
+        self.hidden = Linear(dim, dim, axes="D_", rngs=rngs)
+        self.output = Linear(dim, config.classes, axes="D_", rngs=rngs)
 
     def __call__(self, states: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> float32 [B, classes]."""
-        inner = dropout(self.activation(self.hidden(states[:, 0])), self.dropout, dropout_key)
+        inner = dropout(ACTIVATIONS[self.activation](self.hidden(states[:, 0])), self.dropout, dropout_key)
         return self.output(inner).astype(jnp.float32)

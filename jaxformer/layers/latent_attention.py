@@ -79,14 +79,14 @@ class LatentAttention(nnx.Module):
         self.config = config
         self.scale = (H + P) ** -0.5 if config.scale is None else config.scale
         compressed = config.query_latent
-        self.query_down = Linear(dim, compressed, bias=bias, rngs=rngs) if compressed else None
-        self.query_norm = make_norm(config.norm, compressed) if compressed and config.norm else None
-        self.query = Linear(compressed or dim, (N, H + P), bias=False, rngs=rngs)
-        self.down = Linear(dim, R + P, bias=bias, rngs=rngs)
-        self.latent_norm = make_norm(config.norm, R) if config.norm else None
-        self.key = Linear(R, (N, H), bias=False, rngs=rngs)
-        self.value = Linear(R, (N, value_dim), bias=False, rngs=rngs)
-        self.output = Linear((N, value_dim), dim, bias=bias, rngs=rngs)
+        self.query_down = Linear(dim, compressed, axes="DR", bias=bias, rngs=rngs) if compressed else None
+        self.query_norm = make_norm(config.norm, compressed, axes="R") if compressed and config.norm else None
+        self.query = Linear(compressed or dim, (N, H + P), axes="RNH" if compressed else "DNH", bias=False, rngs=rngs)
+        self.down = Linear(dim, R + P, axes="DR", bias=bias, rngs=rngs)
+        self.latent_norm = make_norm(config.norm, R, axes="R") if config.norm else None
+        self.key = Linear(R, (N, H), axes="RNH", bias=False, rngs=rngs)
+        self.value = Linear(R, (N, value_dim), axes="RNH", bias=False, rngs=rngs)
+        self.output = Linear((N, value_dim), dim, axes="NHD", bias=bias, rngs=rngs)
 
     def keys_values(self, x: jax.Array, position_ids: jax.Array | None = None) -> Latent:
         """What keys and values of the states x [B, S, D] at positions [1|B, S] are made from."""

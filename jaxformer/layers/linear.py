@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.ops import Quantised, int8_matmul, matmul, matmul_transposed, prefers_transposed, quantise
+from jaxformer.errors import InputError
+from jaxformer.layers.variables import QuantizedWeight
+from jaxformer.ops import Quantized, int8_matmul, matmul, matmul_transposed, prefers_transposed, quantize
 
-Axes = int | tuple[int, ...]
+Sizes = int | tuple[int, ...]
 
 
 class LinearMap(nnx.Module):
     """`x W + b` over the trailing axes of x, however the weight is stored.
 
     Either side may be several axes, so that heads are never reshaped by hand: a query projection is
-    `Linear(D, (N, H))`, the output projection after it `Linear((N, H), D)`.
+    `Linear(D, (N, H), axes="DNH")`, the output projection after it `Linear((N, H), D, axes="NHD")`.
     """
 
     inputs: tuple[int, ...]
@@ -47,16 +49,26 @@ class Linear(LinearMap):
     """A linear map whose weight is stored [inputs, outputs].
 
     On CPUs the rows of a batch meet it faster than its transpose; the few of most decoding steps, `TransposedLinear`.
+
+    Args:
+        inputs: Sizes of the axes that are summed over.
+        outputs: Sizes of the axes that result.
+        axes: A letter for each of them, see `jaxformer.layers.variables`.
+        bias: Whether to add a bias of the shape of the outputs.
+        rngs: Where the weights start from.
+
     Weights start from the uniform distribution of Glorot and Bengio (2010), biases from zero.
     """
 
-    def __init__(self, inputs: Axes, outputs: Axes, *, bias: bool = True, rngs: nnx.Rngs):
+    def __init__(self, inputs: Sizes, outputs: Sizes, *, axes: str, bias: bool = True, rngs: nnx.Rngs):
         self.inputs = (inputs,) if isinstance(inputs, int) else tuple(inputs)
         self.outputs = (outputs,) if isinstance(outputs, int) else tuple(outputs)
         bound = math.sqrt(6 / (math.prod(self.inputs) + math.prod(self.outputs)))
         shape = self.inputs + self.outputs
-        self.weight = nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
-        self.bias = nnx.Param(jnp.zeros(self.outputs)) if bias else None
+        if len(axes) != len(shape):
+            raise InputError(f"axes={axes!r} must have a letter for each of the {len(shape)} axes {shape}")
+        self.weight = nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound), axes=axes)
+        self.bias = nnx.Param(jnp.zeros(self.outputs), axes=axes[len(self.inputs) :]) if bias else None
 
     def prefers_transposed(self, rows: int) -> bool:
         """Whether this is one map, not those of several experts, that so many rows meet faster transposed."""
@@ -81,7 +93,7 @@ class TransposedLinear(LinearMap):
     def __init__(self, linear: Linear):
         self.inputs, self.outputs, self.bias = linear.inputs, linear.outputs, linear.bias
         weight = linear.weight[...].reshape(math.prod(self.inputs), math.prod(self.outputs))
-        self.weight = nnx.Param(weight.T)
+        self.weight = nnx.Param(weight.T, axes="__")
 
     def product(self, x: jax.Array) -> jax.Array:
         """`x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
@@ -92,7 +104,7 @@ class TransposedLinear(LinearMap):
         return self.weight[...].T.reshape(*self.inputs, *self.outputs)
 
 
-class QuantisedLinear(LinearMap):
+class QuantizedLinear(LinearMap):
     """A linear map whose weight has 8 bits, with a step for each output: half as much to read as in 16 bits.
 
     Made of another one, and for inference alone. Its weight is stored [outputs, inputs], as products of integers read
@@ -102,14 +114,16 @@ class QuantisedLinear(LinearMap):
     def __init__(self, linear: Linear):
         self.inputs, self.outputs, self.bias = linear.inputs, linear.outputs, linear.bias
         weight = linear.weight[...]
-        several = weight.shape[: weight.ndim - len(self.inputs) - len(self.outputs)]  # experts have an axis more
-        matrix = weight.reshape(*several, math.prod(self.inputs), math.prod(self.outputs))
-        values, steps = quantise(jnp.swapaxes(matrix, -1, -2))
-        self.values, self.steps = nnx.Param(values), nnx.Param(steps)
+        experts = weight.shape[: weight.ndim - len(self.inputs) - len(self.outputs)]
+        matrix = weight.reshape(*experts, math.prod(self.inputs), math.prod(self.outputs))
+        values, steps = quantize(jnp.swapaxes(matrix, -1, -2))
+        several = "_" * (values.ndim - 2)
+        self.values = QuantizedWeight(values, axes=f"{several}__")
+        self.steps = QuantizedWeight(steps, axes=f"{several}_")
 
     def product(self, x: jax.Array) -> jax.Array:
         """`x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
-        return int8_matmul(x, Quantised(self.values[...], self.steps[...])).astype(x.dtype)
+        return int8_matmul(x, Quantized(self.values[...], self.steps[...])).astype(x.dtype)
 
     def matrix(self) -> jax.Array:
         """The weight [inputs, outputs] in float32, but for its rounding that which it was made of."""

@@ -9,24 +9,24 @@ from jaxformer.ops import layer_norm, rms_norm
 
 
 class LayerNorm(nnx.Module):
-    """Owns the scale and shift [D] of `jaxformer.ops.layer_norm`."""
+    """Owns the scale and bias [D] of `jaxformer.ops.layer_norm`."""
 
-    def __init__(self, config: LayerNormConfig, dim: int):
+    def __init__(self, config: LayerNormConfig, dim: int, *, axes: str = "D"):
         self.epsilon = config.epsilon
-        self.scale = nnx.Param(jnp.ones(dim))
-        self.shift = nnx.Param(jnp.zeros(dim))
+        self.scale = nnx.Param(jnp.ones(dim), axes=axes)
+        self.bias = nnx.Param(jnp.zeros(dim), axes=axes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
-        return layer_norm(x, self.scale[...], self.shift[...], epsilon=self.epsilon)
+        return layer_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
 
 
 class RMSNorm(nnx.Module):
     """Owns the scale [D] of `jaxformer.ops.rms_norm`."""
 
-    def __init__(self, config: RMSNormConfig, dim: int):
+    def __init__(self, config: RMSNormConfig, dim: int, *, axes: str = "D"):
         self.config = config
-        self.scale = nnx.Param(jnp.zeros(dim) if config.offset else jnp.ones(dim))
+        self.scale = nnx.Param(jnp.zeros(dim) if config.offset else jnp.ones(dim), axes=axes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
@@ -36,10 +36,10 @@ class RMSNorm(nnx.Module):
 Norm = LayerNorm | RMSNorm
 
 
-def make_norm(config: NormConfig, dim: int) -> Norm:
-    """The module that a configuration describes, over vectors of width `dim`."""
+def make_norm(config: NormConfig, dim: int, *, axes: str = "D") -> Norm:
+    """Return the module that a configuration describes, over vectors of width `dim` along the axis of that letter."""
     match config:
         case LayerNormConfig():
-            return LayerNorm(config, dim)
+            return LayerNorm(config, dim, axes=axes)
         case RMSNormConfig():
-            return RMSNorm(config, dim)
+            return RMSNorm(config, dim, axes=axes)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import LearnedPositions, RelativeBias, SinusoidalPositions, StackConfig
+from jaxformer.config import LearnedPositions, RelativePositions, SinusoidalPositions, StackConfig
 from jaxformer.layers.any_attention import Memory
 from jaxformer.layers.attention import Visibility
 from jaxformer.layers.block import Block, Source, split_key
-from jaxformer.layers.embedding import DistanceTable, PositionTable, Sinusoids
+from jaxformer.layers.embedding import LearnedPositionEmbedding, RelativePositionBias, Sinusoids
 from jaxformer.layers.latent_attention import LatentAttention
 from jaxformer.layers.linear import Linear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
@@ -40,11 +40,11 @@ class Stack(nnx.Module):
         self.config = config
         match config.positions:
             case LearnedPositions() as learned:
-                self.positions = PositionTable(learned, dim, rngs=rngs)
+                self.positions = LearnedPositionEmbedding(learned, dim, rngs=rngs)
             case SinusoidalPositions() as sinusoidal:
                 self.positions = Sinusoids(sinusoidal, dim)
-            case RelativeBias() as relative:
-                self.positions = DistanceTable(relative, config.blocks[0].attention.heads, rngs=rngs)
+            case RelativePositions() as relative:
+                self.positions = RelativePositionBias(relative, config.blocks[0].attention.heads, rngs=rngs)
             case None:
                 self.positions = None
         self.embedding_norm = make_norm(config.embedding_norm, dim) if config.embedding_norm else None
@@ -68,7 +68,7 @@ class Stack(nnx.Module):
         """
         first_key, *keys = split_key(dropout_key, 1 + len(self.blocks))
         x = embedded
-        if isinstance(self.positions, DistanceTable):
+        if isinstance(self.positions, RelativePositionBias):
             T, first = x.shape[1], visibility.query_offset
             S = visibility.reach(T, caches[0].slots) if caches else T
             bias = self.positions(T, S, first=first, causal=visibility.causal)

@@ -5,14 +5,14 @@ from jaxformer.ops.attention import attention_scores, attention_weights, dot_pro
 from jaxformer.ops.balance import (
     balance_loss,
     communication_loss,
-    corrected,
     device_balance_loss,
     expert_load,
     router_z_loss,
+    update_router_bias,
 )
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.experts import mix_experts
-from jaxformer.ops.int8 import Quantised, int8_matmul, quantise
+from jaxformer.ops.int8 import Quantized, int8_matmul, quantize
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import causal_mask, padding_mask
 from jaxformer.ops.matmul import batched_matmul_transposed, matmul, matmul_transposed, prefers_transposed
@@ -32,7 +32,7 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "Choice",
-    "Quantised",
+    "Quantized",
     "Rotation",
     "Routing",
     "attention_scores",
@@ -41,7 +41,6 @@ __all__ = [
     "batched_matmul_transposed",
     "causal_mask",
     "communication_loss",
-    "corrected",
     "cross_entropy",
     "device_balance_loss",
     "distance_buckets",
@@ -58,7 +57,7 @@ __all__ = [
     "mix_experts",
     "padding_mask",
     "prefers_transposed",
-    "quantise",
+    "quantize",
     "rms_norm",
     "rotary_frequencies",
     "rotate",
@@ -70,5 +69,6 @@ __all__ = [
     "slow_long_waves",
     "softmax_router",
     "token_cross_entropy",
+    "update_router_bias",
     "weighted_values",
 ]

@@ -50,11 +50,11 @@ def router_z_loss(logits: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)))
 
 
-def corrected(correction: jax.Array, load: jax.Array, speed: float) -> jax.Array:
-    """The correction [E] of a `sigmoid_router` after a step in which experts had the `load` [E].
+def update_router_bias(bias: jax.Array, load: jax.Array, speed: float) -> jax.Array:
+    """Return the bias [E] of a `sigmoid_router` after a step in which experts had the `load` [E].
 
     Experts with less than the mean load are preferred by `speed` more, those with more by as much less. This balances
     loads without a loss, whose gradient would compete with that of the task (DeepSeek-AI 2024, DeepSeek-V3, section
     2.1.2; Wang et al. 2024).
     """
-    return correction + speed * jnp.sign(jnp.mean(load) - load)
+    return bias + speed * jnp.sign(jnp.mean(load) - load)

@@ -8,28 +8,28 @@ import jax.numpy as jnp
 LARGEST = 127
 
 
-class Quantised(NamedTuple):
+class Quantized(NamedTuple):
     """Numbers as integers times a step: values int8 [..., n], steps float32 [...], one for each vector."""
 
     values: jax.Array
     steps: jax.Array
 
 
-def quantise(x: jax.Array) -> Quantised:
+def quantize(x: jax.Array) -> Quantized:
     """The vectors of x [..., n], each divided by the step with which its largest number becomes 127, and rounded."""
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1)
     steps = jnp.where(largest == 0, 1.0, largest / LARGEST)
-    return Quantised(jnp.round(x / steps[..., None]).astype(jnp.int8), steps)
+    return Quantized(jnp.round(x / steps[..., None]).astype(jnp.int8), steps)
 
 
-def int8_matmul(x: jax.Array, weight: Quantised) -> jax.Array:
+def int8_matmul(x: jax.Array, weight: Quantized) -> jax.Array:
     """Activations x [..., I] times the transpose of a weight [O, I]: float32 [..., O].
 
-    Each row of activations is quantised too, and 8-bit products are summed in 32 bits, exactly: only the rounding of
+    Each row of activations is quantized too, and 8-bit products are summed in 32 bits, exactly: only the rounding of
     the two factors is lost (Dettmers et al. 2022, section 2.1).
     """
-    rows = quantise(x.reshape(-1, x.shape[-1]))
+    rows = quantize(x.reshape(-1, x.shape[-1]))
     values = rows.values
     if len(values) == 1:  # XLA has a fast product for two rows and more on CPUs, and a loop for one: 15 times slower
         values = jnp.concatenate([values, jnp.zeros_like(values)])

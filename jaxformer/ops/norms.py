@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
-    """Each vector of x [..., D] brought to mean 0 and variance 1, then scaled and shifted: [..., D].
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
+    """Each vector of x [..., D] brought to mean 0 and variance 1, then scaled and biased: [..., D].
 
-    Ba et al. (2016), equation 4: (x - mean) / sqrt(variance + epsilon) * scale + shift; scale and shift are [D]. In
+    Ba et al. (2016), equation 4: (x - mean) / sqrt(variance + epsilon) * scale + bias; scale and bias are [D]. In
     float32 whatever the type of x, and with the variance as the mean of squared deviations: the one-pass formula
     E[x^2] - E[x]^2 loses 3e-4 where the mean is 30 times the deviation.
     """
@@ -16,14 +16,14 @@ def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, *, epsilon: flo
     variance = jnp.square(deviation).mean(axis=-1, keepdims=True)
     normal = deviation * jax.lax.rsqrt(variance + epsilon)
     broadcast = (1,) * (x.ndim - 1) + (-1,)
-    return (normal * scale.reshape(broadcast) + shift.reshape(broadcast)).astype(x.dtype)
+    return (normal * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6, offset: bool = False) -> jax.Array:
     """Each vector of x [..., D] brought to a mean square of 1, then scaled: [..., D].
 
     Zhang and Sennrich (2019), equation 4: x / sqrt(mean(x^2) + epsilon) * scale [D]. Unlike `layer_norm` it subtracts
-    no mean and adds no shift. In float32 whatever the type of x. offset: the factor is 1 + scale.
+    no mean and adds no bias. In float32 whatever the type of x. offset: the factor is 1 + scale.
     """
     wide = x.astype(jnp.float32)
     normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)

@@ -53,7 +53,7 @@ def softmax_router(
 
 def sigmoid_router(
     logits: jax.Array,
-    correction: jax.Array,
+    bias: jax.Array,
     chosen: int,
     *,
     renormalise: bool = True,
@@ -61,15 +61,15 @@ def sigmoid_router(
     kept_groups: int = 1,
     scale: float = 1.0,
 ) -> Choice:
-    """The `chosen` experts k with the largest sigmoid of logits [R, E] plus a correction [E].
+    """The `chosen` experts k with the largest sigmoid of logits [R, E] plus a bias [E].
 
-    DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2. The correction decides who is chosen, and is no part of the weights:
+    DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2. The bias decides who is chosen, and is no part of the weights:
     the sigmoids, made to sum to one if asked for, times scale. It balances the load without a loss, and has no
     gradient. groups: experts of the `kept_groups` alone whose two best ones have the largest sum.
     """
     scores = jax.nn.sigmoid(logits.astype(jnp.float32))
-    corrected = jax.lax.stop_gradient(scores + correction[None])
-    _, experts = jax.lax.top_k(of_best_groups(corrected, groups, kept_groups, best=2), chosen)
+    biased = jax.lax.stop_gradient(scores + bias[None])
+    _, experts = jax.lax.top_k(of_best_groups(biased, groups, kept_groups, best=2), chosen)
     weights = jnp.take_along_axis(scores, experts, axis=-1)
     if renormalise:
         weights /= jnp.sum(weights, axis=-1, keepdims=True) + 1e-20

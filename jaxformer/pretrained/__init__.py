@@ -115,7 +115,7 @@ def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
     """
     if any(leaf.dtype == np.int8 for leaf in jax.tree.leaves(pretrained.model)):
         raise InputError("weights of 8 bits are not written: save the model that they were made of")
-    folder, dtype = Path(folder), pretrained.model.embedding.table[...].dtype
+    folder, dtype = Path(folder), pretrained.model.embedding.embedding[...].dtype
     hf = pretrained.settings | {"dtype": str(dtype)}
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder to save to")

@@ -53,11 +53,11 @@ ALIASES = {
 }
 # Our name -> theirs, applied in this order to "decoder.blocks.0.attention.query.weight" and its like.
 RENAMES = (
-    (r"^source_embedding\.table$", "model.encoder.embed_tokens.weight"),
+    (r"^source_embedding\.embedding$", "model.encoder.embed_tokens.weight"),
     (r"^head\.bias$", "final_logits_bias"),
     (r"^head\.output\.", "lm_head."),
     (r"^(encoder|decoder)\.", r"model.\1."),
-    (r"\.positions\.table$", ".embed_positions.weight"),
+    (r"\.positions\.embedding$", ".embed_positions.weight"),
     (r"\.embedding_norm\.", ".layernorm_embedding."),
     (r"\.final_norm\.", ".layer_norm."),
     (r"\.blocks\.", ".layers."),
@@ -72,7 +72,6 @@ RENAMES = (
     (r"\.value\.", ".v_proj."),
     (r"\.output\.", ".out_proj."),
     (r"\.scale$", ".weight"),
-    (r"\.shift$", ".bias"),
 )
 # Ties are written once or several times, depending on the version.
 SHARED = "model.shared.weight"
@@ -115,9 +114,9 @@ def marian_config(hf: dict[str, Any]) -> TransformerConfig:
 def bart_table(config: TransformerConfig) -> WeightTable:
     """Where BART and Marian keep their weights."""
     if config.share_embeddings:
-        return WeightTable(((r"^embedding\.table$", SHARED), *RENAMES), "", TIES, **KINDS, kept=SINUSOIDS)
+        return WeightTable(((r"^embedding\.embedding$", SHARED), *RENAMES), "", TIES, **KINDS, kept=SINUSOIDS)
     decoder = "model.decoder.embed_tokens.weight"
-    renames = ((r"^embedding\.table$", decoder), *RENAMES)
+    renames = ((r"^embedding\.embedding$", decoder), *RENAMES)
     # Where each stack has its own, nothing reads the shared one.
     kept = rf"{SINUSOIDS}|{re.escape(SHARED)}"
     return WeightTable(renames, "", ((r"lm_head\.weight", decoder),), **KINDS, kept=kept)

@@ -86,9 +86,9 @@ RENAMED = {
     "seq_classif_dropout": "classifier_dropout",
 }
 EMBEDDINGS = (
-    (r"^embedding\.table$", "embeddings.word_embeddings.weight"),
-    (r"^embedding\.types$", "embeddings.token_type_embeddings.weight"),
-    (r"^encoder\.positions\.table$", "embeddings.position_embeddings.weight"),
+    (r"^embedding\.embedding$", "embeddings.word_embeddings.weight"),
+    (r"^embedding\.token_type_embedding$", "embeddings.token_type_embeddings.weight"),
+    (r"^encoder\.positions\.embedding$", "embeddings.position_embeddings.weight"),
     (r"^encoder\.embedding_norm\.", "embeddings.LayerNorm."),
 )
 BLOCKS = (
@@ -111,7 +111,7 @@ DISTILBERT_BLOCKS = (
     (r"\.feed_forward\.down\.", ".ffn.lin2."),
     (r"\.feed_forward_norm\.", ".output_layer_norm."),
 )
-LEAVES = ((r"\.scale$", ".weight"), (r"\.shift$", ".bias"))
+LEAVES = ((r"\.scale$", ".weight"),)
 BERT_HEADS = (
     (r"^head\.transform\.linear\.", "cls.predictions.transform.dense."),
     (r"^head\.transform\.norm\.", "cls.predictions.transform.LayerNorm."),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import tokenizers
 
-from jaxformer.config import LearnedPositions, RelativeBias, TokensExcept
+from jaxformer.config import LearnedPositions, RelativePositions, TokensExcept
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
 from jaxformer.generation.api import BESIDE
@@ -57,9 +57,9 @@ class Pretrained:
     kept: dict[str, np.ndarray] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
-    def quantised(self) -> "Pretrained":
-        """The same with linear maps of 8 bits, see `Transformer.quantised`: neither to be trained nor saved."""
-        return replace(self, model=self.model.quantised())
+    def quantize(self) -> "Pretrained":
+        """The same with linear maps of 8 bits, see `Transformer.quantized`: neither to be trained nor saved."""
+        return replace(self, model=self.model.quantize())
 
     def __call__(
         self,
@@ -241,7 +241,7 @@ class Pretrained:
         stack, array = self.model.config.main, integer_array("position_ids", position_ids, "position")
         if array.shape not in (ids.shape, (1, ids.shape[1])):
             raise InputError(f"position_ids has shape {array.shape}, but the token ids have {ids.shape}")
-        if isinstance(stack.positions, RelativeBias):
+        if isinstance(stack.positions, RelativePositions):
             raise InputError(
                 "the model has no position_ids: it sees distances between tokens, which follow their order"
             )

@@ -77,7 +77,7 @@ LATENTS = (
     (r"\.attention\.query_norm\.", ".self_attn.q_a_layernorm."),
 )
 SHARED = (r"\.feed_forward\.shared\.(gate|up|down)\.", r".mlp.shared_experts.\1_proj.")
-CORRECTION = (r"\.feed_forward\.correction$", ".mlp.gate.e_score_correction_bias")
+ROUTER_BIAS = (r"\.feed_forward\.router_bias$", ".mlp.gate.e_score_correction_bias")
 
 
 def deepseek_v2_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -166,7 +166,7 @@ def deepseek_table(config: TransformerConfig) -> WeightTable:
     query = (r"\.attention\.query\.", ".self_attn.q_b_proj." if attention.query_latent else ".self_attn.q_proj.")
     further = rf"model\.layers\.{len(config.main.blocks)}\..*"  # a layer that predicts a token more, not used by itself
     return WeightTable(
-        (*NORMS, CORRECTION, ROUTER, SHARED, EXPERTS, PROJECTIONS, *LATENTS, query, *RENAMES),
+        (*NORMS, ROUTER_BIAS, ROUTER, SHARED, EXPERTS, PROJECTIONS, *LATENTS, query, *RENAMES),
         UNUSED,
         TIES,
         prefix="model.",

@@ -52,10 +52,10 @@ def family_of(hf: dict[str, Any]) -> Family:
     """The family that a config.json names. Raises InputError for one that is not supported."""
     if hf.get("model_type") not in FAMILIES:
         raise InputError(f"model_type {hf.get('model_type')!r} is not supported: known are {', '.join(FAMILIES)}")
-    if quantised := hf.get("quantization_config"):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+    if quantized := hf.get("quantization_config"):
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
         raise InputError(
-            f"the weights are quantised ({method}), which is not supported: dequantise them in transformers, for mxfp4 "
+            f"the weights are quantized ({method}), which is not supported: dequantise them in transformers, for mxfp4 "
             "by from_pretrained(..., quantization_config=Mxfp4Config(dequantize=True)), and save_pretrained them"
         )
     return FAMILIES[hf["model_type"]]

@@ -42,8 +42,8 @@ ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 RENAMES = (
-    (r"^embedding\.table$", "transformer.wte.weight"),
-    (r"^decoder\.positions\.table$", "transformer.wpe.weight"),
+    (r"^embedding\.embedding$", "transformer.wte.weight"),
+    (r"^decoder\.positions\.embedding$", "transformer.wpe.weight"),
     (r"^decoder\.final_norm\.", "transformer.ln_f."),
     (r"^decoder\.blocks\.", "transformer.h."),
     (r"^head\.output\.", "lm_head."),
@@ -54,7 +54,6 @@ RENAMES = (
     (r"\.feed_forward\.up\.", ".mlp.c_fc."),
     (r"\.feed_forward\.down\.", ".mlp.c_proj."),
     (r"\.scale$", ".weight"),
-    (r"\.shift$", ".bias"),
 )
 TIES = ((r"lm_head\.weight", "transformer.wte.weight"),)
 UNUSED = r"transformer\.h\.\d+\.attn\.(masked_)?bias"  # old files hold the causal mask too

@@ -112,7 +112,7 @@ NORMS = (
     (r"\.feed_forward_norm\.", ".post_attention_layernorm."),
 )
 RENAMES = (
-    (r"^embedding\.table$", "model.embed_tokens.weight"),
+    (r"^embedding\.embedding$", "model.embed_tokens.weight"),
     (r"^decoder\.final_norm\.", "model.norm."),
     (r"^decoder\.blocks\.", "model.layers."),
     (r"^head\.output\.", "lm_head."),

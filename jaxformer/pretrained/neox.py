@@ -37,7 +37,7 @@ NEOX: Schema = {
     "rotary_emb_base": number(10000.0, 1.0, above=True),
 }
 RENAMES = (
-    (r"^embedding\.table$", "gpt_neox.embed_in.weight"),
+    (r"^embedding\.embedding$", "gpt_neox.embed_in.weight"),
     (r"^decoder\.final_norm\.", "gpt_neox.final_layer_norm."),
     (r"^decoder\.blocks\.", "gpt_neox.layers."),
     (r"^head\.output\.", "embed_out."),
@@ -48,7 +48,6 @@ RENAMES = (
     (r"\.feed_forward\.up\.", ".mlp.dense_h_to_4h."),
     (r"\.feed_forward\.down\.", ".mlp.dense_4h_to_h."),
     (r"\.scale$", ".weight"),
-    (r"\.shift$", ".bias"),
 )
 # In memory, and so in what transformers says of gradients, the head has its usual name.
 ALIASES = ((r"^lm_head\.", "embed_out."),)

@@ -37,11 +37,11 @@ OPT: Schema = {
     "layerdrop": only(0.0),
 }
 RENAMES = (
-    (r"^embedding\.table$", "model.decoder.embed_tokens.weight"),
+    (r"^embedding\.embedding$", "model.decoder.embed_tokens.weight"),
     (r"^embedding\.projection\.", "model.decoder.project_in."),
     (r"^head\.projection\.", "model.decoder.project_out."),
     (r"^head\.output\.", "lm_head."),
-    (r"^decoder\.positions\.table$", "model.decoder.embed_positions.weight"),
+    (r"^decoder\.positions\.embedding$", "model.decoder.embed_positions.weight"),
     (r"^decoder\.final_norm\.", "model.decoder.final_layer_norm."),
     (r"^decoder\.blocks\.", "model.decoder.layers."),
     (r"\.attention_norm\.", ".self_attn_layer_norm."),
@@ -53,7 +53,6 @@ RENAMES = (
     (r"\.feed_forward\.up\.", ".fc1."),
     (r"\.feed_forward\.down\.", ".fc2."),
     (r"\.scale$", ".weight"),
-    (r"\.shift$", ".bias"),
 )
 TIES = ((r"lm_head\.weight", "model.decoder.embed_tokens.weight"),)
 

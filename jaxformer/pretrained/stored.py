@@ -45,9 +45,9 @@ def with_own_embeddings(config: TransformerConfig, tensors: Arrays, table: Table
     shared, *own = (
         table(one).name(path)
         for one, path in (
-            (config, ("embedding", "table")),
-            (apart, ("embedding", "table")),
-            (apart, ("source_embedding", "table")),
+            (config, ("embedding", "embedding")),
+            (apart, ("embedding", "embedding")),
+            (apart, ("source_embedding", "embedding")),
         )
     )
     if len({shared, *own}) < 3 or not all(name in tensors for name in own):
@@ -60,7 +60,7 @@ def with_own_embeddings(config: TransformerConfig, tensors: Arrays, table: Table
 
 def with_own_head(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> TransformerConfig:
     """Return the configuration with a head of its own, where the file has one that is not the embedding again."""
-    head, embedding = (table.name(path) for path in (("head", "output", "weight"), ("embedding", "table")))
+    head, embedding = (table.name(path) for path in (("head", "output", "weight"), ("embedding", "embedding")))
     if not isinstance(config.head, HeadConfig) or not config.head.tied or head not in tensors:
         return config
     if np.array_equal(tensors[head], tensors.get(embedding, tensors[head])):
@@ -72,7 +72,7 @@ def with_stored_positions(config: TransformerConfig, tensors: Arrays, table: Wei
     """Return the configuration with a table of positions, where the file has one that is not the sinusoids."""
 
     def as_in_file(name: str, stack: StackConfig | None) -> StackConfig | None:
-        tensor = tensors.get(table.name((name, "positions", "table")))
+        tensor = tensors.get(table.name((name, "positions", "embedding")))
         if stack is None or tensor is None or not isinstance(stack.positions, SinusoidalPositions):
             return stack
         if tensor.ndim == 2 and tensor.shape[1] == config.dim:

@@ -8,7 +8,7 @@ from jaxformer.config import (
     EmbeddingConfig,
     FeedForwardConfig,
     HeadConfig,
-    RelativeBias,
+    RelativePositions,
     RMSNormConfig,
     StackConfig,
     TransformerConfig,
@@ -66,9 +66,9 @@ ALIASES = {
     "head_dim": "d_kv",
 }
 RENAMES = (
-    (r"^embedding\.table$", "shared.weight"),
+    (r"^embedding\.embedding$", "shared.weight"),
     (r"^head\.output\.", "lm_head."),
-    (r"\.positions\.table$", ".block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+    (r"\.positions\.bias$", ".block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
     (r"\.final_norm\.", ".final_layer_norm."),
     (r"\.blocks\.", ".block."),
     (r"\.attention_norm\.", ".layer.0.layer_norm."),
@@ -129,7 +129,7 @@ def configuration(hf: dict[str, Any], head_scale: float) -> TransformerConfig:
         return StackConfig(
             EmbeddingConfig(hf["vocab_size"], scale=False),
             (block,) * layers,
-            RelativeBias(hf["relative_attention_num_buckets"], hf["relative_attention_max_distance"]),
+            RelativePositions(hf["relative_attention_num_buckets"], hf["relative_attention_max_distance"]),
             final_norm=norm,
             position_index="slot",
             dropout=dropout,

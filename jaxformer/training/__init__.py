@@ -1,6 +1,6 @@
 """Training: the optimiser, the compiled step, the loop, checkpoints and records; none of it knows the model."""
 
-from jaxformer.training.balance import BalanceConfig, correct, penalty
+from jaxformer.training.balance import BalanceConfig, penalty, update_router_biases
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.diagnosis import Finding, diagnose
 from jaxformer.training.loop import Course, DivergedError, Plan, fit
@@ -27,7 +27,6 @@ __all__ = [
     "Recorder",
     "TrainState",
     "cast",
-    "correct",
     "diagnose",
     "draw_loss",
     "fit",
@@ -38,5 +37,6 @@ __all__ = [
     "penalty",
     "read_lines",
     "replace_text",
+    "update_router_biases",
     "write_report",
 ]

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
-from jaxformer.ops import Routing, balance_loss, corrected, router_z_loss
+from jaxformer.layers.variables import parameter_path
+from jaxformer.ops import Routing, balance_loss, router_z_loss, update_router_bias
 from jaxformer.schema import is_number
 
 Loads = Mapping[int, jax.Array]  # the share of choices that fell on each expert, by the number of the block
@@ -22,12 +23,12 @@ class BalanceConfig:
     """weight of the loss that is least when all experts hear as many tokens"""
     router_z_loss: float = 0.0
     """weight of the loss that keeps a router's scores small"""
-    correction_speed: float = 1e-3
-    """how far a step moves the correction of routers that have one, as DeepSeek-V3's do, against the load"""
+    router_bias_speed: float = 1e-3
+    """how far a step moves the bias of routers that have one, as DeepSeek-V3's do, against the load"""
 
     def __post_init__(self) -> None:
         """Refuse what would make loads uneven."""
-        for name in ("balance_loss", "router_z_loss", "correction_speed"):
+        for name in ("balance_loss", "router_z_loss", "router_bias_speed"):
             value = getattr(self, name)
             if not (is_number(value) and value >= 0):
                 raise InputError(f"{name} must be at least 0 and finite in float32, not {value}")
@@ -43,13 +44,19 @@ def penalty(config: BalanceConfig, routing: Routing) -> jax.Array:
     return total
 
 
-def correct(params: Any, loads: Loads, speed: float) -> Any:
-    """The parameters, nested dictionaries, with the corrections of the decoder's routers moved against their loads."""
+def update_router_biases(params: Any, loads: Loads, speed: float) -> Any:
+    """Return the parameters with the biases of the decoder's routers moved against the load of their experts.
 
-    def moved(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        match [key.key for key in path]:
-            case ["decoder", "blocks", int() as layer, "feed_forward", "correction"]:
-                return corrected(leaf, loads[layer], speed)
+    Args:
+        params: A module, an `nnx.State` or nested dictionaries, of any or all of a model's variables.
+        loads: Share of choices that fell on each expert, float32 [E], by the number of the block.
+        speed: How far a bias moves.
+    """
+
+    def updated(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        match parameter_path(path):
+            case ("decoder", "blocks", int() as layer, "feed_forward", "router_bias"):
+                return update_router_bias(leaf, loads[layer], speed)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(moved, params)
+    return jax.tree_util.tree_map_with_path(updated, params)

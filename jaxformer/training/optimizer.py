@@ -7,8 +7,10 @@ import jax
 import optax
 
 from jaxformer.errors import InputError
+from jaxformer.layers.variables import parameter_path
 from jaxformer.schema import check_range, is_number
 
+DECAYED = ("weight", "embedding")  # names of parameters
 WARMUP, WARMUP_SHARE = 100, 8  # steps of warm-up unless told otherwise; at most one step in so many
 
 
@@ -61,16 +63,27 @@ def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by the global norm, then AdamW."""
+    """Return AdamW behind a gradient that is clipped by its global norm.
+
+    Its parameters may be a module, an `nnx.State` or nested dictionaries.
+
+    Args:
+        config: Learning rate, schedule, weight decay and clipping.
+        steps: Number of training steps, at the end of which the schedule ends.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rates(config, steps), b2=config.beta2, weight_decay=config.weight_decay, mask=matrices),
+        optax.adamw(learning_rates(config, steps), b2=config.beta2, weight_decay=config.weight_decay, mask=decay_mask),
     )
 
 
-def matrices(params: optax.Params) -> optax.Params:
-    """True at the leaves that weight decay may shrink: those with the name of a matrix.
+def decay_mask(params: optax.Params) -> optax.Params:
+    """Return a tree of booleans: True at the parameters that weight decay shrinks.
 
-    The name decides and not the number of axes, because biases of attention heads have two.
+    These are matrices and embeddings by name, never norms, biases, router biases or token types. The name decides and
+    not the number of axes, because biases of attention heads have two.
+
+    Args:
+        params: A module, an `nnx.State` or nested dictionaries.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("weight", "table"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: parameter_path(path)[-1] in DECAYED, params)

@@ -20,7 +20,7 @@ from jaxformer.config import (
     NormConfig,
     Placement,
     Positions,
-    RelativeBias,
+    RelativePositions,
     SinusoidalPositions,
     StackConfig,
     TransformerConfig,
@@ -319,5 +319,5 @@ def positions_text(positions: Positions) -> str:
             return f"{length} learned\npositions"
         case SinusoidalPositions():
             return "sinusoidal\npositions"
-        case RelativeBias(buckets):
+        case RelativePositions(buckets):
             return f"{buckets} distances,\nin all scores"

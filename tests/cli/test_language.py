@@ -212,7 +212,7 @@ def test_the_model_with_experts_trains_resumes_and_is_exported(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its loads are recorded and drawn, corrections move against them; transformers opens what comes of it."""
-    flags = [*FLAGS, "--preset", "deepseek-tiny", "--save-every", "6", "--correction-speed", "0.01"]
+    flags = [*FLAGS, "--preset", "deepseek-tiny", "--save-every", "6", "--router-bias-speed", "0.01"]
     flags += ["--balance-loss", "0.01", "--router-z-loss", "0.001", "--accumulate", "2"]
     train([*flags, "--steps", "12", "--output", "whole"])
     shutil.copytree("whole", "cut")
@@ -225,7 +225,7 @@ def test_the_model_with_experts_trains_resumes_and_is_exported(
     assert loads.shape == (12, 3, 16)
     np.testing.assert_allclose(loads.sum(-1), 1, atol=16 * 0.5e-4)  # sixteen shares, written with four digits each
     assert "Its experts" in Path("whole/report.html").read_text()
-    corrections = open_run(Path("whole")).model.decoder.blocks[2].feed_forward.correction[...]
+    corrections = open_run(Path("whole")).model.decoder.blocks[2].feed_forward.router_bias[...]
     assert 0.01 < float(np.abs(corrections).max()) <= 0.12 + 1e-6
     capsys.readouterr()
     main(["export", "hf", "--checkpoint", "whole"])

@@ -82,6 +82,6 @@ def test_a_model_that_cannot_be_referred_to_weakly_is_not_kept() -> None:
 
 @pytest.mark.parametrize("rows", [1, 9])
 def test_a_model_of_8_bits_needs_nothing(rows: int) -> None:
-    model = make_model().quantised()
+    model = make_model().quantize()
     for one, other in zip(*[flat.leaves for flat in laid_out(model, rows)], strict=True):
         assert one is other, jnp.shape(one)

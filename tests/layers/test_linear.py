@@ -25,7 +25,7 @@ def deepseek_wide() -> TransformerConfig:
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_transposed_map_is_the_same(dtype: jnp.dtype, rng: np.random.Generator) -> None:
-    linear = Linear((3, 8), (2, 5), rngs=nnx.Rngs(0))
+    linear = Linear((3, 8), (2, 5), axes="D_NH", rngs=nnx.Rngs(0))
     linear.bias = nnx.Param(jnp.asarray(rng.normal(size=(2, 5)), jnp.float32))
     x, transposed = jnp.asarray(rng.normal(size=(4, 3, 8)), dtype), TransposedLinear(linear)
     assert transposed(x).dtype == dtype
@@ -66,7 +66,7 @@ def test_a_large_tied_table_serves_a_few_rows_as_it_lies(vocab_size: int, few_ar
     assert isinstance(few, Head)
     assert isinstance(many, Head)
     assert isinstance(few.output, TransposedLinear) == few_are_tied
-    assert few_are_tied == any(leaf is model.embedding.table[...] for leaf in jax.tree.leaves(few))
+    assert few_are_tied == any(leaf is model.embedding.embedding[...] for leaf in jax.tree.leaves(few))
     assert isinstance(many.output, Linear)
     assert isinstance(model.head, Head)
     assert model.head.output is None

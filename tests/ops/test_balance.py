@@ -8,11 +8,11 @@ import pytest
 from jaxformer.ops import (
     balance_loss,
     communication_loss,
-    corrected,
     device_balance_loss,
     expert_load,
     router_z_loss,
     sigmoid_router,
+    update_router_bias,
 )
 
 # Three tokens, four experts on two devices, two experts a token.
@@ -57,7 +57,7 @@ def test_router_z() -> None:
 
 
 def test_a_correction_follows_the_load() -> None:
-    moved = corrected(jnp.zeros(3), jnp.array([0.6, 0.3, 0.1]), 0.01)
+    moved = update_router_bias(jnp.zeros(3), jnp.array([0.6, 0.3, 0.1]), 0.01)
     np.testing.assert_allclose(moved, [-0.01, 0.01, 0.01], rtol=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_a_skewed_load_is_driven_to_balance_without_a_loss() -> None:
 
     correction = jnp.zeros(E)
     for step in range(150):
-        correction = corrected(correction, load(correction, step), 0.005)
+        correction = update_router_bias(correction, load(correction, step), 0.005)
     fresh = [np.mean([load(each, step) for step in range(200, 210)], axis=0) for each in (jnp.zeros(E), correction)]
     without, balanced = (each.max() * E for each in fresh)
     assert without > 2.5

@@ -104,8 +104,8 @@ def routing_margin(pair: Pair, call: dict[str, Any], sequences: np.ndarray) -> f
             continue
         experts, router = block.feed_forward, block.feed_forward.config.router
         scores, best = np.asarray(seen.probabilities)[valid], 1
-        if experts.correction is not None:
-            scores, best = 1 / (1 + np.exp(-np.asarray(seen.logits)[valid])) + np.asarray(experts.correction[...]), 2
+        if experts.router_bias is not None:
+            scores, best = 1 / (1 + np.exp(-np.asarray(seen.logits)[valid])) + np.asarray(experts.router_bias[...]), 2
         grouped = np.sort(scores.reshape(len(scores), router.groups, -1), axis=-1)
         strength = grouped[..., -best:].sum(axis=-1)
         ranked = np.sort(strength, axis=-1)[:, ::-1]

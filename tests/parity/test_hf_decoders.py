@@ -281,7 +281,7 @@ def test_files_of_the_flax_classes_open_too(tmp_path: Path, rng: np.random.Gener
         (
             "gpt-oss",
             {"quantization_config": {"quant_method": "mxfp4"}},
-            r"quantised \(mxfp4\).*Mxfp4Config\(dequantize",
+            r"quantized \(mxfp4\).*Mxfp4Config\(dequantize",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 
 from jaxformer import InputError
 from jaxformer.training import OptimizerConfig, learning_rates, make_optimizer
-from jaxformer.training.optimizer import matrices
+from jaxformer.training.optimizer import decay_mask
 
 
 def test_inverse_square_root_is_equation_3() -> None:
@@ -32,7 +32,7 @@ def test_steps_equal_torch_adamw_behind_a_clipped_gradient(rng: np.random.Genera
         lambda s: rng.normal(size=s).astype(np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
     )
     tensors = [torch.nn.Parameter(torch.tensor(leaf)) for leaf in jax.tree.leaves(start)]
-    decays = [0.2 if decays else 0.0 for decays in jax.tree.leaves(matrices(start))]
+    decays = [0.2 if decays else 0.0 for decays in jax.tree.leaves(decay_mask(start))]
     assert decays == [0.0, 0.2, 0.0]
     groups = [{"params": [tensor], "weight_decay": decay} for tensor, decay in zip(tensors, decays, strict=True)]
     reference = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8)

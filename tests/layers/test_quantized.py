@@ -14,15 +14,15 @@ from jaxformer import InputError, Transformer, decoder_only, encoder_decoder, fr
 from jaxformer.cli.generate import decode_inputs
 from jaxformer.config import TransformerConfig
 from jaxformer.data import train_tokenizer
-from jaxformer.layers import Linear, QuantisedLinear
-from jaxformer.ops import int8_matmul, quantise
+from jaxformer.layers import Linear, QuantizedLinear
+from jaxformer.ops import int8_matmul, quantize
 from jaxformer.presets import deepseek_tiny
 
 GPT = decoder_only(31, length=24, dim=24, layers=2, heads=3)
 
 
 def test_vectors_are_steps_of_their_own() -> None:
-    values, steps = quantise(jnp.array([[1.0, -2.54, 0.005], [0.0, 0.0, 0.0], [127.0, 63.6, -63.4]]))
+    values, steps = quantize(jnp.array([[1.0, -2.54, 0.005], [0.0, 0.0, 0.0], [127.0, 63.6, -63.4]]))
     assert values.tolist() == [[50, -127, 0], [0, 0, 0], [127, 64, -63]]
     np.testing.assert_allclose(steps, [0.02, 1.0, 1.0], rtol=1e-6)
 
@@ -30,22 +30,22 @@ def test_vectors_are_steps_of_their_own() -> None:
 @pytest.mark.parametrize("rows", [(1,), (2,), (3, 5)])
 def test_the_product_is_that_of_the_rounded_factors(rows: tuple[int, ...], rng: np.random.Generator) -> None:
     x = jnp.asarray(rng.normal(size=(*rows, 37)), jnp.float32)
-    weight = quantise(jnp.asarray(rng.normal(size=(11, 37)), jnp.float32))
-    left, right = (np.asarray(q.values, np.float64) * np.asarray(q.steps)[..., None] for q in (quantise(x), weight))
+    weight = quantize(jnp.asarray(rng.normal(size=(11, 37)), jnp.float32))
+    left, right = (np.asarray(q.values, np.float64) * np.asarray(q.steps)[..., None] for q in (quantize(x), weight))
     np.testing.assert_allclose(int8_matmul(x, weight), left @ right.T, rtol=0, atol=1e-5)
 
 
 def test_a_row_is_what_it_is_among_others(rng: np.random.Generator) -> None:
     x, weight = (jnp.asarray(rng.normal(size=(n, 37)), jnp.float32) for n in (4, 11))
-    together = int8_matmul(x, quantise(weight))
-    alone = jnp.stack([int8_matmul(row, quantise(weight)) for row in x])
+    together = int8_matmul(x, quantize(weight))
+    alone = jnp.stack([int8_matmul(row, quantize(weight)) for row in x])
     np.testing.assert_allclose(alone, together, rtol=1e-6)
 
 
 def test_a_map_with_several_axes_is_near_its_own(rng: np.random.Generator) -> None:
-    linear = Linear((3, 8), (2, 5), rngs=nnx.Rngs(0))
+    linear = Linear((3, 8), (2, 5), axes="D_NH", rngs=nnx.Rngs(0))
     linear.bias = nnx.Param(jnp.asarray(rng.normal(size=(2, 5)), jnp.float32))
-    x, rounded = jnp.asarray(rng.normal(size=(4, 3, 8)), jnp.float32), QuantisedLinear(linear)
+    x, rounded = jnp.asarray(rng.normal(size=(4, 3, 8)), jnp.float32), QuantizedLinear(linear)
     np.testing.assert_allclose(
         rounded.matrix(), linear.matrix(), rtol=0, atol=float(rounded.steps[...].max()) / 2 + 1e-6
     )
@@ -64,7 +64,7 @@ def test_a_map_with_several_axes_is_near_its_own(rng: np.random.Generator) -> No
 def test_a_model_of_8_bits_generates(config: TransformerConfig, rng: np.random.Generator) -> None:
     """A quarter of the bytes but for tables and norms; logits that agree; a cache that gives what the forward gives."""
     model = Transformer(config, rngs=nnx.Rngs(0))
-    rounded, ids = model.quantised(), rng.integers(3, 31, (2, 7))
+    rounded, ids = model.quantize(), rng.integers(3, 31, (2, 7))
     arguments = (ids, ids[:, :5]) if config.encoder else (ids,)
     forward = jax.jit(Transformer.__call__)
     ours, theirs = (np.asarray(forward(each, *arguments)) for each in (rounded, model))
@@ -90,4 +90,4 @@ def test_a_folder_is_read_in_8_bits_and_not_written_so(tmp_path: Path, capsys: p
         said.append(json.loads(capsys.readouterr().out))
     assert said[0]["score"] != said[1]["score"]
     with pytest.raises(InputError, match="8 bits are not written"):
-        save_pretrained(from_pretrained(tmp_path).quantised(), tmp_path / "copy")
+        save_pretrained(from_pretrained(tmp_path).quantize(), tmp_path / "copy")
