@@ -90,7 +90,7 @@ class TorchTransformer(nn.Module):
 def our_names(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Parameters or gradients of TorchTransformer by our names, in our shapes."""
     ours = {
-        "source_embedding.table": tensors["source.weight"],
+        "source_embedding.embedding": tensors["source.weight"],
         "embedding.embedding": tensors["target.weight"],
         "head.output.weight": tensors["output.weight"].T,
         "head.bias": tensors["output.bias"],
