@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.generation.arrays import check_range, fill_right, mask_array, round_up, token_array
+from jaxformer.generation.arrays import check_range, fill_right, is_traced, mask_array, round_up, token_array
 from jaxformer.generation.automata import check_texts
 from jaxformer.generation.compiling import compiled
 from jaxformer.generation.config import GenerationConfig, as_tuple
@@ -32,7 +32,7 @@ SPECIAL = (
     "suppress_tokens",
     "begin_suppress_tokens",
 )
-BESIDE = {"inputs_mask", "decoder_input_ids", "allowed", "token_texts"}  # what `generate` takes that is no setting
+BESIDE = {"inputs_mask", "decoder_input_ids", "allowed", "token_texts", "key"}  # what `generate` takes that is no setting
 BUCKET = 32  # prompts and sources are padded on the right to a multiple of this
 
 
@@ -83,6 +83,7 @@ def generate(
     decoder_input_ids: Any = None,
     allowed: Allowed = None,
     token_texts: Sequence[str] | None = None,
+    key: jax.Array | None = None,
     **settings: Any,
 ) -> Generated:
     """Sequences that a Transformer generates from token ids `inputs` [B, S].
@@ -93,11 +94,15 @@ def generate(
     without a mask the pad token, unless it is an EOS token too, is taken for padding where it occurs.
     allowed: the only sequences that may be generated, see `allow_phrases` and `allow_regex`; one for all inputs or one
     each. Where there are fewer of them than beams, the sequences left over are empty and score -inf. token_texts: what
-    each token says, for stop strings. settings: changes to `config`. Raises InputError, before anything is compiled,
-    for what cannot be generated.
+    each token says, for stop strings. key: of `jax.random`, in place of the setting `seed`. settings: changes to
+    `config`. Raises InputError, before anything is compiled, for what cannot be generated.
+
+    Inside `jax.jit` and other transformations the search is a part of their program, of the settings, which are
+    static: the result is `Generated` of JAX arrays, as long as a sequence may become, and nothing is checked that
+    depends on values (`decoder_input_ids` must begin with the start token). No gradient flows through it.
     """
     config = GenerationConfig.of(config, settings)
-    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids, allowed, token_texts)
+    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids, allowed, token_texts, key)
     found, maps = generate_compiled(*laid_out(model, request.rows), request)
     source_length = 0 if request.source is None else np.shape(inputs)[1]
     return returned(found, config, request.plan, maps, source_length)
@@ -134,6 +139,7 @@ def make_request(
     decoder_input_ids: Any,
     allowed: Allowed,
     token_texts: Sequence[str] | None,
+    key: jax.Array | None = None,
 ) -> Request:
     """The arguments of `generate`, checked and brought to the shapes of a compiled program."""
     check_special_ids(config, model.vocab_sizes[1])
@@ -154,14 +160,14 @@ def make_request(
         check_texts(token_texts)
     if token_texts is not None and len(token_texts) != model.vocab_sizes[1]:
         raise InputError(f"token_texts are {len(token_texts)}, but the model has {model.vocab_sizes[1]} tokens")
-    read = None if source is None else np.asarray(inputs)
-    plan = make_plan(config, limits, prompt, mask, read=read, allowed=allowed, token_texts=token_texts)
+    read = None if source is None else inputs
+    plan = make_plan(config, limits, prompt, mask, read=read, allowed=allowed, token_texts=token_texts, key=key)
     slots = round_up(int(plan.max_length), SLOTS, model.max_length)
     check_memory(model, len(prompt) * plan.copies, slots, config)
     # A decoder behind an encoder nearly always begins with one token: it need not read the room of a bucket with it.
     prompt_slots = 1 if source is not None and length == 1 else round_up(length, BUCKET, model.max_length)
     tokens = fill_right(prompt, slots, config.padding)
-    valid = None if mask.all() else fill_right(mask, prompt_slots, True)
+    valid = None if not is_traced(mask) and mask.all() else fill_right(mask, prompt_slots, True)
     return Request(source, source_valid, tokens, valid, plan, prompt_slots, config.output_attentions)
 
 
@@ -217,7 +223,7 @@ def decoder_only_prompt(
     ):
         inputs_mask = prompt != config.pad_token_id
     mask = mask_array("inputs_mask", inputs_mask, prompt)
-    ended = np.flatnonzero(~mask[:, -1])
+    ended = np.flatnonzero([] if is_traced(mask) else ~mask[:, -1])
     if ended.size:
         where = f"the prompt of row {ended[0]} ends in padding"
         raise InputError(f"{where}: pad on the left, so that generation goes on from real tokens")
@@ -235,7 +241,7 @@ def encoder_decoder_prompt(config: GenerationConfig, decoder_input_ids: Any, bat
     prompt = token_array("decoder_input_ids", decoder_input_ids)
     if len(prompt) != batch:
         raise InputError(f"there are {batch} inputs, but {len(prompt)} rows of decoder_input_ids")
-    return prompt if (prompt[:, 0] == start).any() else np.concatenate([starts, prompt], axis=1)
+    return prompt if is_traced(prompt) or (prompt[:, 0] == start).any() else np.concatenate([starts, prompt], axis=1)
 
 
 def padded_source(model: Model, inputs: Any, inputs_mask: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +250,7 @@ def padded_source(model: Model, inputs: Any, inputs_mask: Any) -> tuple[np.ndarr
         raise InputError("an encoder-decoder needs inputs: the token ids of the source")
     source = token_array("inputs", inputs, model.vocab_sizes[0])
     mask = mask_array("inputs_mask", inputs_mask, source)
-    unread = np.flatnonzero(~mask.any(axis=1))
+    unread = np.flatnonzero([] if is_traced(mask) else ~mask.any(axis=1))
     if unread.size:
         raise InputError(f"row {unread[0]} of the inputs is all padding: there is nothing to generate from")
     limit = model.max_source_length

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.generation.arrays import is_traced
+
 # XLA gives matrix products on CPUs to YNNPACK, whose kernels for a few rows, beams or a small batch, can take 1.8 times
 # as long as those of Eigen, which it falls back to without. Eigen has none for integers: without YNNPACK, products of
 # these are loops, which take three times as long for one row and far longer for more.
@@ -162,8 +164,14 @@ class Compiled:
         self.__doc__ = function.__doc__
 
     def __call__(self, *arguments: Any, **static: Any) -> Any:
-        """Return what the function returns."""
+        """Return what the function returns. Inside a transformation of JAX it becomes part of that program.
+
+        Gradients do not flow through it there.
+        """
         flat = [argument if type(argument) is Flat else Flat(argument) for argument in arguments]
+        if is_traced([each.leaves for each in flat]):
+            # There is no reverse derivative of a loop whose length is not known.
+            return self.function(*(jax.lax.stop_gradient(each.tree) for each in flat), **static)
         key = (self, *static.items(), *[each.signature for each in flat])
         return PROGRAMS.call(key, self, [each.leaves for each in flat])
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.errors import InputError, shortened
-from jaxformer.generation.arrays import fill_right, mask_array, round_up, token_array
+from jaxformer.generation.arrays import fill_right, is_traced, mask_array, round_up, token_array
 from jaxformer.generation.beam import BEAM, OUT
 from jaxformer.generation.choice import NOTHING
 from jaxformer.generation.compiling import compiled
@@ -22,6 +22,7 @@ from jaxformer.generation.sampling import SAMPLING
 from jaxformer.schema import INT32_MAX
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Generated:
     """Token ids int32 [R = B * num_return_sequences, length], prompts included, rows that end early padded; and more.
@@ -56,6 +57,7 @@ def decode(
     select: Select = select_rows,
     allowed: Allowed = None,
     token_texts: Sequence[str] | None = None,
+    key: jax.Array | None = None,
     **settings: Any,
 ) -> Generated:
     """Sequences that continue the prompts [B, P], by any model that is a step over a cache.
@@ -67,8 +69,8 @@ def decode(
     prompt_mask: boolean [B, P], False at left padding, which repetition penalties skip; what else padding means is up
     to the step. allowed: the only sequences that may be generated, see `allow_phrases` and `allow_regex`; one for all
     inputs or one each. Where there are fewer of them than beams, the sequences left over are empty and score -inf.
-    token_texts: what each token says, for stop strings. settings: changes to `config`. Raises InputError for settings
-    or prompts that cannot be used.
+    token_texts: what each token says, for stop strings. key: of `jax.random`, in place of the setting `seed`. settings:
+    changes to `config`. Inside `jax.jit` as `generate`. Raises InputError for settings or prompts that cannot be used.
     """
     if jax.tree_util.all_leaves([step]):
         raise InputError("step must be a pytree: wrap a function as jax.tree_util.Partial(function, parameters)")
@@ -81,7 +83,7 @@ def decode(
     prompt = token_array("prompt", prompt)
     mask = mask_array("prompt_mask", prompt_mask, prompt)
     limits = config.length_limits(prompt.shape[1])
-    plan = make_plan(config, limits, prompt, mask, allowed=allowed, token_texts=token_texts)
+    plan = make_plan(config, limits, prompt, mask, allowed=allowed, token_texts=token_texts, key=key)
     tokens = fill_right(prompt, round_up(int(plan.max_length), SLOTS), config.padding)
     found = decode_compiled(step, cache, tokens, plan, prompt_slots=prompt.shape[1], select=select)
     return returned(found, config, plan)
@@ -132,6 +134,8 @@ def in_float32(step: Step) -> Step:
 
 def returned(found: Found, config: GenerationConfig, plan: Plan, maps: Any = None, source_length: int = 0) -> Generated:
     """The sequences asked for, cut to the longest of them, with their share of the maps [rows of the search, ...]."""
+    if is_traced(found):
+        return returned_traced(found, config, plan)
     prompt = int(plan.prompt_length)
     copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
@@ -152,6 +156,20 @@ def returned(found: Found, config: GenerationConfig, plan: Plan, maps: Any = Non
         *(None if pages is None else np.asarray(pages)[:steps].copy() for pages in found.record),
         attentions=None if maps is None else trimmed(maps, rows, lengths, source_length),
     )
+
+
+def returned_traced(found: Found, config: GenerationConfig, plan: Plan) -> Generated:
+    """Return the sequences asked for inside a transformation of JAX, as long as they may become."""
+    if config.output_attentions:
+        raise InputError("attention maps belong to whole generations: leave output_attentions out inside jax.jit")
+    prompt, longest = int(plan.prompt_length), int(plan.max_length)
+    copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
+    rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
+    real = jnp.arange(longest)[None] < found.lengths[rows, None]
+    tokens = jnp.where(real, found.tokens[rows, :longest], config.padding)
+    origins = None if found.origins is None else jnp.where(real, found.origins[rows, :longest], -1)[:, prompt:]
+    pages = (None if pages is None else pages[: longest - prompt] for pages in found.record)
+    return Generated(tokens, found.scores[rows], origins, *pages)
 
 
 def check_drawn(tokens: np.ndarray, prompt: int, lengths: np.ndarray) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxformer.generation.arrays import is_traced
 from jaxformer.generation.compiling import Flat
 from jaxformer.ops.matmul import FEW_ROWS
 
@@ -28,6 +29,8 @@ def laid_out(model: Any, rows: int) -> tuple[Flat, Flat]:
     are the same weights.
     """
     flat = Flat(model)
+    if is_traced(flat.leaves):  # a compiler would undo the transpositions
+        return flat, Flat(model.for_decoding())
     rows = FEW_ROWS if rows <= FEW_ROWS else FEW_ROWS + 1  # one layout serves all numbers that are few, one all others
     key = (id(model), rows)
     kept = KEPT.get(key)

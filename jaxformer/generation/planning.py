@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxformer.errors import InputError, shortened
@@ -26,6 +27,7 @@ def make_plan(
     read: Any = None,
     allowed: Allowed = None,
     token_texts: Sequence[str] | None = None,
+    key: jax.Array | None = None,
 ) -> Plan:
     """The settings as the compiled program takes them, for prompts [B, P] with `mask`. read: the source, if any."""
     beams, sample = config.num_beams, config.do_sample and config.temperature > 0
@@ -72,7 +74,7 @@ def make_plan(
         decay=float32(config.exponential_decay_length_penalty or (0, 1)),
         stops=stops(config, token_texts, prompt),
         grammar=None if allowed is None else grammar(config, allowed, B),
-        seeds=input_seeds(config.seed, B),
+        seeds=input_seeds(config.seed, B) if key is None else seeds_from_key(key, B),
     )
 
 
@@ -83,6 +85,14 @@ def input_seeds(seed: int | Sequence[int], batch: int) -> Any:
     if len(seed) != batch:
         raise InputError(f"there are {batch} inputs, but {len(seed)} seeds")
     return int32([(each % 2**31, 0) for each in seed])
+
+
+def seeds_from_key(key: jax.Array, batch: int) -> Any:
+    """Return what `input_seeds` returns, drawn from a key of `jax.random`."""
+    try:
+        return int32(jax.random.bits(key, (batch, 2), "uint32") >> 1)
+    except TypeError as error:
+        raise InputError(f"key must be made by jax.random.key, not {shortened(repr(key), 60)}") from error
 
 
 def weighed(phrases: Any) -> list[tuple[Sequence[int], float]]:
@@ -116,7 +126,7 @@ def some(ids: TokenIds) -> Any:
 
 def int32(value: Any) -> Any:
     """`value` as an argument of a compiled program: always of one type, so that the program is one."""
-    return np.asarray(value, np.int32)
+    return value.astype(np.int32) if isinstance(value, jax.core.Tracer) else np.asarray(value, np.int32)
 
 
 def float32(value: Any) -> Any:
@@ -130,6 +140,8 @@ def stops(config: GenerationConfig, token_texts: Sequence[str] | None, prompt: n
         return None
     if token_texts is None:
         raise InputError("stop_strings need the text of each token: give token_texts, or a checkpoint with a tokenizer")
+    if isinstance(prompt, jax.core.Tracer):
+        raise InputError("stop_strings need to know the prompt: leave them out inside jax.jit, or generate outside of it")
     check_texts(token_texts)
     unsaid = prompt[prompt >= len(token_texts)]
     if unsaid.size:

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxformer.errors import InputError
 from jaxformer.generation.api import BESIDE, Model, begin_request, make_request, select_cache_rows
+from jaxformer.generation.arrays import is_traced
 from jaxformer.generation.compiling import Compiled, compiled
 from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.engine import Generated, check_drawn, in_float32, returned, strategy_of
@@ -44,6 +45,8 @@ class Session:
         self.config = GenerationConfig.of(config, settings)
         if self.config.output_attentions:
             raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
+        if is_traced(model):
+            raise InputError("a session runs programs of its own: inside jax.jit call generate")
         request = make_request(model, inputs, self.config, inputs_mask, decoder_input_ids, allowed, token_texts)
         self.plan = request.plan
         reading, self.stepping = laid_out(model, request.rows)

@@ -50,11 +50,15 @@ class Start:
         self.said = self.pipe.read_text(errors="replace")
 
     def status(self) -> int | None:
-        """Wait for the end; None if it does not come."""
+        """Wait for the end; None if it does not come, and the process is killed."""
         self.process.join(120)
+        status = self.process.exitcode
+        if status is None:
+            self.process.kill()  # else its disk could not be taken away
+            self.process.join()
         self.reader.join(5)
         self.pipe.unlink()
-        return self.process.exitcode
+        return status
 
     @property
     def errors(self) -> list[str]:
