@@ -10,7 +10,7 @@ import torch
 import tyro
 from common import TORCH_DEVICE, compare, prepare, race, report
 
-from jaxformer import attention_weights, dot_product_attention
+from jaxformer import AttentionMask, attention_weights, dot_product_attention
 from jaxformer.ops import weighted_values
 
 HEADS, WIDTH = 8, 64
@@ -72,12 +72,12 @@ def main(arguments: Arguments) -> None:
 
 def blockwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Attention as it is chosen for long sequences."""
-    return dot_product_attention(query, key, value, causal=True)
+    return dot_product_attention(query, key, value, mask=AttentionMask(causal=True))
 
 
 def dense(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Attention through its map."""
-    return weighted_values(attention_weights(query, key, causal=True), value)
+    return weighted_values(attention_weights(query, key, mask=AttentionMask(causal=True)), value)
 
 
 def compiled(attention: Attention, length: int) -> jax.stages.Compiled:

@@ -197,7 +197,7 @@ def naive_compiled(model: Transformer, source: jax.Array, new_tokens: int, end: 
     encoded = model.encode(source)
 
     def lengthen(position: int, tokens: jax.Array) -> jax.Array:
-        cache = model.empty_cache(*tokens.shape, encoded=encoded)
+        cache = model.init_cache(*tokens.shape, encoded=encoded)
         hidden, _ = model.extend(tokens, cache)
         logits = model.logits(lax.dynamic_index_in_dim(hidden, position, axis=1, keepdims=False))
         best = jnp.argmax(logits.at[:, end].set(-jnp.inf), axis=1).astype(tokens.dtype)

@@ -117,7 +117,7 @@ def our_steps(model: Transformer, batch: Batch) -> Iterator[float]:
 
     def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Loss]:
         model = nnx.merge(graphdef, params)
-        logits = model(batch["source"], batch["target"], inputs_valid=batch["valid"], dropout_key=key)
+        logits = model(batch["source"], batch["target"], inputs_mask=batch["valid"], dropout_key=key)
         value = cross_entropy(logits, batch["labels"])
         return value, Loss(value, jnp.sum(batch["labels"] != IGNORED))
 

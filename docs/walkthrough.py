@@ -80,8 +80,8 @@ from jaxformer.data import (
     training_batches,
 )
 from jaxformer.data.pipeline import IGNORED
-from jaxformer.layers import Attention, Block, FeedForward, LatentAttention, Visibility
-from jaxformer.ops import ACTIVATIONS, expert_load, weighted_values
+from jaxformer.layers import Attention, Block, FeedForward, LatentAttention
+from jaxformer.ops import ACTIVATIONS, AttentionMask, expert_load, weighted_values
 from jaxformer.training import (
     OptimizerConfig,
     init_state,
@@ -251,18 +251,18 @@ show(mask_figure({name: np.asarray(mask) for name, mask in masks.items()}), "Whi
 
 asked, offered = jax.random.normal(jax.random.key(1), (2, 1, T, 1, 8))
 print("scores with both masks:")
-print(np.asarray(attention_scores(asked, offered, causal=True, mask=padding[:, None, None, :])[0, 0]))
+print(np.asarray(attention_scores(asked, offered, mask=AttentionMask(causal=True, key_valid=padding))[0, 0]))
 
 # %% [markdown]
-# In code, say what the structure *is* (`causal=True`, which keys are real) rather than drawing the T x S square: the
-# library then may choose a faster way to compute it. The written-out mask means the same.
+# In code, say what the structure *is* (`AttentionMask`: causal, which keys are real) rather than drawing the T x S
+# square: the library then may choose a faster way to compute it. The written-out mask means the same.
 
 # %%
 seen = {
     "no mask": attention_weights(asked, offered),
-    "causal": attention_weights(asked, offered, causal=True),
-    "padding": attention_weights(asked, offered, mask=padding[:, None, None, :]),
-    "both": attention_weights(asked, offered, causal=True, mask=padding[:, None, None, :]),
+    "causal": attention_weights(asked, offered, mask=AttentionMask(causal=True)),
+    "padding": attention_weights(asked, offered, mask=AttentionMask(key_valid=padding)),
+    "both": attention_weights(asked, offered, mask=AttentionMask(causal=True, key_valid=padding)),
 }
 assert equal(seen["both"], attention_weights(asked, offered, mask=masks["both"]))
 figure, axes = panels(4, width=11, height=2.9)
@@ -330,10 +330,11 @@ for name in ("query", "key", "value", "output"):
 query, key, value = (
     jnp.einsum("BTD,DNH->BTNH", states, getattr(attention, name).weight[...]) for name in ("query", "key", "value")
 )
-heads = dot_product_attention(query, key, value, causal=True)  # biases start at zero, so that leaving them out is right
+past = AttentionMask(causal=True)
+heads = dot_product_attention(query, key, value, mask=past)  # biases start at zero, so that leaving them out is right
 joined = jnp.einsum("BTNH,NHD->BTD", heads, attention.output.weight[...])
 voices = [heads[:, :, n] @ attention.output.weight[n] for n in range(N)]
-library = attention(states, attention.keys_values(states), Visibility(causal=True))
+library = attention(states, mask=past).states
 assert equal(joined, library)
 assert equal(sum(voices), library)
 print("queries", query.shape, "-> heads", heads.shape, "-> joined", joined.shape)
@@ -354,7 +355,7 @@ shuffle = jax.random.permutation(jax.random.key(4), T)
 
 def without_mask(x: jax.Array) -> jax.Array:
     """What the attention layer of section 4 says if everybody sees everybody."""
-    return attention(x, attention.keys_values(x), Visibility())
+    return attention(x).states
 
 
 assert equal(without_mask(states[:, shuffle]), without_mask(states)[:, shuffle])
@@ -478,14 +479,14 @@ print(f"layer norm: mean {np.abs(normed.mean()):.3f}, deviation {normed.std():.3
 
 def library_block(block: Block, x: jax.Array) -> jax.Array:
     """A block, pre-LN or post-LN as its configuration says."""
-    return block(x, Visibility(causal=True), jnp.arange(T)[None]).x
+    return block(x, mask=past).states
 
 
 def block_by_hand(block: Block, x: jax.Array, *, residual: bool, norm: bool) -> jax.Array:
     """The pre-LN block of equation 1 and 2, with or without the sums and the norms around its two sub-layers."""
 
     def attend(states: jax.Array) -> jax.Array:
-        return block.attention(states, block.attention.keys_values(states), Visibility(causal=True))
+        return block.attention(states, mask=past).states
 
     for sub_layer, normalise in ((attend, block.attention_norm), (block.feed_forward, block.feed_forward_norm)):
         change = sub_layer(normalise(x) if norm else x)
@@ -579,7 +580,7 @@ print(f"{parameters(model):,} parameters")
 # %%
 source = jnp.array([task.text.read("3 1 4 1 5 9 2 6"), task.text.read("2 7 1 8 2 8 1 8")])
 target = jnp.full((2, 5), BOS)
-seen = model.observe(source, target)
+seen = model(source, target, return_intermediates=True)
 print("source", source.shape, "target", target.shape, "-> logits", seen.logits.shape)
 for name, stack in (("encoder", seen.encoder), ("decoder", seen.decoder)):
     print(f"{name}: {len(stack.hidden_states)} x states {stack.hidden_states[0].shape}")
@@ -628,7 +629,7 @@ show(figure, "Source, decoder input behind a start token, and labels one place t
 
 # %%
 batch = jax.tree.map(jnp.asarray, {name: array[None] for name, array in row.items()})
-logits = model(batch["source"], batch["target"], inputs_valid=batch["source"] != PAD)
+logits = model(batch["source"], batch["target"], inputs_mask=batch["source"] != PAD)
 print("loss per token:", np.asarray(jaxformer.token_cross_entropy(logits, batch["labels"])[0]))
 count, mean = (batch["labels"] != IGNORED).sum(), jaxformer.cross_entropy(logits, batch["labels"])
 print(f"mean over the {count} real labels: {mean:.3f}")
@@ -655,7 +656,7 @@ optimizer = make_optimizer(settings, STEPS)
 
 def answer_loss(model: Transformer, batch: Batch) -> jax.Array:
     """The mean cross-entropy of the right answers."""
-    logits = model(batch["source"], batch["target"], inputs_valid=batch["source"] != PAD)
+    logits = model(batch["source"], batch["target"], inputs_mask=batch["source"] != PAD)
     return jaxformer.cross_entropy(logits, batch["labels"])
 
 
@@ -728,8 +729,11 @@ index = int(np.argmax([len(set(source.tolist()) - {PAD}) for source in unseen["s
 length = int((unseen["source"][index] != PAD).sum())
 source, target = (jnp.asarray(unseen[name][index : index + 1]) for name in ("source", "target"))
 says, reads = ([label(token) for token in unseen[name][index].tolist()] for name in ("labels", "source"))
-observe = jax.jit(lambda model: model.observe(source, target, inputs_valid=source != PAD).decoder.cross_attentions)
-looks = {number: [np.asarray(layer[0]) for layer in observe(kept)] for number, kept in models.items()}
+forward = jax.jit(lambda model: model(source, target, inputs_mask=source != PAD, return_intermediates=True))
+looks = {
+    number: [np.asarray(layer[0]) for layer in forward(kept).decoder.cross_attentions]
+    for number, kept in models.items()
+}
 
 figure = Figure(figsize=(10, 5.2), layout="constrained")
 grid = figure.subplots(2, len(WAYPOINTS))
@@ -758,7 +762,7 @@ for layer, heads in enumerate(looks[STEPS]):
 
 # %%
 trained = models[STEPS]
-forward = jax.jit(lambda model, said: model(source, said, inputs_valid=source != PAD))
+forward = jax.jit(lambda model, said: model(source, said, inputs_mask=source != PAD))
 said = np.full((1, 10), PAD)
 said[0, 0] = BOS
 for place in range(9):
@@ -872,18 +876,18 @@ show(figure, "Points on or above the diagonal.")
 
 # %%
 extend = jax.jit(lambda model, token, cache: model.extend(token, cache))
-encoded = trained.encode(source, valid=source != PAD)
-cache = trained.empty_cache(1, target.shape[1], encoded=encoded, encoded_valid=source != PAD)
+encoded = trained.encode(source, mask=source != PAD)
+cache = trained.init_cache(1, target.shape[1], encoded=encoded, encoded_mask=source != PAD)
 pieces, fillings = [], []
 for place in range(target.shape[1]):
     hidden, cache = extend(trained, target[:, place : place + 1], cache)
     pieces.append(trained.logits(hidden))
-    keys, values = cache.layers[0].as_activations()  # of the first layer, [batch, slots, heads, width]
+    keys, values = cache.layers[0].unpack()  # of the first layer, [batch, slots, heads, width]
     fillings.append(np.linalg.norm(keys[0], axis=(1, 2)))  # of every slot, over heads and widths
 
-assert equal(jnp.concatenate(pieces, axis=1), trained(source, target, inputs_valid=source != PAD))
+assert equal(jnp.concatenate(pieces, axis=1), trained(source, target, inputs_mask=source != PAD))
 print("each layer remembers keys", keys.shape, "and values", values.shape)
-print("and of the source, computed once, keys", cache.cross[0].as_activations()[0].shape)
+print("and of the source, computed once, keys", cache.cross[0].unpack()[0].shape)
 
 figure, (left, right) = panels(2, height=3)
 image = left.imshow(fillings, cmap="Blues", vmin=0)
@@ -935,7 +939,8 @@ for number, block in enumerate(speaker.decoder.blocks, start=1):
     query = look("  queries", "[B, T, N, H]", block.attention.query(states))
     key = look("  keys", "[B, S, N, H]", block.attention.key(states))
     value = look("  values", "[B, S, N, H]", block.attention.value(states))
-    scores = look("  scores, the future at minus infinity", "[B, N, T, S]", attention_scores(query, key, causal=True))
+    scores = attention_scores(query, key, mask=AttentionMask(causal=True))
+    scores = look("  scores, the future at minus infinity", "[B, N, T, S]", scores)
     weights = look("  softmax over S", "[B, N, T, S]", jax.nn.softmax(scores))
     heads = look("  values averaged by these weights", "[B, T, N, H]", weighted_values(weights, value))
     change = look("  heads joined by the output projection", "[B, T, D]", block.attention.output(heads))
@@ -957,7 +962,7 @@ assert equal(logits, speaker(tokens))
 
 # %%
 figure, axes = panels(4, width=11, height=3)
-seen = speaker.observe(tokens).decoder
+seen = speaker(tokens, return_intermediates=True).decoder
 shown = tokenizer.names(tokens[0])
 for panel, states, title in zip(axes, stream, ("embedding + position", "after block 1", "after block 2"), strict=False):
     panel.imshow(states[0], cmap="RdBu_r", vmin=-2, vmax=2, aspect="auto")
@@ -980,14 +985,14 @@ narrow = LatentAttentionConfig(heads=8, latent=24, head_dim=16, shared_dim=8, ro
 latents = LatentAttention(narrow, 64, rngs=nnx.Rngs(4))
 sentence = jax.random.normal(jax.random.key(12), (1, 20, 64))
 at = jnp.arange(20)[None]
-kept = latents.keys_values(sentence, at)
-latent, shared = kept.states[..., :24], kept.states[..., 24:]
-print("kept of 20 tokens:", kept.states.shape, "where keys and values of all heads are", (1, 20, 8 * (16 + 8 + 16)))
+kept = latents.project_kv(sentence, at).unpack()
+latent, shared = kept[..., :24], kept[..., 24:]
+print("kept of 20 tokens:", kept.shape, "where keys and values of all heads are", (1, 20, 8 * (16 + 8 + 16)))
 
 # Either make keys and values of every head, and attend as in section 4 ...
-expanded = latents(sentence, kept, Visibility(causal=True), at, absorbed=False)
+expanded = latents(sentence, mask=past, absorbed=False).states
 # ... or move the maps to the other side, q . (W c) = (W^T q) . c, so that all heads attend to the latents themselves.
-absorbed = latents(sentence, kept, Visibility(causal=True), at, absorbed=True)
+absorbed = latents(sentence, mask=past, absorbed=True).states
 assert equal(expanded, absorbed)
 print("all tokens at once are cheaper expanded:", not latents.absorbs(queries=20, slots=20))
 print("the next token is cheaper absorbed:     ", latents.absorbs(queries=1, slots=20))
@@ -997,7 +1002,7 @@ every = jnp.concatenate(
     [latents.key(latent), jnp.broadcast_to(shared[:, :, None], (1, 20, 8, 8)), latents.value(latent)], -1
 )
 picture = np.full((20, 8 * 40 + 12 + 32), np.nan)  # both with a gap between them
-picture[:, : 8 * 40], picture[:, 8 * 40 + 12 :] = every[0].reshape(20, -1), kept.states[0]
+picture[:, : 8 * 40], picture[:, 8 * 40 + 12 :] = every[0].reshape(20, -1), kept[0]
 left.imshow(picture, cmap="RdBu_r", vmin=-3, vmax=3, aspect="auto")
 left.set(title="keys and values of 8 heads   |   what is kept", xlabel="numbers", ylabel="token", yticks=[0, 19])
 bytes_of = {
@@ -1040,7 +1045,7 @@ graphdef, untaught = nnx.split(student)
 
 def reading_loss(params: dict, batch: jax.Array, _: jax.Array) -> tuple[jax.Array, Loss]:
     """The loss of predicting the next character, and the share of tokens that each expert heard."""
-    seen = nnx.merge(graphdef, params).observe(batch[:, :-1])
+    seen = nnx.merge(graphdef, params)(batch[:, :-1], return_intermediates=True)
     loss = jaxformer.cross_entropy(seen.logits, batch[:, 1:])
     return loss, Loss(loss, jnp.int32(batch[:, 1:].size), {1: expert_load(seen.decoder.routing[1].experts, 8)})
 
@@ -1062,7 +1067,7 @@ for speed in (0.0, 0.01):
 
 # %%
 window = jnp.asarray(symbols[: 64 * 32].reshape(64, 32))
-chosen = np.asarray(readers[0.01].observe(window).decoder.routing[1].experts)
+chosen = np.asarray(readers[0.01](window, return_intermediates=True).decoder.routing[1].experts)
 characters = np.array(list(prose[: 64 * 32])).reshape(64, 32)
 heard = np.zeros((len(kinds), 8))
 for row, members in enumerate(kinds.values()):
@@ -1112,7 +1117,7 @@ def leak(attention: Callable[..., jax.Array]) -> float:
 
 
 print(f"{'':24} {'largest error':>14} {'future leaks':>13} {'first token keeps':>18}")
-right_answer = dot_product_attention(asked, offered, held, causal=True)
+right_answer = dot_product_attention(asked, offered, held, mask=past)
 for bug in ("", "unscaled scores", "mask after the softmax", "transposed heads"):
     attention_with = partial(attend, bug=bug)
     found = attention_with(asked, offered, held)

@@ -47,7 +47,8 @@ class LinenGPT(linen.Module):
         keys.value = jax.lax.dynamic_update_slice_in_dim(keys.value, key, start, axis=1)
         values.value = jax.lax.dynamic_update_slice_in_dim(values.value, value, start, axis=1)
         length.value += T
-        mixed = jaxformer.dot_product_attention(query, keys.value, values.value, causal=True, query_offset=start)
+        mask = jaxformer.AttentionMask(causal=True, offset=start)
+        mixed = jaxformer.dot_product_attention(query, keys.value, values.value, mask=mask)
         x += linen.DenseGeneral(WIDTH, axis=(-2, -1))(mixed)
         return linen.Dense(VOCABULARY)(x[:, -1])
 

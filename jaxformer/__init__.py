@@ -6,8 +6,9 @@ import jaxformer.interrupts  # noqa: F401  first: Ctrl-C ends `python -m jaxform
 from jaxformer.config import TransformerConfig, from_dict, to_dict
 from jaxformer.errors import InputError
 from jaxformer.generation import GenerationConfig, Session, allow_phrases, allow_regex, decode, generate, stream
-from jaxformer.model import Cache, Transformer
+from jaxformer.model import Cache, ModelOutput, Transformer
 from jaxformer.ops import (
+    AttentionMask,
     attention_scores,
     attention_weights,
     causal_mask,
@@ -38,9 +39,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "AttentionMask",
     "Cache",
     "GenerationConfig",
     "InputError",
+    "ModelOutput",
     "Session",
     "Transformer",
     "TransformerConfig",

@@ -5,7 +5,7 @@ empty cache of exactly T slots, generation extends a longer one token by token.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,35 +17,38 @@ from jaxformer.config import (
     LearnedPositions,
     LongRopeScaling,
     StackConfig,
-    TokensExcept,
     TransformerConfig,
 )
 from jaxformer.errors import InputError
 from jaxformer.layers import (
     Classifier,
     Embedding,
+    EncoderKV,
     Head,
-    Memory,
+    Intermediates,
+    LayerCache,
     QuantizedLinear,
-    Source,
     Stack,
-    Trace,
-    Visibility,
-    count_positions,
+    StackOutput,
+    make_position_ids,
     replace_linear,
     split_key,
 )
+from jaxformer.ops import AttentionMask, as_mask
 
 
-class Observed(NamedTuple):
-    """What a forward pass computed, and what the encoder and decoder did on the way.
+class ModelOutput(NamedTuple):
+    """What a model returns with `return_intermediates=True`.
 
-    logits: [B, T, V]; of a classifier [B, classes]; the hidden states where the model has no head.
+    Attributes:
+        logits: float32 [B, T, V]; of a classifier [B, classes]; the hidden states where the model has no head.
+        encoder: Hidden states and attention maps of the encoder; empty where there is none.
+        decoder: The same of the decoder.
     """
 
     logits: jax.Array
-    encoder: Trace
-    decoder: Trace
+    encoder: Intermediates
+    decoder: Intermediates
 
 
 class Transformer(nnx.Module):
@@ -95,76 +98,92 @@ class Transformer(nnx.Module):
         inputs: jax.Array,
         targets: jax.Array | None = None,
         *,
-        inputs_valid: jax.Array | None = None,
-        targets_valid: jax.Array | None = None,
+        inputs_mask: jax.Array | None = None,
+        targets_mask: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         token_types: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits float32 [B, T, V] for every position at once (of a classifier: [B, classes]).
+        return_intermediates: bool = False,
+    ) -> Any:
+        """Return the logits of every position, float32 [B, T, V]; of a classifier [B, classes].
 
-        inputs: token ids [B, S]: the source of an encoder-decoder, or all there is. targets: decoder ids [B, T] of an
-        encoder-decoder, shifted right (what the decoder reads, not what it should say). *_valid: boolean, True at real
-        tokens (None: all). position_ids: [B, S] positions of `inputs` instead of those that the configuration counts.
-        token_types: [B, S] kinds of the `inputs`, where the embedding knows several.
+        Args:
+            inputs: Token ids [B, S]: the source of an encoder-decoder, else all there is.
+            targets: Decoder ids [B, T] of an encoder-decoder, shifted right (what the decoder reads, not the labels).
+            inputs_mask: [B, S], True or 1 at real tokens. None: all are.
+            targets_mask: [B, T], the same for targets.
+            position_ids: Positions [B, S] of `inputs` instead of those that the configuration counts.
+            token_types: Types [B, S] of `inputs`, where the embedding has several.
+            dropout_key: Key for dropout. None: no dropout.
+            return_intermediates: Whether to return a `ModelOutput` with hidden states, attention maps and routing.
+
+        Raises:
+            InputError: The arguments do not fit the model.
         """
-        return self._forward(
-            inputs, targets, inputs_valid, targets_valid, position_ids, token_types, dropout_key, observe=False
-        ).logits
-
-    def observe(
-        self,
-        inputs: jax.Array,
-        targets: jax.Array | None = None,
-        *,
-        inputs_valid: jax.Array | None = None,
-        targets_valid: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        token_types: jax.Array | None = None,
-        dropout_key: jax.Array | None = None,
-    ) -> Observed:
-        """The same forward, returning also every hidden state and attention map."""
-        return self._forward(
-            inputs, targets, inputs_valid, targets_valid, position_ids, token_types, dropout_key, observe=True
-        )
+        encoder_key, decoder_key, head_key = split_key(dropout_key, 3)
+        if (targets is None) == (self.encoder is not None and self.decoder is not None):
+            raise InputError("an encoder-decoder needs inputs and targets; any other model needs inputs alone")
+        encoded, encoded_mask, encoder = None, None, StackOutput(inputs, (), Intermediates())
+        if self.encoder is not None:
+            encoder = self._encode(inputs, inputs_mask, position_ids, token_types, encoder_key, return_intermediates)
+            encoded, encoded_mask = encoder.states, inputs_mask
+            if targets is None:
+                logits = self.logits(encoded, dropout_key=head_key)
+                output = ModelOutput(logits, encoder.intermediates, Intermediates())
+                return output if return_intermediates else logits
+            inputs, inputs_mask, position_ids = targets, targets_mask, None
+        elif token_types is not None:
+            raise InputError("token types belong to the tokens of an encoder, and this model has none")
+        cache = self.init_cache(*inputs.shape, encoded=encoded, encoded_mask=encoded_mask)
+        decoder, _ = self._extend(inputs, cache, inputs_mask, position_ids, decoder_key, return_intermediates)
+        output = ModelOutput(self.logits(decoder.states), encoder.intermediates, decoder.intermediates)
+        return output if return_intermediates else output.logits
 
     def encode(
         self,
         tokens: jax.Array,
         *,
-        valid: jax.Array | None = None,
+        mask: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         token_types: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """The encoder's output [B, S, D] for token ids [B, S]."""
-        return self._encode(tokens, valid, position_ids, token_types, dropout_key, observe=False)[0]
+        """Return the encoder's output [B, S, D] for token ids [B, S], of which `mask` is 1 or True at real ones."""
+        return self._encode(tokens, mask, position_ids, token_types, dropout_key).states
 
-    def empty_cache(
-        self, batch: int, slots: int, *, encoded: jax.Array | None = None, encoded_valid: jax.Array | None = None
+    def init_cache(
+        self, batch: int, capacity: int, *, encoded: jax.Array | None = None, encoded_mask: jax.Array | None = None
     ) -> Cache:
-        """A cache for `slots` tokens of `batch` rows. Cross-attention's keys and values are computed here, once."""
+        """Return an empty cache. Keys and values of cross-attention are computed here, once.
+
+        Args:
+            batch: Number of sequences B.
+            capacity: Number of tokens that there is room for.
+            encoded: Output of the encoder [B', S, D], where B is B' or a multiple of it.
+            encoded_mask: [B', S], True or 1 at real tokens. None: all are.
+        """
         decoder = self._decoder
-        cross: tuple[Memory, ...] = ()
+        cross: tuple[LayerCache, ...] = ()
         if encoded is not None:
-            cross = tuple(block.cross.keys_values(encoded) for block in decoder.blocks if block.cross is not None)
+            cross = tuple(block.cross.project_kv(encoded) for block in decoder.blocks if block.cross is not None)
         dtype = self.embedding.embedding[...].dtype
-        layers = tuple(block.attention.empty(batch, slots, dtype) for block in decoder.blocks)
-        history = None if self._switch is None else jnp.zeros((batch, slots), jnp.int32)
-        return Cache(layers, cross, encoded_valid, history=history)
+        layers = tuple(block.attention.init_cache(batch, capacity, dtype) for block in decoder.blocks)
+        history = None if self._switch is None else jnp.zeros((batch, capacity), jnp.int32)
+        encoder_valid = None if encoded_mask is None else as_mask("inputs_mask", encoded_mask)
+        return Cache(layers, cross, encoder_valid, history=history)
 
     def extend(
         self,
         tokens: jax.Array,
         cache: Cache,
         *,
-        valid: jax.Array | None = None,
+        mask: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """The decoder's states [B, T, D] for the next tokens [B, T], and the cache with these tokens in it."""
-        hidden, cache, _ = self._extend(tokens, cache, valid, position_ids, dropout_key, observe=False)
-        return hidden, cache
+        """Return the decoder's states [B, T, D] for the next tokens [B, T], and the cache with these tokens in it."""
+        output, cache = self._extend(tokens, cache, mask, position_ids, dropout_key)
+        return output.states, cache
 
     def logits(self, hidden: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D]; the states themselves where the model has no head.
@@ -217,18 +236,27 @@ class Transformer(nnx.Module):
         return model
 
     def prefill(
-        self, tokens: jax.Array, cache: Cache, *, length: int | jax.Array, valid: jax.Array | None = None
+        self, tokens: jax.Array, cache: Cache, *, length: int | jax.Array, mask: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Read prompts [B, P] of which the first `length` slots count: logits [B, V] after them, and the cache.
+        """Read prompts of any length up to P in one compiled program.
 
-        What lies behind `length` is room for a prompt of any length up to P in one compiled program: no query sees it,
-        later tokens overwrite it, and its positions are those of the last token, for whatever asks for the longest.
+        Slots after `length` are padding. They are masked and later overwritten; their position ids repeat the last one,
+        for rotary scalings that depend on the longest position.
+
+        Args:
+            tokens: Prompts [B, P], of which the first `length` slots count.
+            cache: An empty cache.
+            length: Number of slots in use.
+            mask: [B, P], True or 1 at real tokens. None: all are.
+
+        Returns:
+            Logits [B, V] after the prompts, and the cache with them.
         """
-        by_slot = valid is None or self._decoder.config.position_index == "slot"
-        position_ids = jnp.arange(tokens.shape[1])[None] if by_slot else count_positions(valid)
+        valid = None if mask is None else as_mask("mask", mask)
+        position_ids = make_position_ids(self._decoder.config.position_index, tokens, valid)
         last = jax.lax.dynamic_slice_in_dim(position_ids, length - 1, 1, axis=1)
         position_ids = jnp.minimum(position_ids, last)
-        hidden, cache = self.extend(tokens, cache, valid=valid, position_ids=position_ids)
+        hidden, cache = self.extend(tokens, cache, mask=valid, position_ids=position_ids)
         last = jax.lax.dynamic_index_in_dim(hidden, length - 1, axis=1, keepdims=False)
         return self.logits(last), dataclasses.replace(cache, length=length)
 
@@ -251,7 +279,7 @@ class Transformer(nnx.Module):
             assert cache.history is not None, "asked before"
             history = jax.lax.dynamic_update_slice_in_dim(cache.history, tokens, cache.length, axis=1)
             fresh = dataclasses.replace(cache, length=0, valid=None)
-            logits, fresh = self.prefill(history, fresh, length=length, valid=cache.valid)
+            logits, fresh = self.prefill(history, fresh, length=length, mask=cache.valid)
             return logits, dataclasses.replace(fresh, valid=cache.valid)
 
         crosses = (cache.length <= self._switch) & (length > self._switch)
@@ -270,103 +298,56 @@ class Transformer(nnx.Module):
             raise InputError("an encoder-only model cannot generate: it has no decoder")
         return self.decoder
 
-    def _forward(
-        self,
-        inputs: jax.Array,
-        targets: jax.Array | None,
-        inputs_valid: jax.Array | None,
-        targets_valid: jax.Array | None,
-        position_ids: jax.Array | None,
-        token_types: jax.Array | None,
-        dropout_key: jax.Array | None,
-        *,
-        observe: bool,
-    ) -> Observed:
-        encoder_key, decoder_key, head_key = split_key(dropout_key, 3)
-        if (targets is None) == (self.encoder is not None and self.decoder is not None):
-            raise InputError("an encoder-decoder needs inputs and targets; any other model needs inputs alone")
-        if self.encoder is None:
-            if token_types is not None:
-                raise InputError("token types belong to the tokens of an encoder, and this model has none")
-            cache = self.empty_cache(*inputs.shape)
-            hidden, _, trace = self._extend(inputs, cache, inputs_valid, position_ids, decoder_key, observe=observe)
-            return Observed(self.logits(hidden), Trace(), trace)
-        encoded, encoder_trace = self._encode(
-            inputs, inputs_valid, position_ids, token_types, encoder_key, observe=observe
-        )
-        if targets is None:
-            return Observed(self.logits(encoded, dropout_key=head_key), encoder_trace, Trace())
-        cache = self.empty_cache(*targets.shape, encoded=encoded, encoded_valid=inputs_valid)
-        hidden, _, trace = self._extend(targets, cache, targets_valid, None, decoder_key, observe=observe)
-        return Observed(self.logits(hidden), encoder_trace, trace)
-
     def _encode(
         self,
         tokens: jax.Array,
-        valid: jax.Array | None,
+        mask: jax.Array | None,
         position_ids: jax.Array | None,
         token_types: jax.Array | None,
         dropout_key: jax.Array | None,
-        *,
-        observe: bool,
-    ) -> tuple[jax.Array, Trace]:
+        return_intermediates: bool = False,
+    ) -> StackOutput:
+        """Return the encoder's output for token ids [B, S]."""
         if self.encoder is None:
             raise InputError("a decoder-only model has no encoder to encode with")
+        valid = None if mask is None else as_mask("inputs_mask", mask)
         if position_ids is None:
-            match self.encoder.config.position_index:
-                case TokensExcept(token):
-                    position_ids = jnp.where(tokens == token, -1, count_positions(tokens != token))
-                case "valid" if valid is not None:
-                    position_ids = count_positions(valid)
-                case _:
-                    position_ids = jnp.arange(tokens.shape[1])[None]
-        embedded = (self.source_embedding or self.embedding)(tokens, token_types)
-        visibility = Visibility(valid)
-        hidden, _, trace = self.encoder(embedded, position_ids, visibility, observe=observe, dropout_key=dropout_key)
-        return hidden, trace
+            position_ids = make_position_ids(self.encoder.config.position_index, tokens, valid)
+        return self.encoder(
+            (self.source_embedding or self.embedding)(tokens, token_types),
+            mask=AttentionMask(key_valid=valid),
+            position_ids=position_ids,
+            dropout_key=dropout_key,
+            return_intermediates=return_intermediates,
+        )
 
     def _extend(
         self,
         tokens: jax.Array,
         cache: Cache,
-        valid: jax.Array | None,
+        mask: jax.Array | None,
         position_ids: jax.Array | None,
         dropout_key: jax.Array | None,
-        *,
-        observe: bool,
-    ) -> tuple[jax.Array, Cache, Trace]:
+        return_intermediates: bool = False,
+    ) -> tuple[StackOutput, Cache]:
+        """Return the decoder's output for the next tokens [B, T], and the cache with them."""
         T = tokens.shape[1]
         end = cache.length + T
-        if isinstance(end, int) and end > cache.slots:
-            raise InputError(f"{end} tokens do not fit a cache of {cache.slots} slots: make a larger one")
-        remembered = mark_valid(cache, valid, tokens.shape)
+        if isinstance(end, int) and end > cache.capacity:
+            raise InputError(f"{end} tokens do not fit a cache of {cache.capacity} slots: make a larger one")
+        valid = mark_valid(cache, None if mask is None else as_mask("mask", mask), tokens.shape)
         if position_ids is None:
-            position_ids = cache.length + jnp.arange(T)[None]
-            if remembered is not None and self._decoder.config.position_index == "valid":
-                counted = count_positions(remembered)
-                position_ids = jax.lax.dynamic_slice_in_dim(counted, cache.length, T, axis=1)
-        visibility = Visibility(remembered, causal=True, query_offset=cache.length)
-        if remembered is not None:
-            reach = visibility.reach(T, cache.slots)
-            visibility = dataclasses.replace(visibility, valid=remembered[:, :reach])
-        sources = tuple(Source(seen, Visibility(cache.source_valid)) for seen in cache.cross)
-        hidden, layers, trace = self._decoder(
+            position_ids = make_position_ids(self._decoder.config.position_index, tokens, valid, cache.length)
+        output = self._decoder(
             self.embedding(tokens),
-            position_ids,
-            visibility,
+            mask=AttentionMask(causal=True, offset=cache.length, key_valid=valid),
+            position_ids=position_ids,
             caches=cache.layers,
-            sources=sources,
-            observe=observe,
+            encoder=tuple(EncoderKV(kv, AttentionMask(key_valid=cache.encoder_valid)) for kv in cache.cross),
             dropout_key=dropout_key,
+            return_intermediates=return_intermediates,
         )
-        history = cache.history
-        if history is not None:
-            history = jax.lax.dynamic_update_slice_in_dim(history, tokens, cache.length, axis=1)
-        writers = cache.written(*tokens.shape)
-        cache = dataclasses.replace(
-            cache, layers=layers, valid=remembered, history=history, writers=writers, length=end
-        )
-        return hidden, cache, trace
+        return output, cache.advance(tokens, output.caches, valid)
 
 
 class OneKey(nnx.Rngs):

@@ -125,7 +125,7 @@ def paired(ours: Any, theirs: Any, real: np.ndarray) -> list[float]:
 
 def our_loss(model: Transformer, batch: Batch, labels: np.ndarray) -> jax.Array:
     """The mean cross-entropy; a decoder alone predicts the next token."""
-    marks = {"inputs_valid": batch["attention_mask"] == 1}
+    marks = {"inputs_mask": batch["attention_mask"] == 1}
     if "token_type_ids" in batch:
         marks["token_types"] = batch["token_type_ids"]
     logits = model(batch["input_ids"], batch.get("decoder_input_ids"), **marks)

@@ -326,8 +326,8 @@ def inputs(config: TransformerConfig) -> tuple[tuple[np.ndarray, ...], dict[str,
     source, target = np.arange(12).reshape(2, 6) % 29, np.arange(10).reshape(2, 5) % 23
     valid = np.array([[False, True, True, True, True, True]] * 2)
     if config.encoder and config.decoder:
-        return (source, target), {"inputs_valid": valid, "targets_valid": valid[:, 1:] & (np.arange(5) > 0)[None]}
-    return (source,), {"inputs_valid": valid}
+        return (source, target), {"inputs_mask": valid, "targets_mask": valid[:, 1:] & (np.arange(5) > 0)[None]}
+    return (source,), {"inputs_mask": valid}
 
 
 PERTURBED = [

@@ -6,10 +6,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxformer
 
-ANY_MODEL = runpy.run_path(str(Path(__file__).parents[1] / "examples/decode_any_model.py"))
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ANY_MODEL = runpy.run_path(str(EXAMPLES / "decode_any_model.py"))
 
 
 def continued(step: object, cache: object, prompt: list[int], length: int) -> list[int]:
@@ -40,3 +42,26 @@ def test_any_model_decodes(name: str) -> None:
 def test_the_example_prints_what_it_found(capsys: pytest.CaptureFixture) -> None:
     ANY_MODEL["main"]()
     assert capsys.readouterr().out.count("score") == 18
+
+
+def test_a_model_of_ones_own_learns_and_decodes(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "own_model.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "[[ 3  4  5  6  7  8  9 10 11  0]" in said
+    assert " [10 11  0  1  2  3  4  5  6  7]]" in said
+
+
+def test_a_cache_changes_no_answer_of_that_model() -> None:
+    """Token by token as at once; and a window sees its four tokens only."""
+    own = runpy.run_path(str(EXAMPLES / "own_model.py"))
+    model, tokens = own["NearAndFar"](nnx.Rngs(1)), jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+    whole, _ = model(tokens, model.init_cache(1))
+    cache, pieces = model.init_cache(1), []
+    for place in range(8):
+        logits, cache = model(tokens[:, place : place + 1], cache)
+        pieces.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, atol=1e-5)
+    mask = jaxformer.AttentionMask(causal=True)
+    weights = model.near(jnp.ones((1, 8, own["D"])), mask=mask, return_weights=True).weights
+    visible = np.tri(8, dtype=bool) & ~np.tri(8, k=-4, dtype=bool)
+    np.testing.assert_array_equal(np.asarray(weights[0, 0]) > 0, visible)

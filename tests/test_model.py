@@ -88,14 +88,14 @@ step = jax.jit(Transformer.step)
 def full(model: Transformer, target: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     """Logits of decoder ids [B, T], over a fixed source where the model has an encoder."""
     if model.encoder is None:
-        return forward(model, target, inputs_valid=valid)
-    return forward(model, tokens(target.shape[0], S, seed=1), target, targets_valid=valid)
+        return forward(model, target, inputs_mask=valid)
+    return forward(model, tokens(target.shape[0], S, seed=1), target, targets_mask=valid)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "slots"))
 def cache_for(model: Transformer, rows: int, slots: int) -> object:
     encoded = None if model.encoder is None else model.encode(tokens(rows, S, seed=1))
-    return model.empty_cache(rows, slots, encoded=encoded)
+    return model.init_cache(rows, slots, encoded=encoded)
 
 
 @pytest.mark.parametrize("name", OFTEN)
@@ -144,8 +144,8 @@ def test_left_padded_prompt_then_steps_equal_the_unpadded_run(name: str) -> None
     expected = full(model, target)[:, prompt - 1 :]
     room = jnp.concatenate([tokens(1, pad, seed=4), target[:, :prompt], tokens(1, 2, seed=8)], axis=1)
     valid = jnp.array([[False] * pad + [True] * prompt + [False] * 2])
-    cache = model.empty_cache(1, 16)
-    logits, cache = prefill(model, room, cache, length=jnp.int32(pad + prompt), valid=valid)
+    cache = model.init_cache(1, 16)
+    logits, cache = prefill(model, room, cache, length=jnp.int32(pad + prompt), mask=valid)
     outputs = [logits]
     for index in range(prompt, T):
         logits, cache = step(model, target[:, index : index + 1], cache)
@@ -156,7 +156,7 @@ def test_left_padded_prompt_then_steps_equal_the_unpadded_run(name: str) -> None
 def test_prompt_room_without_padding_marks() -> None:
     model, target = make(GPT), tokens(B, T)
     room = jnp.concatenate([target[:, :5], tokens(B, 12, seed=8)], axis=1)
-    logits, cache = prefill(model, room, model.empty_cache(B, 20), length=jnp.int32(5))
+    logits, cache = prefill(model, room, model.init_cache(B, 20), length=jnp.int32(5))
     assert cache.valid is None
     np.testing.assert_allclose(logits, full(model, target)[:, 4], rtol=0, atol=1e-5)
     logits, _ = step(model, target[:, 5:6], cache)
@@ -173,7 +173,7 @@ def test_padded_source_tokens_change_nothing(config: TransformerConfig, side: st
         parts, marks = [tokens(B, pad, seed=seed), source], [jnp.zeros((B, pad), bool), jnp.ones((B, S), bool)]
         if side == "right":
             parts, marks = parts[::-1], marks[::-1]
-        actual = forward(model, jnp.concatenate(parts, 1), target, inputs_valid=jnp.concatenate(marks, 1))
+        actual = forward(model, jnp.concatenate(parts, 1), target, inputs_mask=jnp.concatenate(marks, 1))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
@@ -192,15 +192,17 @@ def test_selected_rows_are_copies_though_few_slots_move(name: str) -> None:
     """Beams over two sources, which change places and go on: as if every row were copied whole each time."""
     model, rng, beams = make(DECODERS[name]), np.random.default_rng(0), 3
     _, cache = extend(model, tokens(2, 3), cache_for(model, 2, 20))
-    cache = cache.select(jnp.repeat(jnp.arange(2), beams))
-    select = jax.jit(type(cache).select)
+    cache = cache.reorder(jnp.repeat(jnp.arange(2), beams))
+    reorder = jax.jit(type(cache).reorder)
     for seed in range(12):
         _, cache = extend(model, tokens(2 * beams, 1, seed=seed), cache)
         rows = jnp.asarray(np.concatenate([rng.integers(0, beams, beams), beams + rng.integers(0, beams, beams)]))
         copied = jax.tree.map(functools.partial(take_rows, rows), cache.layers)
-        cache = select(cache, rows)
+        cache = reorder(cache, rows)
         for moved, whole in zip(cache.layers, copied, strict=True):
-            jax.tree.map(np.testing.assert_array_equal, moved.first(int(cache.length)), whole.first(int(cache.length)))
+            jax.tree.map(
+                np.testing.assert_array_equal, moved.prefix(int(cache.length)), whole.prefix(int(cache.length))
+            )
 
 
 def take_rows(rows: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -262,8 +264,8 @@ def test_observing_changes_nothing_and_maps_are_distributions(config: Transforme
     valid = jnp.asarray(np.arange(arguments[0].shape[1]) < np.array([5, 3, 4])[:, None])
     fused = {"xla_cpu_use_fusion_emitters": True}  # without, sums are rounded in another order
     plain, seen = (
-        jax.jit(method, compiler_options=fused)(model, *arguments, inputs_valid=valid)
-        for method in (Transformer.__call__, Transformer.observe)
+        jax.jit(method, compiler_options=fused)(model, *arguments, inputs_mask=valid)
+        for method in (Transformer.__call__, functools.partial(Transformer.__call__, return_intermediates=True))
     )
     np.testing.assert_array_equal(plain, seen.logits)
     for trace in (seen.encoder, seen.decoder):
@@ -290,8 +292,8 @@ def test_what_is_observed_and_not_used_costs_nothing() -> None:
         program = jax.jit(jax.value_and_grad(lambda model: cross_entropy(logits(model), ids))).lower(model).compile()
         return program.cost_analysis()["flops"], program.memory_analysis().temp_size_in_bytes
 
-    assert work(lambda model: model.observe(ids).logits) == work(lambda model: model(ids))
-    routing = model.observe(ids).decoder.routing
+    assert work(lambda model: model(ids, return_intermediates=True).logits) == work(lambda model: model(ids))
+    routing = model(ids, return_intermediates=True).decoder.routing
     assert [(each.logits.shape, each.experts.shape) for each in routing] == [((B, T, 5), (B, T, 2))] * 2
     np.testing.assert_allclose(routing[0].probabilities.sum(-1), 1, rtol=1e-6)
 
@@ -318,8 +320,8 @@ def test_gradient_of_one_model_is_one_program_for_all_weights() -> None:
         (lambda: make(POST)(tokens(B, S)), "needs inputs and targets"),
         (lambda: make(GPT)(tokens(B, S), tokens(B, T)), "needs inputs alone"),
         (lambda: make(GPT).encode(tokens(B, S)), "no encoder"),
-        (lambda: make(BERT).empty_cache(B, T), "encoder-only"),
-        (lambda: make(GPT).extend(tokens(B, T), make(GPT).empty_cache(B, 4)), "do not fit a cache of 4 slots"),
+        (lambda: make(BERT).init_cache(B, T), "encoder-only"),
+        (lambda: make(GPT).extend(tokens(B, T), make(GPT).init_cache(B, 4)), "do not fit a cache of 4 slots"),
         (lambda: make(GPT)(jnp.ones((B, T))), "tokens must be integers"),
         (lambda: encoder_decoder(V, dim=20, heads=3), "3 heads do not divide the model width 20"),
         (lambda: AttentionConfig(4, kv_heads=3), "not a multiple"),

@@ -39,6 +39,7 @@ class Row:
     kind: str
     calls: tuple[tuple[str, str], ...]
     parameters: int
+    axes: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,17 @@ def module_rows(config: TransformerConfig) -> list[Row]:
         for path, module in modules:
             shown = dict.fromkeys((shapes(i, letters), shapes(o, letters)) for i, o in calls[id(module)])
             count = sum(leaf.size for leaf in jax.tree.leaves(module))
-            rows.append(Row(path, type(module).__name__, tuple(shown), count))
+            rows.append(Row(path, type(module).__name__, tuple(shown), count, axes_of(module)))
         return logits
 
     jax.eval_shape(trace, *abstract_inputs(config, sizes))
     return rows
+
+
+def axes_of(module: nnx.Module) -> str:
+    """Return the module's own variables with a letter for each axis: "weight DNH, bias NH"."""
+    own = {name: part for name, part in vars(module).items() if isinstance(part, nnx.Variable)}
+    return ", ".join(f"{name} {variable.axes}" for name, variable in own.items())
 
 
 def walk(module: nnx.Module, path: str) -> Iterator[tuple[str, nnx.Module]]:
@@ -195,7 +202,7 @@ def cache_bytes(config: TransformerConfig, sizes: Sizes) -> tuple[int, int]:
         return 0, 0
     states = jax.ShapeDtypeStruct((sizes.B, sizes.S, config.dim), jnp.float32) if config.encoder else None
     cache = jax.eval_shape(
-        lambda model, x: model.empty_cache(sizes.B, sizes.T, encoded=x), abstract_model(config), states
+        lambda model, x: model.init_cache(sizes.B, sizes.T, encoded=x), abstract_model(config), states
     )
     own, cross = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part)) for part in (cache.layers, cache.cross))
     return own, cross

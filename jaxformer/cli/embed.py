@@ -121,7 +121,7 @@ def batches(
 @compiled(few_rows=False)
 def pooled(model: Transformer, tokens: jax.Array, valid: jax.Array, *, pooling: Pooling) -> jax.Array:
     """The states [B, D] of sentences [B, S]."""
-    states = model.encode(tokens, valid=valid)
+    states = model.encode(tokens, mask=valid)
     if pooling == "cls":
         return states[:, 0]
     return jnp.where(valid[..., None], states, 0).sum(axis=1) / valid.sum(axis=1, keepdims=True)

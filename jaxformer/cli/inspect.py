@@ -107,7 +107,7 @@ def block_path(path: str) -> str:
 
 
 def describe_sizes(config: TransformerConfig, sizes: Sizes) -> str:
-    """The letters of the table, explained."""
+    """Return what the letters of the table stand for."""
     said = [f"batch B = {sizes.B}"]
     said += [f"source length S = {sizes.S}"] * (config.encoder is not None)
     said += [f"target length T = {sizes.T}"] * (config.decoder is not None)
@@ -116,12 +116,12 @@ def describe_sizes(config: TransformerConfig, sizes: Sizes) -> str:
 
 def table(rows: list[Row]) -> str:
     """The rows as aligned columns; a module that is called with several shapes has a line for each."""
-    lines: list[tuple[str, ...]] = [("module", "class", "input", "output", "parameters")]
+    lines: list[tuple[str, ...]] = [("module", "class", "input", "output", "axes", "parameters")]
     for row in rows:
         first, *others = row.calls or (("", ""),)
-        lines.append((row.path, row.kind, *first, f"{row.parameters:,}"))
-        lines += [("", "", *call, "") for call in others]
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+        lines.append((row.path, row.kind, *first, row.axes, f"{row.parameters:,}"))
+        lines += [("", "", *call, "", "") for call in others]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, tuple("-" * width for width in widths))
     return "\n".join(
         "  ".join([*map(str.ljust, texts, widths), number.rjust(widths[-1])]).rstrip() for *texts, number in lines

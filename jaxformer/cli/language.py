@@ -246,7 +246,7 @@ def forward(model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.
     """Logits for a batch of windows, and where layers with experts sent its tokens."""
     if not has_experts(model.config):
         return model(batch["inputs"], dropout_key=key), {}
-    seen = model.observe(batch["inputs"], dropout_key=key)  # what is not used of it, such as maps, costs nothing
+    seen = model(batch["inputs"], dropout_key=key, return_intermediates=True)  # unused parts cost nothing
     return seen.logits, {layer: routes for layer, routes in enumerate(seen.decoder.routing) if routes is not None}
 
 

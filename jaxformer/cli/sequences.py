@@ -107,7 +107,7 @@ def prepare(task_name: str, settings: SequenceSettings, _: Path | None) -> Prepa
 
     def forward(model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, dict]:
         source = batch["source"]
-        return model(source, batch["target"], inputs_valid=source != PAD, dropout_key=key), {}
+        return model(source, batch["target"], inputs_mask=source != PAD, dropout_key=key), {}
 
     return Prepared(
         config=settings.transformer,

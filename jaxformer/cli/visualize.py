@@ -102,6 +102,9 @@ def main(argv: list[str]) -> None:
         print(path)
 
 
+forward = jax.jit(Transformer.__call__, static_argnames="return_intermediates")
+
+
 def observe(run: Run, text: str | None) -> Seen:
     """What a run makes of a text or a sequence; None: of a held-out one."""
     if run.task_name == "lm":
@@ -121,7 +124,7 @@ def observe_text(run: Run, text: str | None) -> Seen:
     limit = run.model.max_length
     if limit is not None and len(ids) > limit:
         raise InputError(f"{len(ids)} tokens exceed the model's {limit} positions: give a shorter text")
-    observed = jax.jit(Transformer.observe)(run.model, ids[None])
+    observed = forward(run.model, ids[None], return_intermediates=True)
     maps, names = first_row(observed.decoder.attentions), run.task.names(ids)
     said = Observation("decoder", "Self-attention", maps, names, query_label="token that the model reads")
     return Seen(run.task.decode(ids), (said,))
@@ -143,7 +146,7 @@ def decode_greedily(run: Run, source: np.ndarray) -> np.ndarray:
 
 def observe_sequences(run: Run, source: np.ndarray, target: np.ndarray) -> tuple[Observation, ...]:
     """The attention of an encoder-decoder that reads source [S] and is made to say target [T + 1]."""
-    observed = jax.jit(Transformer.observe)(run.model, source[None], target[None, :-1])
+    observed = forward(run.model, source[None], target[None, :-1], return_intermediates=True)
     reads = token_names(run.task.text, source)
     heard, says = token_names(run.task.text, target[:-1]), token_names(run.task.text, target[1:])
     encoder, decoder, cross = map(

@@ -32,7 +32,13 @@ SPECIAL = (
     "suppress_tokens",
     "begin_suppress_tokens",
 )
-BESIDE = {"inputs_mask", "decoder_input_ids", "allowed", "token_texts", "key"}  # what `generate` takes that is no setting
+BESIDE = {
+    "inputs_mask",
+    "decoder_input_ids",
+    "allowed",
+    "token_texts",
+    "key",
+}  # what `generate` takes that is no setting
 BUCKET = 32  # prompts and sources are padded on the right to a multiple of this
 
 
@@ -51,13 +57,13 @@ class Model(Observable, Protocol):
     def max_source_length(self) -> int | None:
         """Longest source that the encoder's positions allow; None: any."""
 
-    def encode(self, tokens: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:
+    def encode(self, tokens: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """The encoder's output for a source [B, S]."""
 
-    def empty_cache(
-        self, batch: int, slots: int, *, encoded: jax.Array | None = None, encoded_valid: jax.Array | None = None
+    def init_cache(
+        self, batch: int, capacity: int, *, encoded: jax.Array | None = None, encoded_mask: jax.Array | None = None
     ) -> Any:
-        """A cache with room for `slots` tokens; `select(rows)` gives the cache of some of its rows."""
+        """Return a cache with room for `capacity` tokens, whose `reorder(rows)` is the cache of some of its rows."""
 
     def for_decoding(self) -> "Model":
         """The model as generation wants it, should that differ from the plain forward."""
@@ -66,7 +72,7 @@ class Model(Observable, Protocol):
         """An equal model, laid out as steps of so many rows read it fastest: up to four, or more."""
 
     def prefill(
-        self, tokens: jax.Array, cache: Any, *, length: int | jax.Array, valid: jax.Array | None = None
+        self, tokens: jax.Array, cache: Any, *, length: int | jax.Array, mask: jax.Array | None = None
     ) -> tuple[jax.Array, Any]:
         """The logits [B, V] after the first `length` of tokens [B, P], and the cache with these."""
 
@@ -175,12 +181,12 @@ def begin_request(reading: Model, stepping: Model, request: Request) -> Search:
     """The source encoded, the prompts read (of one token as steps are), their first new token chosen."""
     plan, source, tokens = request.plan, request.source, request.tokens
     model = reading.for_decoding()
-    encoded = None if source is None else model.encode(source, valid=request.source_valid)
-    cache = model.empty_cache(*tokens.shape, encoded=encoded, encoded_valid=request.source_valid)
+    encoded = None if source is None else model.encode(source, mask=request.source_valid)
+    cache = model.init_cache(*tokens.shape, encoded=encoded, encoded_mask=request.source_valid)
     # What stands behind the prompts is not attended to, but has to be a token: the padding may be -1.
     prompt, length = jnp.maximum(tokens[:, : request.prompt_slots], 0), jnp.asarray(plan.prompt_length)
     reader = stepping if request.prompt_slots == 1 else model
-    logits, cache = reader.prefill(prompt, cache, length=length, valid=request.valid)
+    logits, cache = reader.prefill(prompt, cache, length=length, mask=request.valid)
     return begin(plan, select_cache_rows, tokens, logits, cache)
 
 
@@ -203,7 +209,7 @@ def generate_compiled(reading: Model, stepping: Model, request: Request) -> tupl
 
 def select_cache_rows(cache: Any, rows: jax.Array) -> Any:
     """The cache of the batch rows `rows`; beams over one source share its keys and values."""
-    return cache.select(rows)
+    return cache.reorder(rows)
 
 
 def decoder_only_prompt(
@@ -275,7 +281,7 @@ def check_memory(model: Model, rows: int, slots: int, config: GenerationConfig) 
     """Raise InputError where the cache and what is kept of each step take more memory than there is."""
     if rows * slots < 2**20:
         return
-    leaves = jax.tree.leaves(jax.eval_shape(lambda: model.empty_cache(rows, slots)))
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: model.init_cache(rows, slots)))
     pages = (config.output_scores + config.output_logits) * 4 * (model.vocab_sizes[1] or 0)
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + rows * slots * (4 + pages)
     if needed > memory():

@@ -169,7 +169,8 @@ def returned_traced(found: Found, config: GenerationConfig, plan: Plan) -> Gener
     tokens = jnp.where(real, found.tokens[rows, :longest], config.padding)
     origins = None if found.origins is None else jnp.where(real, found.origins[rows, :longest], -1)[:, prompt:]
     pages = (None if pages is None else pages[: longest - prompt] for pages in found.record)
-    return Generated(tokens, found.scores[rows], origins, *pages)
+    arrays: Any = (tokens, found.scores[rows], origins, *pages)
+    return Generated(*arrays)
 
 
 def check_drawn(tokens: np.ndarray, prompt: int, lengths: np.ndarray) -> None:

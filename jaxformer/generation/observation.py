@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.layers import count_positions
+from jaxformer.ops import count_positions
 
 
 class AttentionMaps(NamedTuple):
@@ -29,12 +29,18 @@ class AttentionMaps(NamedTuple):
 
 
 class Observable(Protocol):
-    """A model that shows its attention when asked to: see `jaxformer.Transformer.observe`."""
+    """A model that returns its attention maps when asked to: see `jaxformer.ModelOutput`."""
 
-    def observe(
-        self, inputs: jax.Array, targets: Any = None, *, inputs_valid: Any = None, position_ids: Any = None
+    def __call__(
+        self,
+        inputs: jax.Array,
+        targets: Any = None,
+        *,
+        inputs_mask: Any = None,
+        position_ids: Any = None,
+        return_intermediates: bool = False,
     ) -> Any:
-        """The forward pass, with what `encoder` and `decoder` did on the way."""
+        """Return the logits, or with intermediates also what `encoder` and `decoder` computed on the way."""
 
 
 def look_again(
@@ -47,7 +53,7 @@ def look_again(
     """
     tokens = jnp.maximum(tokens, 0)  # what stands behind a sequence is not looked at, but has to be a token
     if source is not None:
-        seen = model.observe(source, tokens, inputs_valid=source_valid)
+        seen = model(source, tokens, inputs_mask=source_valid, return_intermediates=True)
         return seen.encoder.attentions, seen.decoder.attentions, seen.decoder.cross_attentions
     valid = None
     if prompt_valid is not None:
@@ -59,7 +65,8 @@ def look_again(
     position_ids = count_positions(jnp.ones(tokens.shape, bool) if valid is None else valid)
     last = jax.lax.dynamic_slice_in_dim(position_ids, length - 2, 1, axis=1)
     position_ids = jnp.minimum(position_ids, last)
-    return (), model.observe(tokens, inputs_valid=valid, position_ids=position_ids).decoder.attentions, ()
+    seen = model(tokens, inputs_mask=valid, position_ids=position_ids, return_intermediates=True)
+    return (), seen.decoder.attentions, ()
 
 
 def trimmed(maps: Any, rows: np.ndarray, lengths: np.ndarray, source_length: int) -> AttentionMaps:

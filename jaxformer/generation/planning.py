@@ -141,7 +141,9 @@ def stops(config: GenerationConfig, token_texts: Sequence[str] | None, prompt: n
     if token_texts is None:
         raise InputError("stop_strings need the text of each token: give token_texts, or a checkpoint with a tokenizer")
     if isinstance(prompt, jax.core.Tracer):
-        raise InputError("stop_strings need to know the prompt: leave them out inside jax.jit, or generate outside of it")
+        raise InputError(
+            "stop_strings need to know the prompt: leave them out inside jax.jit, or generate outside of it"
+        )
     check_texts(token_texts)
     unsaid = prompt[prompt >= len(token_texts)]
     if unsaid.size:

@@ -1,41 +1,43 @@
 """Flax modules: they own parameters, make projections and call one operation each; no caches, keys or modes inside."""
 
-from jaxformer.layers.any_attention import Memory
-from jaxformer.layers.attention import Attention, KeyValue, Visibility
-from jaxformer.layers.block import Block, Source, split_key
+from jaxformer.layers.any_attention import LayerCache
+from jaxformer.layers.attention import Attention, AttentionOutput, KVCache
+from jaxformer.layers.block import Block, BlockOutput, EncoderKV, split_key
 from jaxformer.layers.embedding import Embedding, LearnedPositionEmbedding, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.head import Classifier, Head
-from jaxformer.layers.latent_attention import Latent, LatentAttention
+from jaxformer.layers.latent_attention import LatentAttention, MLACache
 from jaxformer.layers.linear import Linear, LinearMap, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
-from jaxformer.layers.stack import Stack, Trace, count_positions
+from jaxformer.layers.stack import Intermediates, Stack, StackOutput, make_position_ids
 
 __all__ = [
     "Attention",
+    "AttentionOutput",
     "Block",
+    "BlockOutput",
     "Classifier",
     "Embedding",
+    "EncoderKV",
     "FeedForward",
     "Head",
-    "KeyValue",
-    "Latent",
+    "Intermediates",
+    "KVCache",
     "LatentAttention",
+    "LayerCache",
     "LayerNorm",
     "LearnedPositionEmbedding",
     "Linear",
     "LinearMap",
-    "Memory",
+    "MLACache",
     "QuantizedLinear",
     "RMSNorm",
     "Sinusoids",
-    "Source",
     "Stack",
-    "Trace",
+    "StackOutput",
     "TransposedLinear",
-    "Visibility",
-    "count_positions",
     "make_norm",
+    "make_position_ids",
     "replace_linear",
     "split_key",
 ]

@@ -1,32 +1,43 @@
 """One layer of an encoder or decoder: sub-layers, residual connections, norms; section 3.1."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from jaxformer.config import BlockConfig
-from jaxformer.layers.any_attention import Memory, make_attention
-from jaxformer.layers.attention import Visibility
+from jaxformer.errors import InputError
+from jaxformer.layers.any_attention import make_attention
 from jaxformer.layers.experts import Experts, make_feed_forward
 from jaxformer.layers.norm import Norm, make_norm
-from jaxformer.ops import Routing, dropout
+from jaxformer.ops import AttentionMask, Routing, dropout
 
 
-@dataclass(frozen=True)
-class Source:
-    """What cross-attention looks at: keys and values of the encoder's output, or its latents, and which are real."""
+class EncoderKV(NamedTuple):
+    """What cross-attention of one layer attends to.
 
-    seen: Memory
-    visibility: Visibility
+    Attributes:
+        kv: Keys and values of the encoder's output, or its latents: a `LayerCache`.
+        mask: Which of them are real.
+    """
+
+    kv: Any
+    mask: AttentionMask
 
 
 class BlockOutput(NamedTuple):
-    """New states [B, T, D], the cache written to; attention maps [B, N, T, S] and routing if they were asked for."""
+    """What a block returns.
 
-    x: jax.Array
-    cache: Memory | None
+    Attributes:
+        states: [B, T, D].
+        cache: The cache with the tokens of this call in it. None: none was given.
+        attention: Attention map of self-attention, float32 [B, N, T, S]. None: not asked for, as the rest.
+        cross_attention: Attention map of cross-attention.
+        routing: Where a mixture of experts sent the tokens.
+    """
+
+    states: jax.Array
+    cache: Any
     attention: jax.Array | None
     cross_attention: jax.Array | None
     routing: Routing | None
@@ -47,60 +58,75 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        visibility: Visibility,
-        position_ids: jax.Array,
         *,
-        cache: Memory | None = None,
-        source: Source | None = None,
-        observe: bool = False,
+        mask: AttentionMask | None = None,
+        position_ids: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        cache: Any = None,
+        encoder: EncoderKV | None = None,
         dropout_key: jax.Array | None = None,
+        return_intermediates: bool = False,
     ) -> BlockOutput:
-        """[B, T, D] at positions [1|B, T] -> [B, T, D].
+        """Apply the layer to states.
 
-        A cache is written from slot `visibility.query_offset` on, then attended to.
+        Args:
+            x: [B, T, D].
+            mask: Which keys each query may attend to. None: all of them. With a cache, `mask.offset` is the slot that
+                is written first.
+            position_ids: Integers [1|B, T], for rotary positions. None: counted from `mask.offset`.
+            bias: Added to the scores of self-attention, float [1, N, T, S].
+            cache: `LayerCache` with what was read before this call, to which those of x are added.
+            encoder: What cross-attention attends to, if the layer has any.
+            dropout_key: Key for dropout. None: no dropout.
+            return_intermediates: Whether to return attention maps and routing.
         """
         keys = split_key(dropout_key, 6)
-        attention_map = cross_map = routing = None
-        entered = x
+        entered, cross_map, routing = x, None, None
 
-        states = self._enter(x, self.attention_norm)
-        seen = self.attention.keys_values(states, position_ids)
-        if cache is not None:
-            cache = cache.write(seen, visibility.query_offset)
-            seen = cache.first(visibility.reach(x.shape[1], cache.slots))
-        if observe:
-            attention_map = self.attention.weights(states, seen, visibility, position_ids)
-        mixed = self.attention(states, seen, visibility, position_ids, dropout_key=keys[0])
-        x = self._leave(x, mixed, self.attention_norm, self.attention_output_norm, keys[1])
+        attended = self.attention(
+            self._enter(x, self.attention_norm),
+            mask=mask,
+            position_ids=position_ids,
+            cache=cache,
+            bias=bias,
+            dropout_key=keys[0],
+            return_weights=return_intermediates,
+        )
+        x = self._leave(x, attended.states, self.attention_norm, self.attention_output_norm, keys[1])
 
         if self.cross is not None and self.cross_norm is not None:
-            assert source is not None, "a block with cross-attention needs a source"
-            states = self._enter(x, self.cross_norm)
-            if observe:
-                cross_map = self.cross.weights(states, source.seen, source.visibility)
-            mixed = self.cross(states, source.seen, source.visibility, dropout_key=keys[2])
-            x = self._leave(x, mixed, self.cross_norm, self.cross_output_norm, keys[3])
+            if encoder is None:
+                raise InputError("a block with cross-attention needs the keys and values of an encoder")
+            crossed = self.cross(
+                self._enter(x, self.cross_norm),
+                mask=encoder.mask,
+                kv=encoder.kv,
+                dropout_key=keys[2],
+                return_weights=return_intermediates,
+            )
+            x = self._leave(x, crossed.states, self.cross_norm, self.cross_output_norm, keys[3])
+            cross_map = crossed.weights
 
         states = self._enter(entered if self.config.parallel else x, self.feed_forward_norm)
-        if observe and isinstance(self.feed_forward, Experts):
+        if return_intermediates and isinstance(self.feed_forward, Experts):
             routing = self.feed_forward.routing(states)
         mixed = self.feed_forward(states, dropout_key=keys[5])
         x = self._leave(x, mixed, self.feed_forward_norm, self.feed_forward_output_norm, keys[4])
-        return BlockOutput(x, cache, attention_map, cross_map, routing)
+        return BlockOutput(x, attended.cache, attended.weights, cross_map, routing)
 
     def _norms(self, dim: int) -> tuple[Norm, Norm | None]:
-        """The norm of a sub-layer, and that of its output where it has two."""
+        """Return the norm of a sub-layer, and the norm of its output where it has two."""
         sandwich = self.config.placement == "sandwich"
         return make_norm(self.config.norm, dim), make_norm(self.config.norm, dim) if sandwich else None
 
     def _enter(self, x: jax.Array, norm: Norm) -> jax.Array:
-        """What a sub-layer hears: the states, normalised where the placement puts a norm before it."""
+        """Return the input of a sub-layer: the states, normalized where the placement puts a norm before it."""
         return norm(x) if self.config.placement in ("pre", "sandwich") else x
 
     def _leave(
         self, x: jax.Array, mixed: jax.Array, norm: Norm, output_norm: Norm | None, key: jax.Array | None
     ) -> jax.Array:
-        """The residual sum of the states and what a sub-layer says, each normalised where the placement says so.
+        """Return the residual sum of the states and a sub-layer's output, each normalized where the placement says so.
 
         The sum gives every layer a path of slope one to the loss, whatever its weights do: without it the gradient of
         a deep stack is a product of as many Jacobians as there are layers.
@@ -114,5 +140,5 @@ class Block(nnx.Module):
 
 
 def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
-    """`count` independent keys, or as many None where there is none to split."""
+    """Return `count` independent keys, or as many None where there is none to split."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))

@@ -1,62 +1,65 @@
 """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1), and the little that it remembers."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import LatentAttentionConfig
-from jaxformer.layers.attention import Visibility, as_kept, attend, attention_maps, in_line
+from jaxformer.errors import InputError
+from jaxformer.layers.attention import AttentionOutput, attend, fold_beams, pack, unfolded_weights
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import make_norm
-from jaxformer.layers.rotary import turn
+from jaxformer.layers.rotary import apply_rope
+from jaxformer.ops import AttentionMask
 
 
-class Latent(NamedTuple):
-    """What latent attention keeps of each token: its latent and, behind it, the shared key; `as_kept` [B, S, R + P].
+class MLACache(NamedTuple):
+    """Latents of one attention layer for B sequences, with room for S tokens.
 
-    The key is kept as turned by the position where the token stands.
+    Attributes:
+        states: The latent of each token and behind it the key that heads share, rotated by the token's position:
+            [B, S, R + P], or [S, R + P] where B is 1, see `pack`.
     """
 
-    kept: jax.Array
+    states: jax.Array
 
     @classmethod
-    def of(cls, states: jax.Array) -> "Latent":
-        """Latents and shared keys [B, S, R + P]."""
-        return cls(as_kept(states))
-
-    @property
-    def states(self) -> jax.Array:
-        """Latents and shared keys [B, S, R + P]."""
-        return self.kept.reshape(-1, *self.kept.shape[-2:])
+    def of(cls, states: jax.Array) -> "MLACache":
+        """Return a full cache of latents and shared keys [B, S, R + P]."""
+        return cls(pack(states))
 
     @property
     def rows(self) -> int:
-        """How many sequences there are, B."""
-        return math.prod(self.kept.shape[:-2])
+        """Number of sequences B."""
+        return math.prod(self.states.shape[:-2])
 
     @property
-    def slots(self) -> int:
-        """How many tokens there are, S."""
-        return self.kept.shape[-2]
+    def capacity(self) -> int:
+        """Number of tokens S that there is room for."""
+        return self.states.shape[-2]
 
-    def write(self, new: "Latent", start: int | jax.Array) -> "Latent":
-        """A copy whose slots from `start` on hold `new`, of T tokens."""
-        return Latent(jax.lax.dynamic_update_slice_in_dim(self.kept, new.kept, start, -2))
+    def update(self, new: "MLACache", start: int | jax.Array) -> "MLACache":
+        """Return a copy whose slots from `start` on hold `new`, of T tokens."""
+        return MLACache(jax.lax.dynamic_update_slice_in_dim(self.states, new.states, start, -2))
 
-    def select(self, rows: jax.Array) -> "Latent":
-        """That of the batch rows `rows` [R]."""
-        return Latent.of(self.states[rows])
+    def gather(self, rows: jax.Array) -> "MLACache":
+        """Return the cache of the batch rows `rows` [R]."""
+        return MLACache.of(self.unpack()[rows])
 
-    def move(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "Latent":
-        """A copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
-        return self.write(Latent(jax.lax.dynamic_slice_in_dim(self.kept, start, slots, -2)).select(rows), start)
+    def copy_slots(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "MLACache":
+        """Return a copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
+        return self.update(MLACache(jax.lax.dynamic_slice_in_dim(self.states, start, slots, -2)).gather(rows), start)
 
-    def first(self, slots: int) -> "Latent":
-        """Its first `slots` slots."""
-        return Latent(self.kept[..., :slots, :])
+    def prefix(self, slots: int) -> "MLACache":
+        """Return the first `slots` slots."""
+        return MLACache(self.states[..., :slots, :])
+
+    def unpack(self) -> jax.Array:
+        """Return latents and shared keys [B, S, R + P]."""
+        return self.states.reshape(-1, *self.states.shape[-2:])
 
 
 class LatentAttention(nnx.Module):
@@ -88,20 +91,20 @@ class LatentAttention(nnx.Module):
         self.value = Linear(R, (N, value_dim), axes="RNH", bias=False, rngs=rngs)
         self.output = Linear((N, value_dim), dim, axes="NHD", bias=bias, rngs=rngs)
 
-    def keys_values(self, x: jax.Array, position_ids: jax.Array | None = None) -> Latent:
-        """What keys and values of the states x [B, S, D] at positions [1|B, S] are made from."""
+    def project_kv(self, x: jax.Array, position_ids: jax.Array | None = None) -> MLACache:
+        """Return what keys and values of the states x [B, S, D] at positions [1|B, S] are made from."""
         latent, shared = jnp.split(self.down(x), [self.config.latent], axis=-1)
         if self.latent_norm is not None:
             latent = self.latent_norm(latent)
-        shared = self._turned(shared[:, :, None], position_ids)[:, :, 0]
-        return Latent.of(jnp.concatenate([latent, shared], axis=-1))
+        shared = self._rotated(shared[:, :, None], position_ids)[:, :, 0]
+        return MLACache.of(jnp.concatenate([latent, shared], axis=-1))
 
-    def empty(self, batch: int, slots: int, dtype: jnp.dtype) -> Latent:
-        """A cache of this layer with room for `slots` tokens."""
-        return Latent.of(jnp.zeros((batch, slots, self.config.latent + self.config.shared_dim), dtype))
+    def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> MLACache:
+        """Return an empty cache for `batch` sequences of up to `capacity` tokens."""
+        return MLACache.of(jnp.zeros((batch, capacity, self.config.latent + self.config.shared_dim), dtype))
 
     def absorbs(self, queries: int, slots: int) -> bool:
-        """Whether the absorbed form takes fewer multiplications for so many queries and remembered tokens."""
+        """Return whether the absorbed form takes fewer multiplications for so many queries and cached tokens."""
         config = self.config
         R, H, P, value_dim = config.latent, config.head_dim, config.shared_dim, config.value_dim or config.head_dim
         expanded = slots * R * (H + value_dim) + queries * slots * (H + P + value_dim)
@@ -111,50 +114,66 @@ class LatentAttention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        seen: Latent,
-        visibility: Visibility,
-        position_ids: jax.Array | None = None,
         *,
-        absorbed: bool | None = None,
+        mask: AttentionMask | None = None,
+        position_ids: jax.Array | None = None,
+        cache: MLACache | None = None,
+        kv: MLACache | None = None,
+        bias: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Queries of x [R, T, D] at positions [1|R, T] over what is `seen` of B rows: [R, T, D].
+        return_weights: bool = False,
+        absorbed: bool | None = None,
+    ) -> AttentionOutput:
+        """Attend from the states x to their own latents, to those in a cache, or to `kv`: see `Attention`.
 
-        R = B, or a multiple of it: adjacent rows, such as beams over one source, then share what they see. absorbed:
-        the form to compute in; by default the one that takes fewer multiplications.
+        Args:
+            x: [B, T, D].
+            mask: Which keys each query may attend to. None: all of them.
+            position_ids: Integers [1|B, T]. None: counted from `mask.offset`.
+            cache: Latents before this call, to which those of x are added.
+            kv: Latents to attend to instead: `project_kv(encoded)`.
+            bias: Added to the scores, float [1, N, T, S].
+            dropout_key: Key for dropout of attention weights. None: no dropout.
+            return_weights: Whether to return the attention map too.
+            absorbed: The form to compute in. None: the one that takes fewer multiplications.
         """
-        absorbed = self.absorbs(x.shape[1], seen.slots) if absorbed is None else absorbed
-        query, key = self._queries(x, seen, position_ids, absorbed), self._keys(seen, absorbed)
+        mask = AttentionMask() if mask is None else mask
+        if position_ids is None and self.config.rope is not None:
+            position_ids = mask.offsets[:, None] + jnp.arange(x.shape[1])[None]
+        if kv is None:
+            kv = self.project_kv(x, position_ids)
+            if cache is not None:
+                cache = cache.update(kv, mask.offset)
+                kv = cache.prefix(mask.num_visible_keys(x.shape[1], cache.capacity))
+                mask = mask.prefix(kv.capacity)
+        absorbed = self.absorbs(x.shape[1], kv.capacity) if absorbed is None else absorbed
+        query, key = self._queries(x, kv, position_ids, absorbed), self._keys(kv, absorbed)
         # Absorbed, the value is the latent: the shared key behind it is averaged with it and then left out, because
         # to cut it off before would copy the whole cache.
-        value = key if absorbed else self.value(self._latents(seen))
-        mixed = attend(query, key, value, self._visible(visibility), self.config.dropout, dropout_key)
-        mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])
+        value = key if absorbed else self.value(self._latents(kv))
+        options = {"mask": mask, "scale": self.scale, "bias": bias}
+        mixed = attend(query, key, value, options, self.config.dropout, dropout_key)
+        mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])  # [B, T, N, H]
         if absorbed:
             weight = self.value.matrix().astype(x.dtype)
             mixed = jnp.einsum("BTNR,RNH->BTNH", mixed[..., : self.config.latent], weight)
-        return self.output(mixed)
+        weights = unfolded_weights(query, key, options, x.shape[0]) if return_weights else None
+        return AttentionOutput(self.output(mixed), cache, weights)
 
-    def weights(
-        self, x: jax.Array, seen: Latent, visibility: Visibility, position_ids: jax.Array | None = None
-    ) -> jax.Array:
-        """The attention map [R, N, T, S] behind a call. Under `jax.jit` the compiler merges what both compute."""
-        absorbed = self.absorbs(x.shape[1], seen.slots)
-        query, key = self._queries(x, seen, position_ids, absorbed), self._keys(seen, absorbed)
-        return attention_maps(query, key, self._visible(visibility), x.shape[0])
+    def _latents(self, kv: MLACache) -> jax.Array:
+        """Return the latents [B, S, R]."""
+        return kv.unpack()[..., : self.config.latent]
 
-    def _latents(self, seen: Latent) -> jax.Array:
-        return seen.states[..., : self.config.latent]
-
-    def _turned(self, heads: jax.Array, position_ids: jax.Array | None) -> jax.Array:
-        """The part [B, T, N, P] of queries or keys that knows positions, turned by them."""
+    def _rotated(self, heads: jax.Array, position_ids: jax.Array | None) -> jax.Array:
+        """Return the part [B, T, N, P] of queries or keys that has positions, rotated by them."""
         if self.config.rope is None:
             return heads
-        assert position_ids is not None, "rotary positions need to know them"
-        return turn(heads, position_ids, self.config.rope)
+        if position_ids is None:
+            raise InputError("rotary positions need position_ids")
+        return apply_rope(heads, position_ids, self.config.rope)
 
-    def _queries(self, x: jax.Array, seen: Latent, position_ids: jax.Array | None, absorbed: bool) -> jax.Array:
-        """Queries [B, R/B * T, N, H + P], or absorbed [.., R + P]: rows that share what they see stand in line."""
+    def _queries(self, x: jax.Array, kv: MLACache, position_ids: jax.Array | None, absorbed: bool) -> jax.Array:
+        """Return queries [B, R/B T, N, H + P], or absorbed [.., R + P]; rows that share keys are folded."""
         if self.query_down is not None:
             x = self.query_down(x)
         if self.query_norm is not None:
@@ -162,14 +181,11 @@ class LatentAttention(nnx.Module):
         own, shared = jnp.split(self.query(x), [self.config.head_dim], axis=-1)
         if absorbed:
             own = jnp.einsum("BTNH,RNH->BTNR", own, self.key.matrix().astype(x.dtype))
-        return in_line(jnp.concatenate([own, self._turned(shared, position_ids)], axis=-1), seen.rows)
+        return fold_beams(jnp.concatenate([own, self._rotated(shared, position_ids)], axis=-1), kv.rows)
 
-    def _keys(self, seen: Latent, absorbed: bool) -> jax.Array:
-        """Keys [B, S, N, H + P] of each head, or absorbed [B, S, 1, R + P] of all."""
+    def _keys(self, kv: MLACache, absorbed: bool) -> jax.Array:
+        """Return keys [B, S, N, H + P] of each head, or absorbed [B, S, 1, R + P] of all."""
         if absorbed:
-            return seen.states[:, :, None]
-        own, shared = self.key(self._latents(seen)), seen.states[:, :, None, self.config.latent :]
+            return kv.unpack()[:, :, None]
+        own, shared = self.key(self._latents(kv)), kv.unpack()[:, :, None, self.config.latent :]
         return jnp.concatenate([own, jnp.broadcast_to(shared, (*own.shape[:3], shared.shape[-1]))], axis=-1)
-
-    def _visible(self, visibility: Visibility) -> dict[str, Any]:
-        return visibility.structure() | {"scale": self.scale}

@@ -16,8 +16,8 @@ from jaxformer.ops import (
 )
 
 
-def turn(heads: jax.Array, position_ids: jax.Array, rope: Rope) -> jax.Array:
-    """Queries or keys [B, T, N, H] turned by their positions, integers [B|1, T].
+def apply_rope(heads: jax.Array, position_ids: jax.Array, rope: Rope) -> jax.Array:
+    """Return queries or keys [B, T, N, H] rotated by their positions, integers [B|1, T].
 
     Dynamic and LongRoPE scaling look at the longest position of the call, all others at each position alone.
     """

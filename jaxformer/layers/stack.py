@@ -1,6 +1,5 @@
 """An encoder or a decoder: positions, dropout, blocks, final norm; sections 3.1 and 3.5."""
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -8,29 +7,45 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import LearnedPositions, RelativePositions, SinusoidalPositions, StackConfig
-from jaxformer.layers.any_attention import Memory
-from jaxformer.layers.attention import Visibility
-from jaxformer.layers.block import Block, Source, split_key
+from jaxformer.config import LearnedPositions, RelativePositions, SinusoidalPositions, StackConfig, TokensExcept
+from jaxformer.config.positions import PositionIndex
+from jaxformer.layers.any_attention import LayerCache
+from jaxformer.layers.block import Block, EncoderKV, split_key
 from jaxformer.layers.embedding import LearnedPositionEmbedding, RelativePositionBias, Sinusoids
 from jaxformer.layers.latent_attention import LatentAttention
 from jaxformer.layers.linear import Linear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
-from jaxformer.ops import Routing, dropout
+from jaxformer.ops import AttentionMask, Routing, count_positions, dropout
 
 
-class Trace(NamedTuple):
+class Intermediates(NamedTuple):
     """What a stack computed on the way; all empty unless asked for.
 
-    hidden_states: L+1 arrays [B, T, D], the input of each block and the stack's output. attentions: L self-attention
-    maps [B, N, T, S]. cross_attentions: L cross-attention maps, where the stack has them. routing: where each of L
-    layers sent its tokens; None for layers without experts.
+    Attributes:
+        hidden_states: L+1 arrays [B, T, D], the input of each block and the stack's output.
+        attentions: L maps of self-attention, float32 [B, N, T, S].
+        cross_attentions: L maps of cross-attention, where the stack has it.
+        routing: Where each of L layers sent its tokens; None for layers without experts.
     """
 
     hidden_states: tuple[jax.Array, ...] = ()
     attentions: tuple[jax.Array, ...] = ()
     cross_attentions: tuple[jax.Array, ...] = ()
     routing: tuple[Routing | None, ...] = ()
+
+
+class StackOutput(NamedTuple):
+    """What a stack returns.
+
+    Attributes:
+        states: [B, T, D].
+        caches: The caches with the tokens of this call in them; empty if none were given.
+        intermediates: Empty unless asked for.
+    """
+
+    states: jax.Array
+    caches: tuple[LayerCache, ...]
+    intermediates: Intermediates
 
 
 class Stack(nnx.Module):
@@ -54,54 +69,63 @@ class Stack(nnx.Module):
     def __call__(
         self,
         embedded: jax.Array,
-        position_ids: jax.Array,
-        visibility: Visibility,
         *,
-        caches: tuple[Memory, ...] = (),
-        sources: tuple[Source, ...] = (),
-        observe: bool = False,
+        mask: AttentionMask,
+        position_ids: jax.Array,
+        caches: tuple[LayerCache, ...] = (),
+        encoder: tuple[EncoderKV, ...] = (),
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[Memory, ...], Trace]:
-        """Embedded tokens [B, T, D] at positions [1|B, T] -> (states [B, T, D], caches written to, trace).
+        return_intermediates: bool = False,
+    ) -> StackOutput:
+        """Apply the layers, one after the other, to embedded tokens.
 
-        caches and sources hold one entry per block, or none.
+        Args:
+            embedded: [B, T, D].
+            mask: Which keys each query may attend to. With caches, `mask.offset` is the slot that is written first.
+            position_ids: Integers [1|B, T].
+            caches: One for each block, or none.
+            encoder: What cross-attention of each block attends to, or nothing.
+            dropout_key: Key for dropout. None: no dropout.
+            return_intermediates: Whether to return hidden states, attention maps and routing.
         """
         first_key, *keys = split_key(dropout_key, 1 + len(self.blocks))
-        x = embedded
+        x, bias = embedded, None
         if isinstance(self.positions, RelativePositionBias):
-            T, first = x.shape[1], visibility.query_offset
-            S = visibility.reach(T, caches[0].slots) if caches else T
-            bias = self.positions(T, S, first=first, causal=visibility.causal)
-            visibility = dataclasses.replace(visibility, bias=bias)
+            T = x.shape[1]
+            S = mask.num_visible_keys(T, caches[0].capacity) if caches else T
+            bias = self.positions(T, S, first=mask.offset, causal=mask.causal)
         elif self.positions is not None:
             x += self.positions(position_ids).astype(x.dtype)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = dropout(x, self.config.dropout, first_key)
-        states, written, maps, cross_maps, routing = [x], [], [], [], []
+        states, outputs = [x], []
         for index, block in enumerate(self.blocks):
-            cache = caches[index] if caches else None
-            source = sources[index] if sources else None
             forward = partial(
-                block, visibility=visibility, cache=cache, source=source, observe=observe, dropout_key=keys[index]
+                block,
+                mask=mask,
+                cache=caches[index] if caches else None,
+                encoder=encoder[index] if encoder else None,
+                dropout_key=keys[index],
+                return_intermediates=return_intermediates,
             )
             if self.config.rematerialise:
                 forward = jax.checkpoint(forward)
-            x, cache, attention_map, cross_map, routes = forward(x, position_ids=position_ids)
+            output = forward(x, position_ids=position_ids, bias=bias)
+            x = output.states
             states.append(x)
-            written.append(cache)
-            maps.append(attention_map)
-            cross_maps.append(cross_map)
-            routing.append(routes)
+            outputs.append(output)
         if self.final_norm is not None:
             x = self.final_norm(x)
         if dropout_key is not None and self.config.final_dropout:
             x = dropout(x, self.config.final_dropout, jax.random.fold_in(dropout_key, 1))
         states[-1] = x
-        caches = tuple(written) if caches else ()
-        if not observe:
-            return x, caches, Trace()
-        return x, caches, Trace(tuple(states), tuple(maps), tuple(cross_maps) if sources else (), tuple(routing))
+        _, written, maps, cross_maps, routing = zip(*outputs, strict=True)
+        written = written if caches else ()
+        if not return_intermediates:
+            return StackOutput(x, written, Intermediates())
+        cross_maps = cross_maps if encoder else ()
+        return StackOutput(x, written, Intermediates(tuple(states), maps, cross_maps, routing))
 
     def for_steps(self, rows: int) -> "Stack":
         """An equal stack, whose matrices lie as so many rows read them fastest on CPUs."""
@@ -117,9 +141,21 @@ class Stack(nnx.Module):
         return stack
 
 
-def count_positions(valid: jax.Array) -> jax.Array:
-    """The position of each slot as the number of real tokens before it: boolean [B, T] -> integers [B, T].
+def make_position_ids(
+    rule: PositionIndex, tokens: jax.Array, valid: jax.Array | None = None, start: int | jax.Array = 0
+) -> jax.Array:
+    """Return the positions of tokens by the rule of a configuration: int [1|B, T].
 
-    Padding on either side then moves no real token: 0 0 1 1 1 -> 0 0 0 1 2.
+    Args:
+        rule: "slot" numbers slots, "valid" real tokens, and `TokensExcept` tokens other than one.
+        tokens: Token ids [B, T], in the slots from `start` on.
+        valid: Boolean [B, S], True at real tokens of all slots. None: all are.
+        start: Number of slots before the tokens.
     """
-    return jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=-1) - 1, 0)
+    match rule:
+        case TokensExcept(token):
+            return jnp.where(tokens == token, -1, count_positions(tokens != token))
+        case "valid" if valid is not None:
+            return jax.lax.dynamic_slice_in_dim(count_positions(valid), start, tokens.shape[1], axis=1)
+        case _:
+            return start + jnp.arange(tokens.shape[1])[None]

@@ -14,7 +14,7 @@ from jaxformer.ops.dropout import dropout
 from jaxformer.ops.experts import mix_experts
 from jaxformer.ops.int8 import Quantized, int8_matmul, quantize
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
-from jaxformer.ops.masks import causal_mask, padding_mask
+from jaxformer.ops.masks import AttentionMask, as_mask, causal_mask, count_positions, padding_mask
 from jaxformer.ops.matmul import batched_matmul_transposed, matmul, matmul_transposed, prefers_transposed
 from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import distance_buckets, sinusoidal_positions
@@ -31,16 +31,19 @@ from jaxformer.ops.routing import Choice, Routing, sigmoid_router, softmax_route
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "AttentionMask",
     "Choice",
     "Quantized",
     "Rotation",
     "Routing",
+    "as_mask",
     "attention_scores",
     "attention_weights",
     "balance_loss",
     "batched_matmul_transposed",
     "causal_mask",
     "communication_loss",
+    "count_positions",
     "cross_entropy",
     "device_balance_loss",
     "distance_buckets",

@@ -1,120 +1,176 @@
 """Scaled dot-product attention (section 3.2.1): the output, the map after the softmax, the scores before it."""
 
+import dataclasses
+from typing import NamedTuple, TypedDict, Unpack
+
 import jax
 import jax.numpy as jnp
 
+from jaxformer.errors import InputError
 from jaxformer.ops.blockwise import blockwise_attention
 from jaxformer.ops.fused import cuda_capability, fused_attention, fused_kernel_applies
-from jaxformer.ops.matmul import batched_matmul_transposed
-from jaxformer.ops.structure import Offset, Structure, Window, check_value, describe, first_positions, visible_keys
+from jaxformer.ops.masks import AttentionMask, as_mask, both
+from jaxformer.ops.matmul import are_numbers, batched_matmul_transposed
+
+
+class AttentionOptions(TypedDict, total=False):
+    """Keywords of the attention operations.
+
+    Attributes:
+        mask: Which keys each query may attend to: an `AttentionMask`, or an array, boolean or integers 0 and 1,
+            [B|1, N|1, T|1, S] or [T, S], True = visible. None: all keys are visible.
+        bias: Floating-point [B|1, N|1, T|1, S] or [T, S], possibly -inf, added to the scaled and capped scores.
+        scale: Factor on the scores. None: 1 / sqrt(H).
+        softcap: Squash scaled scores to softcap * tanh(score / softcap). None: not.
+        sinks: Float [N], scores of a key that every query sees and whose value is zero: a head may look there instead
+            of at any token (Xiao et al. 2023), and its weights on tokens then sum to less than 1.
+    """
+
+    mask: AttentionMask | jax.Array | None
+    bias: jax.Array | None
+    scale: float | None
+    softcap: float | None
+    sinks: jax.Array | None
+
+
+class Scoring(NamedTuple):
+    """`AttentionOptions`, checked, with defaults in place; bias and sinks in float32."""
+
+    mask: AttentionMask
+    bias: jax.Array | None
+    scale: float
+    softcap: float | None
+    sinks: jax.Array | None
 
 
 def dot_product_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    scale: float | None = None,
-    causal: bool = False,
-    query_offset: Offset = 0,
-    key_lengths: jax.Array | None = None,
-    window: Window | None = None,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
+    query: jax.Array, key: jax.Array, value: jax.Array, **options: Unpack[AttentionOptions]
 ) -> jax.Array:
-    """The values averaged for each query by how well their keys fit it: softmax(scale Q K^T) V, equation 1.
+    """Return the values averaged by how well keys fit queries: softmax(scale Q K^T) V, equation 1, [B, T, N, Hv].
 
-    query [B, T, N, H], key [B, S, K, H], value [B, S, K, Hv]; the result is [B, T, N, Hv] in the type of value. N is a
-    multiple of K: query head n uses key and value head n // (N / K).
-
-    scale is 1/sqrt(H) by default. Without it the scores of random queries and keys, sums of H products of variance 1,
-    have variance H: for a wide head the softmax saturates, almost all weight falls on one key, and its gradients
-    vanish (section 3.2.1 and footnote 4).
-
-    Which keys a query sees is said by any of these together, all of them applied before the softmax:
-      causal        keys at or before the query; query i stands at position query_offset + i, and key j at j.
-                    query_offset is an integer, a traced scalar or one number per row [B]
-      window        (left, right): keys up to `left` before and `right` after the query; None leaves a side open
-      key_lengths   integers [B]: the first so many keys of each row are real
-      mask          boolean, True = visible: [B|1, N|1, T|1, S] or [T, S]
-    softcap squashes scaled scores to softcap * tanh(score / softcap); then bias, floating-point in the shapes of mask
-    and possibly -inf, is added. The softmax is computed in float32 and stays finite for any score, because the largest
-    of a row is subtracted first. A query that sees no key gets zeros, and so do the gradients through it.
-    sinks, one number per query head [N], are scores of a key that every query sees and whose value is zero: a head may
-    look there instead of at any token (Xiao et al. 2023), and its weights on tokens then sum to less than 1.
+    The scale is 1/sqrt(H) by default. Without it the scores of random queries and keys, sums of H products of variance
+    1, have variance H: for a wide head the softmax saturates, almost all weight falls on one key, and its gradients
+    vanish (section 3.2.1 and footnote 4). The softmax is computed in float32 and stays finite for any score, because
+    the largest of a row is subtracted first. A query that sees no key gets zeros, and so do the gradients through it.
 
     The same numbers are computed in one of three ways: by cuDNN's kernel on NVIDIA GPUs (`fused_kernel_applies`); for
     long sequences without an array of T x S, block by block (`blockwise_attention`; gradients of first order only); or
-    densely. Masks and biases that differ per query are dense already, so only the structure in the other arguments,
-    or a mask [B|1, 1, 1, S], allows the first two.
+    densely. Masks and biases that differ per query are dense already, so only the structure of an `AttentionMask`, or
+    a mask [B|1, 1, 1, S], allows the first two.
 
-    Raises InputError when shapes or types do not fit.
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H], where N is a multiple of K: query head n uses key and value head n // (N / K).
+        value: [B, S, K, Hv].
+        **options: mask, bias, scale, softcap, sinks: see `AttentionOptions`.
+
+    Returns:
+        [B, T, N, Hv] in the type of `value`.
+
+    Raises:
+        InputError: Shapes or types do not fit.
     """
-    structure = describe(
-        query, key, mask=mask, bias=bias, scale=scale, causal=causal, query_offset=query_offset,
-        key_lengths=key_lengths, window=window, softcap=softcap, sinks=sinks,
-    )  # fmt: skip
-    check_value(key, value)
-    if fused_kernel_applies(query, key, value, structure, cuda_capability()):
-        return fused_attention(query, key, value, structure)
-    if _blockwise_pays(query, key, structure):
-        real_keys = jnp.ones((1, key.shape[1]), bool) if structure.real_keys is None else structure.real_keys
-        offsets = first_positions(structure)
-        return blockwise_attention(
-            query, key, value, structure.rules, offsets=offsets, real_keys=real_keys, sinks=structure.sinks
-        )
-    return weighted_values(_weights(query, key, structure), value)
+    scoring = check_options(query, key, **options)
+    if value.ndim != 4 or value.shape[:3] != key.shape[:3]:
+        raise InputError(f"value {list(value.shape)} must be [B, S, K, Hv] with B, S, K of key {list(key.shape)}")
+    mask, bias, scale, softcap, sinks = scoring
+    plain = bias is None and softcap is None and sinks is None
+    if plain and fused_kernel_applies(query, key, value, mask, cuda_capability()):
+        return fused_attention(query, key, value, mask, scale=scale)
+    if bias is None and blockwise_pays(query, key, mask):
+        return blockwise_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
+    return weighted_values(_weights(query, key, scoring), value)
 
 
-def attention_weights(
-    query: jax.Array,
-    key: jax.Array,
-    *,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    scale: float | None = None,
-    causal: bool = False,
-    query_offset: Offset = 0,
-    key_lengths: jax.Array | None = None,
-    window: Window | None = None,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
-    """The attention map, softmax(scale Q K^T): float32 [B, N, T, S], rows sum to 1 or, where no key is visible, are 0.
+def attention_weights(query: jax.Array, key: jax.Array, **options: Unpack[AttentionOptions]) -> jax.Array:
+    """Return the attention map softmax(scale Q K^T), float32 [B, N, T, S].
 
-    With sinks they sum to less, by what the sinks have. The arguments are those of `dot_product_attention`.
+    Rows sum to 1; where no key is visible they are 0, and with sinks they sum to less. The arguments are those of
+    `dot_product_attention`.
     """
-    structure = describe(
-        query, key, mask=mask, bias=bias, scale=scale, causal=causal, query_offset=query_offset,
-        key_lengths=key_lengths, window=window, softcap=softcap, sinks=sinks,
-    )  # fmt: skip
-    return _weights(query, key, structure)
+    return _weights(query, key, check_options(query, key, **options))
 
 
-def attention_scores(
-    query: jax.Array,
-    key: jax.Array,
-    *,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    scale: float | None = None,
-    causal: bool = False,
-    query_offset: Offset = 0,
-    key_lengths: jax.Array | None = None,
-    window: Window | None = None,
-    softcap: float | None = None,
-) -> jax.Array:
-    """What precedes the softmax: scale Q K^T, capped, plus bias; float32 [B, N, T, S], -inf where a key is not visible.
+def attention_scores(query: jax.Array, key: jax.Array, **options: Unpack[AttentionOptions]) -> jax.Array:
+    """Return the scores before the softmax: scale Q K^T, capped, plus bias, float32 [B, N, T, S].
 
-    The arguments are those of `dot_product_attention`, without sinks.
+    They are -inf where a key is not visible. The arguments are those of `dot_product_attention`, without sinks.
     """
-    structure = describe(
-        query, key, mask=mask, bias=bias, scale=scale, causal=causal, query_offset=query_offset,
-        key_lengths=key_lengths, window=window, softcap=softcap, sinks=None,
-    )  # fmt: skip
-    return _scores(query, key, structure)
+    if options.get("sinks") is not None:
+        raise InputError("sinks have no scores: leave them out, or ask for attention_weights")
+    return _scores(query, key, check_options(query, key, **options))
+
+
+def check_options(query: jax.Array, key: jax.Array, **options: Unpack[AttentionOptions]) -> Scoring:
+    """Return the options in one form. Raises InputError where they, query and key do not fit together."""
+    unknown = options.keys() - AttentionOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unexpected keyword {min(unknown)!r}: attention takes {', '.join(Scoring._fields)}")
+    check_heads(query, key)
+    B, T, N, H = query.shape
+    shape = (B, N, T, key.shape[1])
+    bias, sinks = options.get("bias"), options.get("sinks")
+    scale, softcap = options.get("scale"), options.get("softcap")
+    if softcap is not None and not softcap > 0:
+        raise InputError(f"softcap must be positive, not {softcap}")
+    if bias is not None:
+        if not jnp.issubdtype(bias.dtype, jnp.floating):
+            raise InputError(
+                f"bias must hold floating-point numbers, not {bias.dtype}; boolean masks are passed as mask"
+            )
+        bias = four_axes("bias", bias, shape).astype(jnp.float32)
+    if sinks is not None:
+        if sinks.shape != (N,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
+            raise InputError(f"sinks must be a number for each of {N} heads, not {sinks.dtype} {list(sinks.shape)}")
+        sinks = sinks.astype(jnp.float32)
+    mask = checked_mask(options.get("mask"), shape)
+    return Scoring(mask, bias, H**-0.5 if scale is None else float(scale), softcap, sinks)
+
+
+def checked_mask(mask: AttentionMask | jax.Array | None, shape: tuple[int, int, int, int]) -> AttentionMask:
+    """Return the mask of scores of this shape, with an array as `key_valid` if it is the same for all queries."""
+    B, _, _, S = shape
+    if not isinstance(mask, AttentionMask):
+        mask = AttentionMask(explicit=mask)
+    window = mask.window or (None, None)
+    if len(window) != 2 or any(side is not None and side < 0 for side in window):
+        raise InputError(f"window must be (left, right), each None or at least 0, not {mask.window}")
+    offset, explicit, key_valid = mask.offset, mask.explicit, mask.key_valid
+    if not isinstance(offset, int):
+        offset = jnp.atleast_1d(offset)
+        if not jnp.issubdtype(offset.dtype, jnp.integer) or offset.ndim != 1 or offset.shape[0] not in (1, B):
+            raise InputError(
+                f"offset must be integers, one for each of the {B} rows, not {offset.dtype} {list(offset.shape)}"
+            )
+    if key_valid is not None:
+        key_valid = as_mask("key_valid", key_valid)
+        if key_valid.ndim != 2 or key_valid.shape[0] not in (1, B) or key_valid.shape[1] != S:
+            raise InputError(f"key_valid {list(key_valid.shape)} must be [{B} or 1, {S}]")
+    if explicit is not None:
+        explicit = four_axes("mask", as_mask("mask", explicit), shape)
+        if explicit.shape[1:3] == (1, 1):
+            key_valid, explicit = both(key_valid, explicit[:, 0, 0]), None
+    return dataclasses.replace(mask, offset=offset, key_valid=key_valid, explicit=explicit)
+
+
+def check_heads(query: jax.Array, key: jax.Array) -> None:
+    """Raise InputError unless query and key have heads of one width, whose numbers fit."""
+    if query.ndim != 4 or key.ndim != 4:
+        raise InputError(f"query {list(query.shape)} and key {list(key.shape)} must be [B, T, N, H] and [B, S, K, H]")
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise InputError(f"query {list(query.shape)} and key {list(key.shape)} must agree in batch B and head width H")
+    if key.shape[2] == 0 or query.shape[2] % key.shape[2]:
+        raise InputError(f"{query.shape[2]} query heads are not a multiple of {key.shape[2]} key heads")
+
+
+def four_axes(name: str, x: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """Return [T, S] as [1, 1, T, S], and [B|1, N|1, T|1, S] as it is. Raises InputError for other shapes."""
+    full = x[None, None] if x.ndim == 2 else x
+    fits = full.ndim == 4 and full.shape[3] == shape[3]
+    if not fits or any(size not in (1, whole) for size, whole in zip(full.shape, shape, strict=True)):
+        B, N, T, S = shape
+        raise InputError(f"{name} {list(x.shape)} must be [{B} or 1, {N} or 1, {T} or 1, {S}] or [{T}, {S}]")
+    return full
 
 
 def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
@@ -130,8 +186,8 @@ def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
     return _heads_first(mixed.reshape(B, N, T, Hv)).astype(value.dtype)
 
 
-def _blockwise_pays(query: jax.Array, key: jax.Array, structure: Structure) -> bool:
-    """Whether to attend block by block.
+def blockwise_pays(query: jax.Array, key: jax.Array, mask: AttentionMask) -> bool:
+    """Return whether to attend block by block.
 
     The dense form writes T * S scores per query head several times over and keeps them for the gradient, where one
     block of 256 x 256 stays in the processor's cache: from four such blocks on, that is most of the memory. On a CPU it
@@ -140,30 +196,30 @@ def _blockwise_pays(query: jax.Array, key: jax.Array, structure: Structure) -> b
     nothing to save, and a single query must not pay for cutting a cache into blocks.
     """
     T, S = query.shape[1], key.shape[1]
-    return structure.mask is None and structure.bias is None and T >= 128 and T * S >= 512 * 512
+    return mask.explicit is None and are_numbers(T, S) and T >= 128 and T * S >= 512 * 512
 
 
-def _scores(query: jax.Array, key: jax.Array, structure: Structure) -> jax.Array:
-    """Scaled, capped, biased and masked scores, float32 [B, N, T, S]."""
+def _scores(query: jax.Array, key: jax.Array, scoring: Scoring) -> jax.Array:
+    """Return scaled, capped, biased and masked scores, float32 [B, N, T, S]."""
     B, T, N, H = query.shape
     _, S, K, _ = key.shape
     # Plain batched matrix products: up to twice as fast on a CPU as contracting [B, T, N, H].
     queries, keys = _rows_and_heads(query).reshape(B * K, N // K * T, H), _rows_and_heads(key)
-    scores = batched_matmul_transposed(queries, keys).reshape(B, N, T, S) * structure.rules.scale
-    if (softcap := structure.rules.softcap) is not None:
+    scores = batched_matmul_transposed(queries, keys).reshape(B, N, T, S) * scoring.scale
+    if (softcap := scoring.softcap) is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    if structure.bias is not None:
-        scores = scores + structure.bias
-    visible = visible_keys(structure, T, S)
+    if scoring.bias is not None:
+        scores = scores + scoring.bias
+    visible = scoring.mask.visible(T, S)
     return scores if visible is None else jnp.where(visible, scores, -jnp.inf)
 
 
-def _weights(query: jax.Array, key: jax.Array, structure: Structure) -> jax.Array:
-    """The attention map, float32 [B, N, T, S]. Sinks are one more key, whose column is left out."""
-    scores = _scores(query, key, structure)
-    if structure.sinks is None:
+def _weights(query: jax.Array, key: jax.Array, scoring: Scoring) -> jax.Array:
+    """Return the attention map, float32 [B, N, T, S]. Sinks are one more key, whose column is left out."""
+    scores = _scores(query, key, scoring)
+    if scoring.sinks is None:
         return _softmax(scores)
-    sinks = jnp.broadcast_to(structure.sinks[:, None, None], (*scores.shape[:3], 1))
+    sinks = jnp.broadcast_to(scoring.sinks[:, None, None], (*scores.shape[:3], 1))
     return _softmax(jnp.concatenate([scores, sinks], axis=-1))[..., :-1]
 
 

@@ -7,65 +7,79 @@ softmax: Milakov and Gimelshein 2018). The gradient computes the scores again fr
 per query, its largest score and its sum of exponentials (after Dao et al. 2022): memory grows linearly with T.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.ops.masks import window_mask
-from jaxformer.ops.structure import Rules
+from jaxformer.ops.masks import AttentionMask, window_mask
 
 # Finite, so that the running maximum of a query that has seen nothing can be subtracted from -inf without a NaN.
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
-class Sight(NamedTuple):
-    """What may depend on data: each row's first query position [B|1], and which keys are real [blocks, B|1, size]."""
-
-    offsets: jax.Array
-    real_keys: jax.Array
-
-
-class Saved(NamedTuple):
+class Residuals(NamedTuple):
     """What the gradient needs: inputs in blocks, the output, and each query's largest score and sum of exponentials."""
 
     queries: jax.Array
     keys: jax.Array
     values: jax.Array
-    sight: Sight
+    mask: AttentionMask
     sinks: jax.Array
     output: jax.Array
     largest: jax.Array
     total: jax.Array
 
 
+class Scale(NamedTuple):
+    """What is static: the factor on the scores, and their cap."""
+
+    scale: float
+    softcap: float | None
+
+
 def blockwise_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    rules: Rules,
+    mask: AttentionMask,
     *,
-    offsets: jax.Array,
-    real_keys: jax.Array,
+    scale: float,
+    softcap: float | None = None,
     sinks: jax.Array | None = None,
     block: int = 256,
 ) -> jax.Array:
-    """softmax(scale Q K^T) V, section 3.2.1, equation 1, in memory that is linear in T and S: [B, T, N, Hv].
+    """Return softmax(scale Q K^T) V, equation 1 of section 3.2.1, in memory that is linear in T and S.
 
-    query [B, T, N, H], key [B, S, K, H], value [B, S, K, Hv]; offsets integer [B|1], real_keys boolean [B|1, S], sinks
-    float32 [N]. Blocks that the window rules out for every row are never computed, in neither direction. Reverse-mode
-    gradients of first order only; the offsets and real keys have none.
+    Blocks that the window static out for every row are never computed, in neither direction. Reverse-mode gradients of
+    first order only.
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H].
+        value: [B, S, K, Hv].
+        mask: Without an explicit array.
+        scale: Factor on the scores.
+        softcap: Bound that scores are squashed into. None: not.
+        sinks: float32 [N]. None: there are none.
+        block: Number of queries, and of keys, that are computed at once.
+
+    Returns:
+        [B, T, N, Hv] in the type of `value`.
     """
     B, T, N, _ = query.shape
-    _, _, K, Hv = value.shape
+    _, S, K, Hv = value.shape
     grouped = query.reshape(B, T, K, N // K, -1)
     queries = jnp.transpose(_split(grouped, block), (0, 1, 3, 4, 2, 5))  # [T blocks, B, K, G, size, H]
     keys = jnp.swapaxes(_split(key, block), 2, 3)  # [S blocks, B, K, size, H]
     values = jnp.swapaxes(_split(value, block), 2, 3)
-    sight = Sight(offsets, _split(real_keys, block))  # the padding of the last block is not real
+    key_valid = jnp.ones((1, S), bool) if mask.key_valid is None else mask.key_valid
+    key_valid = jnp.pad(key_valid, ((0, 0), (0, len(keys) * keys.shape[3] - S)))  # what fills the last block is hidden
+    mask = dataclasses.replace(mask, offset=mask.offsets, key_valid=key_valid)
     nowhere = jnp.full(N, _LOWEST) if sinks is None else sinks
-    output = _attend(rules, queries, keys, values, sight, nowhere.reshape(K, N // K))
+    output = _attend(Scale(scale, softcap), queries, keys, values, mask, nowhere.reshape(K, N // K))
     return jnp.transpose(output, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, Hv)[:, :T]
 
 
@@ -78,15 +92,15 @@ def _split(x: jax.Array, block: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    rules: Rules, queries: jax.Array, keys: jax.Array, values: jax.Array, sight: Sight, sinks: jax.Array
+    static: Scale, queries: jax.Array, keys: jax.Array, values: jax.Array, mask: AttentionMask, sinks: jax.Array
 ) -> jax.Array:
     """The attention of every query block [T blocks, B, K, G, size, Hv]."""
-    return _forward(rules, queries, keys, values, sight, sinks)[0]
+    return _forward(static, queries, keys, values, mask, sinks)[0]
 
 
 def _forward(
-    rules: Rules, queries: jax.Array, keys: jax.Array, values: jax.Array, sight: Sight, sinks: jax.Array
-) -> tuple[jax.Array, Saved]:
+    static: Scale, queries: jax.Array, keys: jax.Array, values: jax.Array, mask: AttentionMask, sinks: jax.Array
+) -> tuple[jax.Array, Residuals]:
     """The output blocks, and what the gradient needs."""
     rows, Hv = queries.shape[1:-1], values.shape[-1]
     # Before any key, a query has seen the sink: its exponential is 1 beneath its own score, and its value zero. The
@@ -98,7 +112,7 @@ def _forward(
 
         def visit(at: jax.Array, seen: Any) -> Any:
             largest, total, mixed = seen
-            _, scores = _scores(rules, query, keys[at], _visible(rules, queries, keys, sight, index, at))
+            _, scores = _scores(static, query, keys[at], _visible(queries, keys, mask, index, at))
             new_largest = jnp.maximum(largest, scores.max(axis=-1))
             shrink = jnp.exp(largest - new_largest)
             weights = jnp.exp(scores - new_largest[..., None])
@@ -106,22 +120,22 @@ def _forward(
             mixed = mixed * shrink[..., None] + _dot("BKGTS,BKSH->BKGTH", weights.astype(values.dtype), values[at])
             return new_largest, total, mixed
 
-        largest, total, mixed = jax.lax.fori_loop(*_key_range(rules, queries, keys, sight, index), visit, nothing)
+        largest, total, mixed = jax.lax.fori_loop(*_key_range(queries, keys, mask, index), visit, nothing)
         return None, ((mixed / total[..., None]).astype(values.dtype), largest, total)
 
     _, (output, largest, total) = jax.lax.scan(attend_block, None, (jnp.arange(len(queries)), queries))
-    return output, Saved(queries, keys, values, sight, sinks, output, largest, total)
+    return output, Residuals(queries, keys, values, mask, sinks, output, largest, total)
 
 
 def _backward(
-    rules: Rules, saved: Saved, d_output: jax.Array
+    static: Scale, saved: Residuals, d_output: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array]:
     """The gradients of queries, keys, values and sinks.
 
     With weights P, dV = P^T dO and dP = dO V^T; through the softmax, dScores = P * (dP - sum of P dP), where the sum
     over keys equals the sum of dO * O over the width and is therefore known beforehand. A sink's dP is zero.
     """
-    queries, keys, values, sight, sinks, output, largest, total = saved
+    queries, keys, values, mask, sinks, output, largest, total = saved
     d_sum = jnp.sum(d_output.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
 
     def gradient_block(d_keys_values: Any, numbered: Any) -> tuple[Any, jax.Array]:
@@ -129,13 +143,13 @@ def _backward(
 
         def visit(at: jax.Array, gradients: Any) -> Any:
             d_query, (d_keys, d_values) = gradients
-            capped, scores = _scores(rules, query, keys[at], _visible(rules, queries, keys, sight, index, at))
+            capped, scores = _scores(static, query, keys[at], _visible(queries, keys, mask, index, at))
             # Not exp(score - log of the sum): that logarithm, added to a large score, would lose its last digits.
             weights = jnp.exp(scores - largest[..., None]) / total[..., None]
             d_weights = _dot("BKGTH,BKSH->BKGTS", d_out, values[at])
-            d_scores = weights * (d_weights - d_sum[..., None]) * rules.scale
-            if rules.softcap is not None:
-                d_scores *= 1 - jnp.square(capped / rules.softcap)  # the derivative of softcap * tanh(x / softcap)
+            d_scores = weights * (d_weights - d_sum[..., None]) * static.scale
+            if static.softcap is not None:
+                d_scores *= 1 - jnp.square(capped / static.softcap)  # the derivative of softcap * tanh(x / softcap)
             d_scores = d_scores.astype(query.dtype)
             d_query += _dot("BKGTS,BKSH->BKGTH", d_scores, keys[at])
             d_keys = d_keys.at[at].add(_dot("BKGTS,BKGTH->BKSH", d_scores, query))
@@ -143,7 +157,7 @@ def _backward(
             return d_query, (d_keys, d_values)
 
         gradients = jnp.zeros(query.shape, jnp.float32), d_keys_values
-        key_range = _key_range(rules, queries, keys, sight, index)
+        key_range = _key_range(queries, keys, mask, index)
         d_query, d_keys_values = jax.lax.fori_loop(*key_range, visit, gradients)
         return d_keys_values, d_query.astype(query.dtype)
 
@@ -158,34 +172,35 @@ def _backward(
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(rules: Rules, query: jax.Array, key: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _scores(static: Scale, query: jax.Array, key: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The capped scores of one block, float32 [B, K, G, T, S], and the same with -inf at keys that are not visible."""
-    capped = _dot("BKGTH,BKSH->BKGTS", query, key) * rules.scale
-    if rules.softcap is not None:
-        capped = rules.softcap * jnp.tanh(capped / rules.softcap)
+    capped = _dot("BKGTH,BKSH->BKGTS", query, key) * static.scale
+    if static.softcap is not None:
+        capped = static.softcap * jnp.tanh(capped / static.softcap)
     return capped, jnp.where(visible[:, None, None], capped, -jnp.inf)
 
 
-def _visible(
-    rules: Rules, queries: jax.Array, keys: jax.Array, sight: Sight, index: jax.Array, at: jax.Array
-) -> jax.Array:
-    """Which keys of block `at` the queries of block `index` see: boolean [B|1, T, S]."""
+def _visible(queries: jax.Array, keys: jax.Array, mask: AttentionMask, index: jax.Array, at: jax.Array) -> jax.Array:
+    """Return which keys of block `at` the queries of block `index` see: boolean [B|1, T, S]."""
     query_size, key_size = queries.shape[-2], keys.shape[-2]
-    query_positions = sight.offsets[:, None] + index * query_size + jnp.arange(query_size)[None]
+    query_positions = mask.offsets[:, None] + index * query_size + jnp.arange(query_size)[None]
     key_positions = at * key_size + jnp.arange(key_size)
-    return window_mask(query_positions, key_positions, rules.left, rules.right) & sight.real_keys[at][:, None]
+    assert mask.key_valid is not None, "blockwise_attention fills it in"
+    key_valid = jax.lax.dynamic_slice_in_dim(mask.key_valid, at * key_size, key_size, axis=1)  # [B|1, size]
+    return window_mask(query_positions, key_positions, *mask.bounds) & key_valid[:, None]
 
 
 def _key_range(
-    rules: Rules, queries: jax.Array, keys: jax.Array, sight: Sight, index: jax.Array
+    queries: jax.Array, keys: jax.Array, mask: AttentionMask, index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The first key block that any query of block `index` sees through its window, and one past the last."""
     query_size, key_size = queries.shape[-2], keys.shape[-2]
     first, stop = 0, len(keys)
-    if rules.left is not None:
-        first = (sight.offsets.min() + index * query_size - rules.left) // key_size
-    if rules.right is not None:
-        stop = (sight.offsets.max() + (index + 1) * query_size - 1 + rules.right) // key_size + 1
+    left, right = mask.bounds
+    if left is not None:
+        first = (mask.offsets.min() + index * query_size - left) // key_size
+    if right is not None:
+        stop = (mask.offsets.max() + (index + 1) * query_size - 1 + right) // key_size + 1
     return jnp.clip(first, 0, len(keys)), jnp.clip(stop, 0, len(keys))
 
 

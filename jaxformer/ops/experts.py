@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxformer.ops.matmul import are_numbers
 from jaxformer.ops.routing import Choice
 
 Expert = Callable[[Any, jax.Array], jax.Array]
+LARGEST_BLOCK = 128  # rows
 
 
 class Layout(NamedTuple):
@@ -42,9 +44,11 @@ def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: Choice, *, s
     """
     R, D = x.shape
     k, E = choice.experts.shape[1], len(jax.tree.leaves(weights)[0])
-    if size is None:
+    if size is None and not are_numbers(R):
+        size = LARGEST_BLOCK
+    elif size is None:
         # Experts of a single token differ, so that its rows share no block.
-        size = 1 if R == 1 else min(max(8, 1 << (R * k // E).bit_length()), 128)
+        size = 1 if R == 1 else min(max(8, 1 << (R * k // E).bit_length()), LARGEST_BLOCK)
     layout = arrange(choice.experts, E, size)
     # A place that stays empty reads beyond the tokens, which gives zeros.
     blocks = x.at[layout.rows // k].get(mode="fill", fill_value=0).reshape(-1, size, D)
@@ -64,9 +68,10 @@ def arrange(experts: jax.Array, count: int, size: int) -> Layout:
     first_sorted = jnp.cumsum(per_expert) - per_expert
     owner = flat[order]
     places = first_place[owner] + jnp.arange(rows) - first_sorted[owner]
-    blocks = min(rows, rows // size + count)  # enough, whatever was chosen
+    blocks = rows // size + count  # enough, whatever was chosen
+    blocks = min(rows, blocks) if are_numbers(rows) else blocks
     return Layout(
-        jnp.full(blocks * size, rows, jnp.int32).at[places].set(order.astype(jnp.int32)),
+        jnp.full(blocks * size, jnp.int32(rows)).at[places].set(order.astype(jnp.int32)),
         jnp.zeros(rows, jnp.int32).at[order].set(places.astype(jnp.int32)).reshape(experts.shape),
         jnp.searchsorted(last_block, jnp.arange(blocks), side="right").clip(0, count - 1),
         last_block[-1],

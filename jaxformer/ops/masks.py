@@ -1,9 +1,137 @@
-"""Which keys a query may see. Boolean, True = visible; combined with `&`."""
+"""Which keys a query may attend to. Boolean, True = visible; combined with `&`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxformer.errors import InputError
+
+Offset = int | jax.Array
+Window = tuple[int | None, int | None]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys each query may attend to, by structure instead of an array [T, S], so that kernels can use it.
+
+    All of these hold together. The default hides nothing.
+
+    Attributes:
+        causal: Whether a query sees only keys at or before its position; static.
+        window: (left, right): a query sees keys from `left` positions before it to `right` after it, None leaves a side
+            open; static.
+        offset: Position of the first query, where key j has position j: an integer, a scalar array, or int [B|1].
+        key_valid: Boolean [B|1, S], True at real tokens. None: all are.
+        explicit: Boolean [B|1, N|1, T|1, S], for what has no structure. None: nothing.
+    """
+
+    causal: bool = field(default=False, metadata={"static": True})
+    window: Window | None = field(default=None, metadata={"static": True})
+    offset: Offset = 0
+    key_valid: jax.Array | None = None
+    explicit: jax.Array | None = None
+
+    @property
+    def bounds(self) -> Window:
+        """How far a query sees to the left and to the right; causality is 0 to the right."""
+        left, right = self.window or (None, None)
+        return left, 0 if self.causal else right
+
+    @property
+    def offsets(self) -> jax.Array:
+        """Position of the first query of each row, int [B|1]."""
+        return jnp.atleast_1d(jnp.asarray(self.offset))
+
+    def within(self, window: Window) -> "AttentionMask":
+        """Return the mask with a window that is at most `window`."""
+        sides = zip(self.window or (None, None), window, strict=True)
+        left, right = (smaller(*pair) for pair in sides)
+        return dataclasses.replace(self, window=(left, right))
+
+    def num_visible_keys(self, queries: int, keys: int) -> int:
+        """Return how many of the first keys `queries` queries can attend to: all, unless the offset is static."""
+        return min(self.offset + queries, keys) if self.causal and isinstance(self.offset, int) else keys
+
+    def prefix(self, keys: int) -> "AttentionMask":
+        """Return the mask of the first `keys` keys."""
+        key_valid = None if self.key_valid is None else self.key_valid[:, :keys]
+        explicit = None if self.explicit is None else self.explicit[..., :keys]
+        return dataclasses.replace(self, key_valid=key_valid, explicit=explicit)
+
+    def materialize(self, queries: int, keys: int) -> jax.Array:
+        """Return the mask as an array: boolean [B|1, N|1, T|1, S] for T queries and S keys."""
+        found = self.visible(queries, keys)
+        return jnp.ones((1, 1, 1, keys), bool) if found is None else found
+
+    def visible(self, queries: int, keys: int) -> jax.Array | None:
+        """Return what `materialize` returns, and None where nothing is hidden."""
+        visible = self.explicit
+        if self.key_valid is not None:
+            visible = both(visible, self.key_valid[:, None, None])
+        if self.bounds != (None, None):
+            positions = self.offsets[:, None] + jnp.arange(queries)[None]
+            visible = both(visible, window_mask(positions, jnp.arange(keys), *self.bounds)[:, None])
+        return visible
+
+    def __and__(self, other: "AttentionMask") -> "AttentionMask":
+        """Return the mask that shows what both show. Raises InputError unless both have the same offset."""
+        same = self.offset is other.offset or (
+            isinstance(self.offset, int) and isinstance(other.offset, int) and self.offset == other.offset
+        )
+        if not same:
+            raise InputError("masks with different offsets cannot be combined: give both the same offset")
+        return dataclasses.replace(
+            self.within(other.window or (None, None)),
+            causal=self.causal or other.causal,
+            key_valid=both(self.key_valid, other.key_valid),
+            explicit=both(self.explicit, other.explicit),
+        )
+
+
+def as_mask(name: str, mask: Any) -> jax.Array:
+    """Return a mask as booleans. Integers 0 and 1, as tokenizers give them, are accepted.
+
+    Args:
+        name: What to call the mask in messages.
+        mask: Array of booleans or integers of any shape.
+
+    Raises:
+        InputError: Other types, and, where values are known, other integers.
+    """
+    array = mask if isinstance(mask, jax.Array) else jnp.asarray(np.asarray(mask))
+    if array.dtype == bool:
+        return array
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise InputError(f"{name} must be boolean or integers 0 and 1, True = visible, not {array.dtype}")
+    if not isinstance(array, jax.core.Tracer) and not bool(((array == 0) | (array == 1)).all()):
+        raise InputError(f"{name} must be 1 at real tokens and 0 at padding, but holds other integers")
+    return array != 0
+
+
+def both(one: jax.Array | None, other: jax.Array | None) -> jax.Array | None:
+    """Return `one & other`, where None stands for a mask that hides nothing."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def smaller(one: int | None, other: int | None) -> int | None:
+    """Return the smaller of two bounds, where None stands for no bound."""
+    known = [each for each in (one, other) if each is not None]
+    return min(known) if known else None
+
+
+def count_positions(valid: jax.Array) -> jax.Array:
+    """Return the position of each token as the number of real tokens before it: boolean [B, T] -> int [B, T].
+
+    Padding on either side then moves no real token: 0 0 1 1 1 -> 0 0 0 1 2.
+    """
+    return jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=-1) - 1, 0)
 
 
 def causal_mask(length: int) -> jax.Array:
@@ -31,9 +159,8 @@ def padding_mask(lengths: jax.Array, length: int) -> jax.Array:
         1 1 1 0 0
         1 1 1 1 1
 
-    Every query of a row sees the same keys, so attention takes this as `mask=padding_mask(...)[:, None, None, :]`
-    [B, 1, 1, S]. Causality stays separate, `causal=True`; the two meet only where the scores are masked. Together,
-    for the first row (rows are queries):
+    Every query of a row sees the same keys, so attention takes this as `AttentionMask(key_valid=padding_mask(...))`.
+    With `causal=True`, for the first row (rows are queries):
         1 0 0 0 0
         1 1 0 0 0
         1 1 1 0 0

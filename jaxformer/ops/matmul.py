@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,10 +46,17 @@ def batched_matmul_transposed(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def prefers_transposed(rows: int, shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """Whether on CPUs so many rows meet a weight [O, I] of that shape and type faster than its transpose [I, O]."""
+    """Return whether on CPUs so many rows meet a weight [O, I] of that shape and type faster than its transpose."""
+    if not are_numbers(rows, *shape):
+        return False
     floats = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize <= 4
     few, large = 0 < rows <= FEW_ROWS, math.prod(shape) >= SMALL_WEIGHT
     return floats and few and large and _piece(shape[-1], rows) <= LONGEST_PIECE
+
+
+def are_numbers(*sizes: Any) -> bool:
+    """Return whether all sizes are known: the symbols of `jax.export` cannot be compared."""
+    return all(isinstance(size, int) for size in sizes)
 
 
 def _times_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -60,7 +68,7 @@ def _times_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
 def _batch_times_transposed(x: jax.Array, weights: jax.Array) -> jax.Array:
     wide = jnp.promote_types(x.dtype, jnp.float32)
     product = partial(jnp.einsum, preferred_element_type=wide)
-    if 4 * x.shape[1] <= weights.shape[1] and x.shape[1] < x.shape[2]:
+    if are_numbers(*x.shape, *weights.shape) and 4 * x.shape[1] <= weights.shape[1] and x.shape[1] < x.shape[2]:
         # The small result is transposed: XLA on CPUs would transpose all weights.
         return jnp.swapaxes(product("XOI,XRI->XOR", weights, x), 1, 2)
     return product("XRI,XOI->XRO", x, weights)

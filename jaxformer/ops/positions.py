@@ -73,6 +73,6 @@ def _sinusoids(
     if layout == "halves":
         encoding = xp.concatenate([sines, cosines], axis=-1)
     else:
-        encoding = xp.stack([sines, cosines], axis=-1).reshape(len(angles), -1)
+        encoding = xp.stack([sines, cosines], axis=-1).reshape(angles.shape[0], -1)
     # For an odd width the last cosine, in either layout the last column, is left over.
     return encoding[:, :dim].reshape(*positions.shape, dim)

@@ -16,8 +16,8 @@ from jaxformer.generation.api import BESIDE
 from jaxformer.generation.arrays import integer_array, mask_array, token_array
 from jaxformer.generation.compiling import compiled
 from jaxformer.generation.config import DEFAULT_NEW_TOKENS, is_sequence, plain
-from jaxformer.layers import Head, Trace
-from jaxformer.model import Observed, Transformer
+from jaxformer.layers import Head, Intermediates
+from jaxformer.model import ModelOutput, Transformer
 from jaxformer.pretrained import tokens
 from jaxformer.pretrained.chat import ChatTemplate, Messages, chat_template
 
@@ -85,20 +85,22 @@ class Pretrained:
             raise InputError("give decoder_input_ids to an encoder-decoder, and to no other model")
         if decoder_input_ids is None and decoder_attention_mask is not None:
             raise InputError("decoder_attention_mask belongs to decoder_input_ids, which are not given")
-        observe = _flag("output_hidden_states", output_hidden_states) or _flag("output_attentions", output_attentions)
+        intermediate = _flag("output_hidden_states", output_hidden_states) or _flag(
+            "output_attentions", output_attentions
+        )
         ids = self._ids("input_ids", input_ids, encoder is not None)
         targets = None if decoder_input_ids is None else self._ids("decoder_input_ids", decoder_input_ids, source=False)
         if targets is not None and len(targets) != len(ids):
             raise InputError(f"there are {len(ids)} rows of input_ids, but {len(targets)} of decoder_input_ids")
         marks = {
-            "inputs_valid": _mask("attention_mask", attention_mask, ids),
-            "targets_valid": None
+            "inputs_mask": _mask("attention_mask", attention_mask, ids),
+            "targets_mask": None
             if targets is None
             else _mask("decoder_attention_mask", decoder_attention_mask, targets),
             "position_ids": None if position_ids is None else self._positions(position_ids, ids),
             "token_types": None if token_type_ids is None else self._types(token_type_ids, ids),
         }
-        seen = _forward(self.model, ids, targets, marks, observe=observe)
+        seen = _forward(self.model, ids, targets, marks, return_intermediates=intermediate)
         encoder, decoder = seen.encoder, seen.decoder
         wanted = {"hidden_states": output_hidden_states, "attentions": output_attentions}
         asked = [name for name, is_asked in wanted.items() if is_asked]
@@ -265,17 +267,19 @@ class Pretrained:
 
 
 @compiled(few_rows=False)
-def _forward(model: Transformer, ids: Any, targets: Any, marks: dict[str, Any], *, observe: bool) -> Observed:
-    """The compiled forward pass, with what happens on the way if it is to be observed."""
-    if observe:
-        seen = model.observe(ids, targets, **marks)
+def _forward(
+    model: Transformer, ids: Any, targets: Any, marks: dict[str, Any], *, return_intermediates: bool
+) -> ModelOutput:
+    """Return the compiled forward pass, with hidden states and attention maps if they are asked for."""
+    if return_intermediates:
+        seen = model(ids, targets, **marks, return_intermediates=True)
         projection = model.head.projection if isinstance(model.head, Head) else None
         if projection is None:
             return seen
         # What people know as the last state is as wide as the embedding.
         *states, last = seen.decoder.hidden_states
         return seen._replace(decoder=seen.decoder._replace(hidden_states=(*states, projection(last))))
-    return Observed(model(ids, targets, **marks), Trace(), Trace())
+    return ModelOutput(model(ids, targets, **marks), Intermediates(), Intermediates())
 
 
 def _mask(name: str, mask: Any, ids: np.ndarray) -> np.ndarray | None:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import matplotlib.image
 import numpy as np
@@ -74,7 +76,9 @@ def test_the_maps_are_those_of_the_model(run):
     source, target = run.task.text.read("3 1 4 1 5"), np.array([BOS, 5, 3, 4, EOS])
     observations = visualize.observe_sequences(run, source, target)
     figures = dict(visualize.pictures(run.model, observations))
-    observed = jax.jit(Transformer.observe)(run.model, source[None], target[None, :-1])
+    observed = jax.jit(partial(Transformer.__call__, return_intermediates=True))(
+        run.model, source[None], target[None, :-1]
+    )
     drawn = {
         "encoder-attention": (observed.encoder.attentions, "31415", "31415"),
         "decoder-attention": (observed.decoder.attentions, ["<bos>", *"201"], ["<bos>", *"201"]),

@@ -48,7 +48,7 @@ class ChainCache:
     code: jax.Array
     source: jax.Array
 
-    def select(self, rows: jax.Array) -> "ChainCache":
+    def reorder(self, rows: jax.Array) -> "ChainCache":
         """The rows' hashes; sources stay."""
         return ChainCache(self.code[rows], self.source)
 
@@ -74,13 +74,13 @@ class ChainModel:
         """Longest source."""
         return self.longest
 
-    def encode(self, tokens: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:
+    def encode(self, tokens: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """The sum of the real tokens, each one more than its id, [B]."""
-        assert valid is not None
-        return jnp.sum(tokens + 1, axis=1, where=valid)
+        assert mask is not None
+        return jnp.sum(tokens + 1, axis=1, where=mask)
 
-    def empty_cache(
-        self, batch: int, slots: int, *, encoded: jax.Array | None = None, encoded_valid: jax.Array | None = None
+    def init_cache(
+        self, batch: int, capacity: int, *, encoded: jax.Array | None = None, encoded_mask: jax.Array | None = None
     ) -> ChainCache:
         """Hashes of nothing."""
         return ChainCache(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32) if encoded is None else encoded)
@@ -94,11 +94,11 @@ class ChainModel:
         return self
 
     def prefill(
-        self, tokens: jax.Array, cache: ChainCache, *, length: jax.Array, valid: jax.Array | None = None
+        self, tokens: jax.Array, cache: ChainCache, *, length: jax.Array, mask: jax.Array | None = None
     ) -> tuple[jax.Array, ChainCache]:
         """Reads the real ones of the first `length` tokens."""
         reads = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None] < length, tokens.shape)
-        reads = reads if valid is None else reads & valid
+        reads = reads if mask is None else reads & mask
 
         def read_column(code: jax.Array, column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             token, reads = column

@@ -101,8 +101,8 @@ def test_what_needs_values_is_refused_inside() -> None:
         jax.jit(lambda model: Session(model, PROMPTS, **CALL).result().sequences)(GPT)
     with pytest.raises(InputError, match="output_attentions"):
         jax.jit(lambda model: generate(model, PROMPTS, output_attentions=True, **CALL))(GPT)
+    texts = [chr(97 + token) for token in range(31)]
     with pytest.raises(InputError, match="stop_strings"):
-        texts = [chr(97 + token) for token in range(31)]
         jax.jit(lambda ids: generate(GPT, ids, stop_strings=["ab"], token_texts=texts, **CALL))(PROMPTS)
 
 

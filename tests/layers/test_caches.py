@@ -9,8 +9,9 @@ from flax import nnx
 
 from jaxformer.config import AnyAttentionConfig, AttentionConfig, LatentAttentionConfig
 from jaxformer.generation.compiling import for_few_rows
-from jaxformer.layers import Memory, Visibility
+from jaxformer.layers import LayerCache
 from jaxformer.layers.any_attention import AnyAttention, make_attention
+from jaxformer.ops import AttentionMask
 
 D, SLOTS, BEGIN, END = 48, 1031, 7, 29
 KINDS = {
@@ -21,14 +22,13 @@ KINDS = {
 }
 
 
-def steps(attention: AnyAttention, x: jax.Array, cache: Memory) -> tuple[jax.Array, Memory]:
+def steps(attention: AnyAttention, x: jax.Array, cache: LayerCache) -> tuple[jax.Array, LayerCache]:
     """Tokens one after the other, each written and then attended from, as a decoder does."""
 
-    def step(slot: jax.Array, carried: tuple[jax.Array, Memory]) -> tuple[jax.Array, Memory]:
+    def step(slot: jax.Array, carried: tuple[jax.Array, LayerCache]) -> tuple[jax.Array, LayerCache]:
         x, cache = carried
-        at = jnp.full((1, 1), slot)
-        cache = cache.write(attention.keys_values(x, at), slot)
-        return x + attention(x, cache, Visibility(causal=True, query_offset=slot), at), cache
+        output = attention(x, mask=AttentionMask(causal=True, offset=slot), cache=cache)
+        return x + output.states, output.cache
 
     return jax.lax.fori_loop(BEGIN, END, step, (x, cache))
 
@@ -37,7 +37,7 @@ def steps(attention: AnyAttention, x: jax.Array, cache: Memory) -> tuple[jax.Arr
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_a_step_copies_no_cache(config: AnyAttentionConfig, rows: int) -> None:
     attention = make_attention(config, D, rngs=nnx.Rngs(0))
-    x, cache = jnp.ones((rows, 1, D)), attention.empty(rows, SLOTS, jnp.dtype(jnp.float32))
+    x, cache = jnp.ones((rows, 1, D)), attention.init_cache(rows, SLOTS)
     options = (for_few_rows() or {}) | {"xla_cpu_use_fusion_emitters": "True"}  # loops are fused as users have them
     program = jax.jit(steps, compiler_options=options).lower(attention, x, cache).compile().as_text()
     copies = re.findall(rf" = f32\[(?:\d+,)?{SLOTS},\d+\]\S* copy\(", program)

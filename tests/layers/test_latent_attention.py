@@ -11,8 +11,8 @@ from flax import nnx
 
 from jaxformer import InputError, Transformer, decoder_only
 from jaxformer.config import LatentAttentionConfig, Rope
-from jaxformer.layers import Latent, LatentAttention, Visibility
-from jaxformer.ops import rotary_frequencies, rotate, rotation
+from jaxformer.layers import LatentAttention, MLACache
+from jaxformer.ops import AttentionMask, rotary_frequencies, rotate, rotation
 
 B, T, S, D = 3, 5, 9, 14
 SELF = LatentAttentionConfig(4, 10, 7, 6, 4, 5, rope=Rope(50.0, layout="interleaved"), bias=True)
@@ -83,12 +83,12 @@ def test_equals_the_layer_by_hand_in_value_and_gradient(name: str, absorbed: boo
     start = None if name == "cross" else S - T
     x = states(rng, B, T, D) if start is None else y[:, start:]
     valid = jnp.asarray(np.arange(S) < np.array([S, S - 1, S - 2])[:, None])
-    visibility = Visibility(valid, causal=start is not None, query_offset=start or 0)
+    mask = AttentionMask(causal=start is not None, offset=start or 0, key_valid=valid)
 
     def ours(module: LatentAttention, x: jax.Array, y: jax.Array) -> jax.Array:
         at = jnp.arange(S)[None]
-        seen = module.keys_values(y, at if module.config.rope else None)
-        return module(x, seen, visibility, at[:, S - T :], absorbed=absorbed)
+        kv = module.project_kv(y, at if module.config.rope else None)
+        return module(x, kv=kv, mask=mask, position_ids=at[:, S - T :], absorbed=absorbed).states
 
     def outcome(layer: Any) -> Any:
         return jax.jit(jax.value_and_grad(lambda *inputs: jnp.sum(jnp.sin(layer(*inputs))), (0, 1, 2)))(module, x, y)
@@ -100,20 +100,18 @@ def test_equals_the_layer_by_hand_in_value_and_gradient(name: str, absorbed: boo
 
 def test_dropout_drops_the_same_weights_in_both_forms(rng: np.random.Generator) -> None:
     module, x = make(dataclasses.replace(SELF, dropout=0.4)), states(rng, B, S, D)
-    at, key = jnp.arange(S)[None], jax.random.key(2)
-    seen, causal = module.keys_values(x, at), Visibility(causal=True)
-    forms = [module(x, seen, causal, at, absorbed=form, dropout_key=key) for form in (False, True)]
+    key, mask = jax.random.key(2), AttentionMask(causal=True)
+    forms = [module(x, mask=mask, absorbed=form, dropout_key=key).states for form in (False, True)]
     assert_close(*forms)
-    assert float(jnp.abs(forms[0] - module(x, seen, causal, at)).max()) > 1e-2
+    assert float(jnp.abs(forms[0] - module(x, mask=mask).states).max()) > 1e-2
 
 
 def test_rows_that_share_a_source_get_what_copies_would_give(rng: np.random.Generator) -> None:
     module, beams = make(CROSS), 2
-    x, seen = states(rng, B * beams, T, D), module.keys_values(states(rng, B, S, D))
-    copies = Latent.of(jnp.repeat(seen.states, beams, axis=0))
+    x, kv = states(rng, B * beams, T, D), module.project_kv(states(rng, B, S, D))
+    copies = MLACache.of(jnp.repeat(kv.unpack(), beams, axis=0))
     for form in (False, True):
-        assert_close(*(module(x, each, Visibility(), absorbed=form) for each in (seen, copies)))
-    assert_close(module.weights(x, seen, Visibility()), module.weights(x, copies, Visibility()))
+        assert_close(*(module(x, kv=each, absorbed=form, return_weights=True) for each in (kv, copies)))
 
 
 def test_the_form_follows_from_the_work() -> None:
@@ -121,11 +119,11 @@ def test_the_form_follows_from_the_work() -> None:
     module = make(LatentAttentionConfig(8, 32, None, 16, 8, rope=Rope()))
     assert not module.absorbs(64, 64)
     assert module.absorbs(1, 64)
-    x, seen, at = jnp.zeros((1, 1, D)), Latent.of(jnp.zeros((1, 64, 40))), jnp.array([[63]])
+    x, kv, at = jnp.zeros((1, 1, D)), MLACache.of(jnp.zeros((1, 64, 40))), jnp.array([[63]])
 
     def flops(absorbed: bool) -> float:
-        call = jax.jit(lambda module, x, seen: module(x, seen, Visibility(), at, absorbed=absorbed))
-        return call.lower(module, x, seen).cost_analysis()["flops"]
+        call = jax.jit(lambda module, x, kv: module(x, kv=kv, position_ids=at, absorbed=absorbed).states)
+        return call.lower(module, x, kv).cost_analysis()["flops"]
 
     assert flops(True) < flops(False) / 5
 
@@ -138,8 +136,8 @@ def test_keys_stay_turned_as_they_were_written(rng: np.random.Generator) -> None
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, blocks=(block,)))
     model, extend = Transformer(config, rngs=nnx.Rngs(0)), jax.jit(Transformer.extend)
     tokens = jnp.asarray(rng.integers(0, 29, (2, 8)))
-    whole = extend(model, tokens, model.empty_cache(2, 12))[1].layers[0].states
-    cache, written = model.empty_cache(2, 12), 0
+    whole = extend(model, tokens, model.init_cache(2, 12))[1].layers[0].states
+    cache, written = model.init_cache(2, 12), 0
     for size in (3, 1, 4):
         before = cache.layers[0].states
         _, cache = extend(model, tokens[:, written : written + size], cache)

@@ -54,7 +54,7 @@ def test_steps_of_a_few_rows_have_large_maps_transposed(config: TransformerConfi
     assert transposed_maps(many) == transposed_maps(model) == set()
     rows = np.arange(FEW_ROWS)[:, None]
     encoded = None if model.encoder is None else model.encode(jnp.array([[3, 4, 5]]) + rows)
-    _, cache = model.prefill(jnp.array([[3, 1, 4]]) + rows, model.empty_cache(FEW_ROWS, 8, encoded=encoded), length=3)
+    _, cache = model.prefill(jnp.array([[3, 1, 4]]) + rows, model.init_cache(FEW_ROWS, 8, encoded=encoded), length=3)
     plain, turned = (each.step(7 + jnp.asarray(rows), cache) for each in (model, few))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), plain, turned)
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.structures import options_of
 
 from jaxformer import InputError
-from jaxformer.ops import attention_scores, attention_weights, dot_product_attention, weighted_values
+from jaxformer.ops import AttentionMask, attention_scores, attention_weights, dot_product_attention, weighted_values
 
 B, T, S, K, G, H, HV = 2, 5, 7, 3, 2, 11, 13
 N = K * G
@@ -40,7 +41,8 @@ def torch_attention(inputs: list[np.ndarray], **options: object) -> list[np.ndar
 
 def our_attention(inputs: list[np.ndarray], **options: object) -> list[jax.Array]:
     *primals, d_output = (jnp.asarray(x) for x in inputs)
-    output, pull = jax.vjp(lambda *x: dot_product_attention(*x, **options), *primals)
+    keywords = options_of(inputs[1].shape[1], **options)
+    output, pull = jax.vjp(lambda *x: dot_product_attention(*x, **keywords), *primals)
     return [output, *pull(d_output)]
 
 
@@ -137,7 +139,7 @@ def test_without_the_scale_the_softmax_saturates(rng: np.random.Generator) -> No
 
 def test_scores_weights_and_values_compose(inputs: list[np.ndarray]) -> None:
     query, key, value, _ = (jnp.asarray(x) for x in inputs)
-    options = {"causal": True, "query_offset": 1, "softcap": 2.0, "key_lengths": jnp.array([3, S])}
+    options = options_of(S, causal=True, offset=1, softcap=2.0, lengths=jnp.array([3, S]))
     scores, weights = attention_scores(query, key, **options), attention_weights(query, key, **options)
     assert scores.shape == weights.shape == (B, N, T, S)
     assert scores.dtype == weights.dtype == jnp.float32
@@ -158,9 +160,9 @@ NOTHING_VISIBLE = {
     "mask": {"mask": jnp.zeros((T, S), bool)},
     "key mask": {"mask": jnp.zeros((B, 1, 1, S), bool)},
     "bias": {"bias": jnp.full((T, S), -jnp.inf)},
-    "lengths": {"key_lengths": jnp.zeros((B,), int)},
-    "offset": {"causal": True, "query_offset": -T},
-    "window": {"window": (0, 0), "query_offset": S},
+    "lengths": {"lengths": jnp.zeros((B,), int)},
+    "offset": {"causal": True, "offset": -T},
+    "window": {"window": (0, 0), "offset": S},
 }
 
 
@@ -172,8 +174,9 @@ def test_a_query_that_sees_nothing_gives_zeros_and_zero_gradients(
     for x in our_attention(inputs, softcap=softcap, **options):
         np.testing.assert_array_equal(x, 0)
     query, key = (jnp.asarray(x) for x in inputs[:2])
-    np.testing.assert_array_equal(attention_weights(query, key, **options), 0)
-    np.testing.assert_array_equal(attention_scores(query, key, **options), -np.inf)
+    keywords = options_of(S, **options)
+    np.testing.assert_array_equal(attention_weights(query, key, **keywords), 0)
+    np.testing.assert_array_equal(attention_scores(query, key, **keywords), -np.inf)
 
 
 def test_no_keys_at_all_gives_zeros() -> None:
@@ -194,12 +197,12 @@ def visible_by_hand(options: dict[str, object]) -> np.ndarray:
     seen = np.zeros((B, T, S), bool)
     left, right = options.get("window") or (None, None)
     for row, i, j in itertools.product(range(B), range(T), range(S)):
-        position = i + int(np.broadcast_to(options.get("query_offset", 0), (B,))[row])
+        position = i + int(np.broadcast_to(options.get("offset", 0), (B,))[row])
         seen[row, i, j] = (
             (not options.get("causal") or j <= position)
             and (left is None or j >= position - left)
             and (right is None or j <= position + right)
-            and j < np.asarray(options.get("key_lengths", [S] * B))[row]
+            and j < np.asarray(options.get("lengths", [S] * B))[row]
         )
     return seen
 
@@ -209,8 +212,8 @@ structures = st.fixed_dictionaries(
     {
         "causal": st.booleans(),
         "window": st.none() | st.tuples(sides, sides),
-        "query_offset": st.integers(-3, 9) | st.tuples(st.integers(-3, 9), st.integers(-3, 9)),
-        "key_lengths": st.tuples(st.integers(0, S), st.integers(0, S)),
+        "offset": st.integers(-3, 9) | st.tuples(st.integers(-3, 9), st.integers(-3, 9)),
+        "lengths": st.tuples(st.integers(0, S), st.integers(0, S)),
     }
 )
 
@@ -223,8 +226,11 @@ def test_structure_means_what_its_definition_says(options: dict[str, object]) ->
     mask = jnp.asarray(visible_by_hand(options))[:, None]
     ours = {name: jnp.asarray(x) if isinstance(x, tuple) and name != "window" else x for name, x in options.items()}
     np.testing.assert_array_equal(
-        dot_product_attention(query, key, value, **ours), dot_product_attention(query, key, value, mask=mask)
+        dot_product_attention(query, key, value, **options_of(S, **ours)),
+        dot_product_attention(query, key, value, mask=mask),
     )
+    materialized = options_of(S, **ours)["mask"].materialize(T, S)
+    np.testing.assert_array_equal(jnp.broadcast_to(materialized, mask.shape), mask)
 
 
 @pytest.mark.parametrize("offset", [0, 2, -1])
@@ -233,18 +239,20 @@ def test_a_traced_offset_equals_a_static_one(inputs: list[np.ndarray], offset: i
 
     @jax.jit
     def traced(at: jax.Array) -> jax.Array:
-        return dot_product_attention(query, key, value, causal=True, query_offset=at)
+        return dot_product_attention(query, key, value, mask=AttentionMask(causal=True, offset=at))
 
-    static = dot_product_attention(query, key, value, causal=True, query_offset=offset)
+    static = dot_product_attention(query, key, value, mask=AttentionMask(causal=True, offset=offset))
     np.testing.assert_allclose(traced(jnp.asarray(offset)), static, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(traced(jnp.full((B,), offset)), static, rtol=1e-6, atol=1e-6)
 
 
 def test_queries_one_at_a_time_equal_all_at_once(inputs: list[np.ndarray]) -> None:
     query, key, value, _ = (jnp.asarray(x) for x in inputs)
-    whole = dot_product_attention(query, key, value, causal=True, query_offset=2, window=(3, None))
+    whole = dot_product_attention(query, key, value, mask=AttentionMask(causal=True, offset=2, window=(3, None)))
     single = [
-        dot_product_attention(query[:, i : i + 1], key, value, causal=True, query_offset=2 + i, window=(3, None))
+        dot_product_attention(
+            query[:, i : i + 1], key, value, mask=AttentionMask(causal=True, offset=2 + i, window=(3, None))
+        )
         for i in range(T)
     ]
     np.testing.assert_allclose(jnp.concatenate(single, axis=1), whole, rtol=1e-6, atol=1e-6)
@@ -254,9 +262,9 @@ def test_left_padding_changes_nothing(inputs: list[np.ndarray]) -> None:
     query, key, value, _ = (jnp.asarray(x) for x in inputs)
     padding = 4
     padded = [jnp.pad(x, ((0, 0), (padding, 0), (0, 0), (0, 0)), constant_values=99.0) for x in (key, value)]
-    real = jnp.arange(S + padding)[None, None, None] >= padding
-    expected = dot_product_attention(query, key, value, causal=True)
-    output = dot_product_attention(query, *padded, causal=True, query_offset=padding, mask=real)
+    real = jnp.arange(S + padding)[None] >= padding
+    expected = dot_product_attention(query, key, value, mask=AttentionMask(causal=True))
+    output = dot_product_attention(query, *padded, mask=AttentionMask(causal=True, offset=padding, key_valid=real))
     np.testing.assert_allclose(output, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -264,10 +272,9 @@ def test_rows_of_a_batch_do_not_meet(inputs: list[np.ndarray]) -> None:
     query, key, value, _ = (jnp.asarray(x) for x in inputs)
     order = jnp.array([1, 0, 1])
     lengths, offsets = jnp.array([3, 6]), jnp.array([2, 0])
-    output = dot_product_attention(query, key, value, causal=True, key_lengths=lengths, query_offset=offsets)
-    permuted = dot_product_attention(
-        query[order], key[order], value[order], causal=True, key_lengths=lengths[order], query_offset=offsets[order]
-    )
+    output = dot_product_attention(query, key, value, **options_of(S, causal=True, lengths=lengths, offset=offsets))
+    options = options_of(S, causal=True, lengths=lengths[order], offset=offsets[order])
+    permuted = dot_product_attention(query[order], key[order], value[order], **options)
     np.testing.assert_allclose(permuted, output[order], rtol=1e-6, atol=1e-7)
 
 
@@ -300,12 +307,13 @@ BAD_INPUT = {
     "mask batch": ({}, {"mask": jnp.ones((B + 1, 1, 1, S), bool)}, "mask"),
     "bias type": ({}, {"bias": jnp.ones((T, S), bool)}, "floating"),
     "bias shape": ({}, {"bias": jnp.ones((1, N, T, S + 1))}, "bias"),
-    "lengths": ({}, {"key_lengths": jnp.ones((B + 1,), int)}, "key_lengths"),
-    "lengths type": ({}, {"key_lengths": jnp.ones((B,))}, "key_lengths"),
-    "offset": ({}, {"query_offset": jnp.zeros((B + 1,), int)}, "query_offset"),
-    "offset type": ({}, {"query_offset": jnp.zeros((B,))}, "query_offset"),
-    "window": ({}, {"window": (-1, 0)}, "window"),
-    "window sides": ({}, {"window": (1, 2, 3)}, "window"),
+    "mask values": ({}, {"mask": 2 * jnp.ones((T, S), int)}, "other integers"),
+    "key_valid": ({}, {"mask": AttentionMask(key_valid=jnp.ones((B + 1, S), bool))}, "key_valid"),
+    "key_valid type": ({}, {"mask": AttentionMask(key_valid=jnp.ones((B, S)))}, "key_valid"),
+    "offset": ({}, {"mask": AttentionMask(offset=jnp.zeros((B + 1,), int))}, "offset"),
+    "offset type": ({}, {"mask": AttentionMask(offset=jnp.zeros((B,)))}, "offset"),
+    "window": ({}, {"mask": AttentionMask(window=(-1, 0))}, "window"),
+    "window sides": ({}, {"mask": AttentionMask(window=(1, 2, 3))}, "window"),
     "softcap": ({}, {"softcap": 0.0}, "softcap"),
     "sinks": ({}, {"sinks": jnp.zeros(2)}, "sinks must be a number for each of"),
 }
@@ -317,3 +325,22 @@ def test_bad_input_is_refused(shapes: dict[str, tuple[int, ...]], options: dict[
     query, key, value = (jnp.ones(shape) for shape in (right | shapes).values())
     with pytest.raises(InputError, match=message):
         dot_product_attention(query, key, value, **options)
+
+
+def test_integer_masks_are_masks(inputs: list[np.ndarray], rng: np.random.Generator) -> None:
+    query, key, value, _ = (jnp.asarray(x) for x in inputs)
+    for shape in ((T, S), (B, 1, 1, S)):
+        mask = rng.random(shape) < 0.6
+        expected = dot_product_attention(query, key, value, mask=jnp.asarray(mask))
+        for kind in (np.int32, np.int64, np.uint8):
+            ours = dot_product_attention(query, key, value, mask=mask.astype(kind))
+            np.testing.assert_array_equal(ours, expected)
+        jitted = jax.jit(lambda mask: dot_product_attention(query, key, value, mask=mask))
+        np.testing.assert_allclose(jitted(mask.astype(int)), expected, atol=1e-6)
+
+
+def test_unknown_keywords_are_refused(inputs: list[np.ndarray]) -> None:
+    with pytest.raises(TypeError, match="causal"):
+        dot_product_attention(*map(jnp.asarray, inputs[:3]), causal=True)
+    with pytest.raises(InputError, match="sinks"):
+        attention_scores(*map(jnp.asarray, inputs[:2]), sinks=jnp.zeros(N))

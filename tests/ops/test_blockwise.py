@@ -1,33 +1,34 @@
 """Blockwise attention against the dense form: outputs, gradients, memory, and when it is chosen."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ops.structures import options_of
 
-from jaxformer.ops import attention_weights, dot_product_attention, weighted_values
+from jaxformer.ops import AttentionMask, attention_weights, dot_product_attention, weighted_values
 from jaxformer.ops.blockwise import blockwise_attention
-from jaxformer.ops.structure import Rules
 
 B, T, S, K, G, H, HV = 2, 37, 41, 3, 2, 5, 7
 
 STRUCTURES = {
     "everything": {},
     "causal": {"causal": True},
-    "causal from a cache": {"causal": True, "query_offset": 4},
-    "causal, one offset per row": {"causal": True, "query_offset": jnp.array([11, -6])},
+    "causal from a cache": {"causal": True, "offset": 4},
+    "causal, one offset per row": {"causal": True, "offset": jnp.array([11, -6])},
     "window": {"window": (5, 3)},
     "causal window": {"causal": True, "window": (6, None)},
-    "window with offsets": {"window": (9, 0), "query_offset": jnp.array([30, 0])},
-    "lengths": {"key_lengths": jnp.array([17, S])},
-    "a row without keys": {"key_lengths": jnp.array([0, S]), "causal": True},
+    "window with offsets": {"window": (9, 0), "offset": jnp.array([30, 0])},
+    "lengths": {"lengths": jnp.array([17, S])},
+    "a row without keys": {"lengths": jnp.array([0, S]), "causal": True},
     "softcap": {"softcap": 1.5, "causal": True},
-    "softcap and a row without keys": {"softcap": 1.5, "key_lengths": jnp.array([S, 0])},
+    "softcap and a row without keys": {"softcap": 1.5, "lengths": jnp.array([S, 0])},
     "left padding": {"causal": True, "mask": jnp.arange(S)[None, None, None] >= jnp.array([9, 0])[:, None, None, None]},
-    "before every key": {"causal": True, "query_offset": -T},
-    "after every key": {"window": (2, 2), "query_offset": S + 3},
+    "before every key": {"causal": True, "offset": -T},
+    "after every key": {"window": (2, 2), "offset": S + 3},
     "scale": {"scale": 2.0},
 }
 
@@ -41,39 +42,32 @@ def inputs(dtype: jnp.dtype = jnp.float32) -> list[jax.Array]:
 
 def dense(query: jax.Array, key: jax.Array, value: jax.Array, **options: object) -> jax.Array:
     """Through the map, which is dense by definition."""
-    return weighted_values(attention_weights(query, key, **options), value)
+    return weighted_values(attention_weights(query, key, **options_of(key.shape[1], **options)), value)
 
 
 def blockwise(query: jax.Array, key: jax.Array, value: jax.Array, *, block: int, **options: object) -> jax.Array:
     """The blockwise form with a block of its own choice, whatever the size."""
-    left, right = options.get("window", (None, None))
-    rules = Rules(
-        options.get("scale", query.shape[3] ** -0.5),
-        options.get("softcap"),
-        left,
-        0 if options.get("causal") else right,
-    )
-    positions = jnp.arange(key.shape[1])[None]
-    real = positions < jnp.broadcast_to(options.get("key_lengths", key.shape[1]), (len(key),))[:, None]
-    if "mask" in options:
-        real = real & options["mask"][:, 0, 0]
-    offsets = jnp.broadcast_to(options.get("query_offset", 0), (len(key),))
-    return compiled_blockwise(query, key, value, rules, offsets, real, block, options.get("sinks"))
+    keywords = options_of(key.shape[1], **options)
+    mask = keywords["mask"]
+    if mask.explicit is not None:
+        mask = dataclasses.replace(mask, key_valid=mask.explicit[:, 0, 0], explicit=None)
+    scale = keywords.get("scale", query.shape[3] ** -0.5)
+    return compiled_blockwise(query, key, value, mask, scale, keywords.get("softcap"), block, keywords.get("sinks"))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 6))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def compiled_blockwise(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    rules: Rules,
-    offsets: jax.Array,
-    real_keys: jax.Array,
+    mask: AttentionMask,
+    scale: float,
+    softcap: float | None,
     block: int,
     sinks: jax.Array | None,
 ) -> jax.Array:
-    """One program for all structures that share their rules."""
-    return blockwise_attention(query, key, value, rules, offsets=offsets, real_keys=real_keys, sinks=sinks, block=block)
+    """One program for all masks of one structure."""
+    return blockwise_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks, block=block)
 
 
 def output_and_gradients(function: object, primals: list[jax.Array], d_output: jax.Array, **options: object) -> list:
@@ -137,7 +131,7 @@ def test_blocks_that_are_ruled_out_are_never_computed() -> None:
     """NaN keys in the blocks before every window and after the last query: one look at them would spread."""
     query, key, value, d_output = inputs()
     poisoned = [x.at[:, :8].set(jnp.nan).at[:, 40:].set(jnp.nan) for x in (key, value)]
-    options = {"causal": True, "window": (8, None), "query_offset": 16}  # queries at 16 .. 39 see keys 8 .. 39
+    options = {"causal": True, "window": (8, None), "offset": 16}  # queries at 16 .. 39 see keys 8 .. 39
     output, d_query, d_key, d_value = output_and_gradients(
         blockwise, [query[:, :24], *poisoned], d_output[:, :24], block=8, **options
     )
@@ -155,7 +149,7 @@ def temporary_bytes(length: int, **options: object) -> int:
     """Bytes of temporaries of the compiled forward and backward pass."""
 
     def loss(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return jnp.sum(dot_product_attention(query, key, value, **options))
+        return jnp.sum(dot_product_attention(query, key, value, **options_of(length, **options)))
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*long_inputs(length)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
@@ -175,7 +169,7 @@ def test_memory_is_linear_in_the_length(options: dict[str, object]) -> None:
 def holds_an_array_of(size: int, **options: object) -> bool:
     """Whether 600 queries and keys, with these keywords, make any array of at least `size` numbers."""
     x = jax.ShapeDtypeStruct((1, 600, 1, 4), jnp.float32)
-    jaxpr = jax.make_jaxpr(lambda q, k, v: dot_product_attention(q, k, v, **options))(x, x, x)
+    jaxpr = jax.make_jaxpr(lambda q, k, v: dot_product_attention(q, k, v, **options_of(600, **options)))(x, x, x)
     return any(variable.aval.size >= size for equation in jaxpr.eqns for variable in equation.outvars)
 
 
@@ -183,9 +177,9 @@ def test_chosen_from_the_structure_of_the_mask() -> None:
     lengths, padding = jnp.array([600]), jnp.ones((1, 1, 1, 600), bool)
     for options in [
         {},
-        {"causal": True, "query_offset": jnp.array([3])},
+        {"causal": True, "offset": jnp.array([3])},
         {"window": (5, 5), "softcap": 3.0},
-        {"key_lengths": lengths},
+        {"lengths": lengths},
         {"mask": padding, "causal": True},
     ]:
         assert not holds_an_array_of(600 * 600, **options), options
@@ -196,8 +190,9 @@ def test_chosen_from_the_structure_of_the_mask() -> None:
 def test_the_choice_changes_no_result() -> None:
     rng = np.random.default_rng(7)
     query, key, value = (jnp.asarray(rng.normal(size=(2, 521, 2, 8)), jnp.float32) for _ in range(3))
-    options = {"causal": True, "key_lengths": jnp.array([521, 300])}
-    chosen = output_and_gradients(dot_product_attention, [query, key, value], jnp.ones_like(value), **options)
+    options = {"causal": True, "lengths": jnp.array([521, 300])}
+    keywords = options_of(521, **options)
+    chosen = output_and_gradients(dot_product_attention, [query, key, value], jnp.ones_like(value), **keywords)
     expected = output_and_gradients(dense, [query, key, value], jnp.ones_like(value), **options)
     for actual, reference in zip(chosen, expected, strict=True):
         np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-5)

@@ -4,42 +4,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ops.structures import options_of
 
-from jaxformer.ops import attention_weights, weighted_values
+from jaxformer.ops import attention_weights, dot_product_attention, weighted_values
+from jaxformer.ops.attention import Scoring, check_options
 from jaxformer.ops.fused import cuda_capability, fused_attention, fused_kernel_applies
-from jaxformer.ops.structure import Structure, describe
 
 B, T, N, K, H = 2, 14, 6, 3, 8
-PLAIN = {
-    "mask": None,
-    "bias": None,
-    "scale": None,
-    "causal": False,
-    "query_offset": 0,
-    "key_lengths": None,
-    "window": None,
-    "softcap": None,
-    "sinks": None,
-}
 APPLIES = {
     "plain": {},
     "causal": {"causal": True},
     "causal window": {"causal": True, "window": (3, None)},
     "window that looks back": {"window": (3, 0)},
-    "lengths": {"key_lengths": jnp.array([5, T])},
-    "a row without keys": {"key_lengths": jnp.array([0, T]), "causal": True},
+    "lengths": {"lengths": jnp.array([5, T])},
+    "a row without keys": {"lengths": jnp.array([0, T]), "causal": True},
     "padding mask": {"causal": True, "mask": (jnp.arange(T) >= 4)[None, None, None]},
-    "padding and window": {"causal": True, "window": (2, None), "key_lengths": jnp.array([5, T])},
+    "padding and window": {"causal": True, "window": (2, None), "lengths": jnp.array([5, T])},
     "scale": {"scale": 0.5},
-    "offset that does not matter": {"query_offset": jnp.array([3])},
+    "offset that does not matter": {"offset": jnp.array([3])},
 }
 DOES_NOT = {
-    "softcap": {"softcap": 2.0},
-    "bias": {"bias": jnp.zeros((T, T))},
-    "sinks": {"sinks": jnp.zeros(N)},
     "mask per query": {"mask": jnp.ones((T, T), bool)},
-    "offset": {"causal": True, "query_offset": 1},
-    "offset known only at run time": {"causal": True, "query_offset": jnp.array([0])},
+    "offset": {"causal": True, "offset": 1},
+    "offset known only at run time": {"causal": True, "offset": jnp.array([0])},
     "window to the right": {"window": (3, 1)},
     "open window to the right": {"window": (3, None)},
 }
@@ -52,13 +39,13 @@ def inputs(width: int = H, keys: int = T, dtype: jnp.dtype = jnp.bfloat16) -> tu
     return query, key, value
 
 
-def structure_of(query: jax.Array, key: jax.Array, options: dict[str, object]) -> Structure:
-    return describe(query, key, **(PLAIN | options))
+def scoring_of(query: jax.Array, key: jax.Array, options: dict[str, object]) -> Scoring:
+    return check_options(query, key, **options_of(key.shape[1], **options))
 
 
 def applies(options: dict[str, object], capability: float = 9.0, **shape: object) -> bool:
     query, key, value = inputs(**shape)
-    return fused_kernel_applies(query, key, value, structure_of(query, key, options), capability)
+    return fused_kernel_applies(query, key, value, scoring_of(query, key, options).mask, capability)
 
 
 @pytest.mark.parametrize("options", APPLIES.values(), ids=APPLIES.keys())
@@ -79,13 +66,23 @@ def test_widths_types_and_lengths() -> None:
     assert not applies({}, dtype=jnp.float32)
     assert not applies({}, width=136)
     assert not applies({}, width=12)
-    assert not applies({"key_lengths": jnp.array([5, 5])}, keys=13)
+    assert not applies({"lengths": jnp.array([5, 5])}, keys=13)
     assert applies({"causal": True}, keys=13)
     assert not applies({"causal": True, "window": (3, None)}, keys=T - 1)
     query, key, value = inputs()
-    structure = structure_of(query, key, {})
-    assert not fused_kernel_applies(query, key, value[..., :4], structure, 9.0)
-    assert not fused_kernel_applies(query, key, value.astype(jnp.float16), structure, 9.0)
+    mask = scoring_of(query, key, {}).mask
+    assert not fused_kernel_applies(query, key, value[..., :4], mask, 9.0)
+    assert not fused_kernel_applies(query, key, value.astype(jnp.float16), mask, 9.0)
+
+
+@pytest.mark.parametrize("options", [{"softcap": 2.0}, {"bias": jnp.zeros((T, T))}, {"sinks": jnp.zeros(N)}])
+def test_not_taken_for_what_it_cannot_compute(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> None:
+    """Not even on a GPU that has it: a call of the kernel would fail on this machine."""
+    monkeypatch.setattr("jaxformer.ops.attention.cuda_capability", lambda: 9.0)
+    monkeypatch.setattr("jaxformer.ops.attention.fused_attention", lambda *_, **__: pytest.fail("taken"))
+    dot_product_attention(*inputs(), **options)
+    with pytest.raises(pytest.fail.Exception, match="taken"):
+        dot_product_attention(*inputs())
 
 
 def test_a_machine_without_a_gpu_has_no_capability() -> None:
@@ -98,10 +95,11 @@ def test_equals_dense_with_gradients(options: dict[str, object]) -> None:
     query, key, value = inputs(dtype=jnp.float32)
 
     def fused(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return fused_attention(query, key, value, structure_of(query, key, options), implementation="xla")
+        scoring = scoring_of(query, key, options)
+        return fused_attention(query, key, value, scoring.mask, scale=scoring.scale, implementation="xla")
 
     def dense(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return weighted_values(attention_weights(query, key, **options), value)
+        return weighted_values(attention_weights(query, key, **options_of(T, **options)), value)
 
     d_output = jnp.cos(jnp.arange(B * T * N * H, dtype=jnp.float32)).reshape(B, T, N, H)
     ours, expected = (jax.vjp(function, query, key, value) for function in (fused, dense))

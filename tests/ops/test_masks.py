@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxformer import InputError
-from jaxformer.ops import attention_weights, causal_mask, padding_mask
+from jaxformer.ops import AttentionMask, attention_weights, causal_mask, padding_mask
 from jaxformer.ops.masks import window_mask
 
 
@@ -44,9 +44,9 @@ def test_causal_and_padding_combined() -> None:
 
 def test_attention_combines_causality_and_padding_as_the_written_out_mask(rng: np.random.Generator) -> None:
     query, key = (jnp.asarray(rng.normal(size=(2, 5, 3, 7)), jnp.float32) for _ in range(2))
-    real = padding_mask(jnp.array([3, 5]), 5)[:, None, None, :]
-    apart = attention_weights(query, key, causal=True, mask=real)
-    together = attention_weights(query, key, mask=causal_mask(5)[None, None] & real)
+    real = padding_mask(jnp.array([3, 5]), 5)
+    apart = attention_weights(query, key, mask=AttentionMask(causal=True, key_valid=real))
+    together = attention_weights(query, key, mask=causal_mask(5)[None, None] & real[:, None, None])
     np.testing.assert_array_equal(apart, together)
 
 

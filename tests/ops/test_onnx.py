@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from onnx_cases import Case, node_cases
+from ops.structures import options_of
 
 from jaxformer.ops import (
     Rotation,
@@ -72,16 +73,16 @@ def heads_second(x: jnp.ndarray, heads: int | None) -> jnp.ndarray:
 
 
 def attention_rules(given: dict[str, jnp.ndarray], attributes: dict[str, Any], T: int, S: int) -> dict[str, Any]:
-    """The keywords of our attention: masks shorter than the keys hide the rest, and queries follow their cache."""
+    """The keywords of our attention. Masks shorter than the keys hide the rest, and queries follow their cache."""
     rules: dict[str, Any] = {"causal": bool(attributes.get("is_causal", 0)), "scale": attributes.get("scale")}
     rules["softcap"] = attributes.get("softcap") or None  # 0, the default, means none
     sides = (attributes.get(f"{side}_window_size", -1) for side in ("left", "right"))
     rules["window"] = tuple(None if size < 0 else size for size in sides)
     if "past_key" in given:
-        rules["query_offset"] = given["past_key"].shape[2]
+        rules["offset"] = given["past_key"].shape[2]
     if "nonpad_kv_seqlen" in given:
-        rules["key_lengths"] = given["nonpad_kv_seqlen"]
-        rules["query_offset"] = given["nonpad_kv_seqlen"] - T
+        rules["lengths"] = given["nonpad_kv_seqlen"]
+        rules["offset"] = given["nonpad_kv_seqlen"] - T
     if "attn_mask" in given:
         mask = given["attn_mask"]
         is_boolean = mask.dtype == bool
@@ -90,7 +91,7 @@ def attention_rules(given: dict[str, jnp.ndarray], attributes: dict[str, Any], T
         rules["mask" if is_boolean else "bias"] = jnp.pad(
             mask, [(0, 0)] * 3 + [(0, S - mask.shape[3])], constant_values=hidden
         )
-    return rules
+    return options_of(S, **rules)
 
 
 def inner_scores(query: jnp.ndarray, key: jnp.ndarray, rules: dict[str, Any], mode: int) -> jnp.ndarray:

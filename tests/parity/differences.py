@@ -98,7 +98,9 @@ def routing_margin(pair: Pair, call: dict[str, Any], sequences: np.ndarray) -> f
     mask = np.repeat(mask, len(sequences) // len(mask), axis=0)
     valid = np.concatenate([mask == 1, np.ones((len(sequences), sequences.shape[1] - mask.shape[1]), bool)], axis=1)
     places = jnp.asarray(np.maximum(np.cumsum(valid, axis=1) - 1, 0))
-    observed = model.observe(jnp.asarray(sequences), inputs_valid=jnp.asarray(valid), position_ids=places)
+    observed = model(
+        jnp.asarray(sequences), inputs_mask=jnp.asarray(valid), position_ids=places, return_intermediates=True
+    )
     for block, seen in zip(model.decoder.blocks, observed.decoder.routing, strict=True):
         if seen is None:
             continue

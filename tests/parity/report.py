@@ -31,7 +31,7 @@ from torch_reference import (
     with_parameters,
 )
 
-from jaxformer import dot_product_attention
+from jaxformer import AttentionMask, dot_product_attention
 
 GENERATIONS = 600
 LEDGER = """
@@ -60,11 +60,12 @@ def attention_distances() -> tuple[float, float]:
     expected.backward(torch.tensor(arrays[3]).transpose(1, 2))
 
     def score(*qkv: jax.Array) -> jax.Array:
-        return (dot_product_attention(*qkv, causal=True) * arrays[3]).sum()
+        return (dot_product_attention(*qkv, mask=AttentionMask(causal=True)) * arrays[3]).sum()
 
     gradients = jax.grad(score, argnums=(0, 1, 2))(*map(jnp.asarray, arrays[:3]))
     output = distance(
-        dot_product_attention(*map(jnp.asarray, arrays[:3]), causal=True), expected.detach().transpose(1, 2)
+        dot_product_attention(*map(jnp.asarray, arrays[:3]), mask=AttentionMask(causal=True)),
+        expected.detach().transpose(1, 2),
     )
     backward = [distance(a, t.grad.transpose(1, 2)) for a, t in zip(gradients, tensors, strict=True)]
     return output, max(backward)

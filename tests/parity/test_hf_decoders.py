@@ -84,7 +84,7 @@ def test_generated_tokens(pair: Pair, rng: np.random.Generator) -> None:
 def test_any_chunking_of_the_cache(pair: Pair, rng: np.random.Generator) -> None:
     tokens = rng.integers(3, 53, (2, 9))
     extend, model = jax.jit(Transformer.extend), pair.ours.model
-    cache, states = model.empty_cache(2, 12), []
+    cache, states = model.init_cache(2, 12), []
     for start, end in ((0, 4), (4, 5), (5, 9)):
         hidden, cache = extend(model, tokens[:, start:end], cache)
         states.append(hidden)

@@ -68,9 +68,9 @@ def test_generated_tokens(pair: Pair, rng: np.random.Generator) -> None:
 def test_any_chunking_of_the_cache(pair: Pair, rng: np.random.Generator) -> None:
     arguments, model = make_batch(pair, rng), pair.ours.model
     valid, targets = arguments["attention_mask"].astype(bool), arguments["decoder_input_ids"]
-    encoded = model.encode(arguments["input_ids"], valid=valid)
-    extend, cache, states = jax.jit(Transformer.extend), model.empty_cache(3, 9, encoded=encoded), []
-    cache = dataclasses.replace(cache, source_valid=jnp.asarray(valid))
+    encoded = model.encode(arguments["input_ids"], mask=valid)
+    extend, cache, states = jax.jit(Transformer.extend), model.init_cache(3, 9, encoded=encoded), []
+    cache = dataclasses.replace(cache, encoder_valid=jnp.asarray(valid))
     for start, end in ((0, 2), (2, 3), (3, 5)):
         hidden, cache = extend(model, targets[:, start:end], cache)
         states.append(hidden)

@@ -8,7 +8,8 @@ import torch
 from flax import nnx
 
 from jaxformer.config import AttentionConfig
-from jaxformer.layers import Attention, Visibility
+from jaxformer.layers import Attention
+from jaxformer.ops import AttentionMask
 
 pytestmark = pytest.mark.optimised  # and in every run, compiled quickly
 
@@ -42,10 +43,9 @@ def test_outputs_and_weights_equal_torch(rng: np.random.Generator, heads: int, w
     length = y.shape[1]
     valid = np.arange(length) < np.array([length, 2, length - 1])[:, None]
 
-    visibility = Visibility(jnp.asarray(valid), causal=causal)
-    seen = module.keys_values(jnp.asarray(y))
-    output = module(jnp.asarray(x), seen, visibility)
-    weights = module.weights(jnp.asarray(x), seen, visibility)
+    kv = module.project_kv(jnp.asarray(y)) if cross else None
+    visible = AttentionMask(causal=causal, key_valid=jnp.asarray(valid))
+    output, _, weights = module(jnp.asarray(x), kv=kv, mask=visible, return_weights=True)
 
     mask = torch.ones(T, length, dtype=torch.bool).triu(1) if causal else None
     for averaged in (True, False):
@@ -68,12 +68,12 @@ def test_rows_that_share_a_source_get_what_copies_would_give(rng: np.random.Gene
     x = jnp.asarray(rng.normal(size=(B * beams, T, 22)), jnp.float32)
     states = jnp.asarray(rng.normal(size=(B, S, 22)), jnp.float32)
     valid = jnp.asarray(np.arange(S) < np.array([S, 2, 4])[:, None])
-    seen, copies = module.keys_values(states), module.keys_values(jnp.repeat(states, beams, axis=0))
-    of_copies = Visibility(jnp.repeat(valid, beams, axis=0))
-    expected = module(x, copies, of_copies)
-    np.testing.assert_allclose(module(x, seen, Visibility(valid)), expected, rtol=0, atol=1e-6)
-    maps = module.weights(x, copies, of_copies)
-    np.testing.assert_allclose(module.weights(x, seen, Visibility(valid)), maps, rtol=0, atol=1e-6)
+    kv, copies = module.project_kv(states), module.project_kv(jnp.repeat(states, beams, axis=0))
+    mask = AttentionMask(key_valid=jnp.repeat(valid, beams, axis=0))
+    expected = module(x, kv=copies, mask=mask, return_weights=True)
+    ours = module(x, kv=kv, mask=AttentionMask(key_valid=valid), return_weights=True)
+    np.testing.assert_allclose(ours.states, expected.states, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours.weights, expected.weights, rtol=0, atol=1e-6)
 
 
 def test_gradients_equal_torch(rng: np.random.Generator) -> None:
@@ -84,7 +84,7 @@ def test_gradients_equal_torch(rng: np.random.Generator) -> None:
     (reference(tensor, tensor, tensor, need_weights=False)[0] * torch.tensor(direction)).sum().backward()
 
     def score(x: jax.Array) -> jax.Array:
-        return (module(x, module.keys_values(x), Visibility()) * direction).sum()
+        return (module(x).states * direction).sum()
 
     expected = tensor.grad.numpy()
     np.testing.assert_allclose(jax.grad(score)(jnp.asarray(x)), expected, rtol=0, atol=1e-5 * np.abs(expected).max())

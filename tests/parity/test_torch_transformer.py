@@ -42,7 +42,7 @@ def make_batch() -> dict[str, np.ndarray]:
 
 def our_logits(model: Transformer, batch: dict[str, np.ndarray]) -> jax.Array:
     return model(
-        batch["source"], batch["target"], inputs_valid=batch["source_valid"], targets_valid=batch["target_valid"]
+        batch["source"], batch["target"], inputs_mask=batch["source_valid"], targets_mask=batch["target_valid"]
     )
 
 
