@@ -5,7 +5,16 @@ import jaxformer.interrupts  # noqa: F401  first: Ctrl-C ends `python -m jaxform
 # isort: split
 from jaxformer.config import TransformerConfig, from_dict, to_dict
 from jaxformer.errors import InputError
-from jaxformer.generation import GenerationConfig, Session, allow_phrases, allow_regex, decode, generate, stream
+from jaxformer.generation import (
+    GenerationConfig,
+    Session,
+    allow_phrases,
+    allow_regex,
+    decode,
+    generate,
+    logits_processor,
+    stream,
+)
 from jaxformer.model import Cache, ModelOutput, Transformer
 from jaxformer.ops import (
     AttentionMask,
@@ -64,6 +73,7 @@ __all__ = [
     "generate",
     "gpt2",
     "layer_norm",
+    "logits_processor",
     "modern_decoder_only",
     "padding_mask",
     "paper_base",

@@ -19,8 +19,8 @@ from jaxformer.generation.engine import Generated, begin, in_float32, returned, 
 from jaxformer.generation.layout import laid_out
 from jaxformer.generation.loop import Found, Search, finish
 from jaxformer.generation.observation import Observable, look_again
-from jaxformer.generation.plan import Plan
-from jaxformer.generation.planning import SLOTS, Allowed, machines, make_plan, weighed
+from jaxformer.generation.processors import check_processors
+from jaxformer.generation.spec import SLOTS, Allowed, SearchSpec, as_pairs, machines, make_spec
 
 SPECIAL = (
     "eos_token_id",
@@ -32,13 +32,8 @@ SPECIAL = (
     "suppress_tokens",
     "begin_suppress_tokens",
 )
-BESIDE = {
-    "inputs_mask",
-    "decoder_input_ids",
-    "allowed",
-    "token_texts",
-    "key",
-}  # what `generate` takes that is no setting
+# What `generate` takes beside inputs and settings.
+BESIDE = {"inputs_mask", "decoder_input_ids", "allowed", "token_texts", "key", "logits_processors"}
 BUCKET = 32  # prompts and sources are padded on the right to a multiple of this
 
 
@@ -90,6 +85,7 @@ def generate(
     allowed: Allowed = None,
     token_texts: Sequence[str] | None = None,
     key: jax.Array | None = None,
+    logits_processors: Any = (),
     **settings: Any,
 ) -> Generated:
     """Sequences that a Transformer generates from token ids `inputs` [B, S].
@@ -100,26 +96,38 @@ def generate(
     without a mask the pad token, unless it is an EOS token too, is taken for padding where it occurs.
     allowed: the only sequences that may be generated, see `allow_phrases` and `allow_regex`; one for all inputs or one
     each. Where there are fewer of them than beams, the sequences left over are empty and score -inf. token_texts: what
-    each token says, for stop strings. key: of `jax.random`, in place of the setting `seed`. settings: changes to
-    `config`. Raises InputError, before anything is compiled, for what cannot be generated.
+    each token says, for stop strings. key: of `jax.random`, in place of the setting `seed`. logits_processors: the
+    caller's own, one or several, see `jaxformer.logits_processor`; they act after those of the settings and before
+    temperature and truncations. settings: changes to `config`. Raises InputError, before anything is compiled, for
+    what cannot be generated.
 
     Inside `jax.jit` and other transformations the search is a part of their program, of the settings, which are
     static: the result is `Generated` of JAX arrays, as long as a sequence may become, and nothing is checked that
     depends on values (`decoder_input_ids` must begin with the start token). No gradient flows through it.
     """
     config = GenerationConfig.of(config, settings)
-    request = make_request(model, inputs, config, inputs_mask, decoder_input_ids, allowed, token_texts, key)
+    request = make_request(
+        model,
+        inputs,
+        config,
+        inputs_mask=inputs_mask,
+        decoder_input_ids=decoder_input_ids,
+        allowed=allowed,
+        token_texts=token_texts,
+        key=key,
+        logits_processors=logits_processors,
+    )
     found, maps = generate_compiled(*laid_out(model, request.rows), request)
     source_length = 0 if request.source is None else np.shape(inputs)[1]
-    return returned(found, config, request.plan, maps, source_length)
+    return returned(found, config, request.spec, maps, source_length)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Request:
-    """What a compiled generation takes: source [B, S] and its mask, tokens [B, slots], the prompts' mask, the plan.
+    """What a compiled generation takes: source [B, S] and its mask, tokens [B, slots], the prompts' mask, the spec.
 
-    Of the `prompt_slots` that are read at once, a static number, only plan.prompt_length count: one program serves
+    Of the `prompt_slots` that are read at once, a static number, only spec.prompt_length count: one program serves
     shorter prompts.
     """
 
@@ -127,27 +135,25 @@ class Request:
     source_valid: Any
     tokens: Any
     valid: Any
-    plan: Plan
+    spec: SearchSpec
     prompt_slots: int = field(metadata={"static": True})
     observe: bool = field(metadata={"static": True})
 
     @property
     def rows(self) -> int:
         """How many sequences a step reads at once."""
-        return len(self.tokens) * self.plan.copies
+        return len(self.tokens) * self.spec.copies
 
 
 def make_request(
-    model: Model,
-    inputs: Any,
-    config: GenerationConfig,
-    inputs_mask: Any,
-    decoder_input_ids: Any,
-    allowed: Allowed,
-    token_texts: Sequence[str] | None,
-    key: jax.Array | None = None,
+    model: Model, inputs: Any, config: GenerationConfig, *, inputs_mask: Any, decoder_input_ids: Any, **others: Any
 ) -> Request:
-    """The arguments of `generate`, checked and brought to the shapes of a compiled program."""
+    """Return the arguments of `generate`, checked and brought to the shapes of a compiled program.
+
+    others: those that `make_spec` takes.
+    """
+    token_texts = others["token_texts"]
+    others["logits_processors"] = check_processors(others["logits_processors"])
     check_special_ids(config, model.vocab_sizes[1])
     if model.vocab_sizes[0] is None:
         source = source_valid = None
@@ -159,7 +165,7 @@ def make_request(
     check_range("the prompt", prompt, model.vocab_sizes[1])
     length = prompt.shape[1]
     limits = config.length_limits(length, model.max_length)
-    for each in machines(allowed):
+    for each in machines(others["allowed"]):
         if len(each.columns) != model.vocab_sizes[1]:
             raise InputError(f"allowed is for {len(each.columns)} tokens, but the model has {model.vocab_sizes[1]}")
     if token_texts is not None:
@@ -167,27 +173,27 @@ def make_request(
     if token_texts is not None and len(token_texts) != model.vocab_sizes[1]:
         raise InputError(f"token_texts are {len(token_texts)}, but the model has {model.vocab_sizes[1]} tokens")
     read = None if source is None else inputs
-    plan = make_plan(config, limits, prompt, mask, read=read, allowed=allowed, token_texts=token_texts, key=key)
-    slots = round_up(int(plan.max_length), SLOTS, model.max_length)
-    check_memory(model, len(prompt) * plan.copies, slots, config)
+    spec = make_spec(config, limits, prompt, mask, source=read, **others)
+    slots = round_up(int(spec.max_length), SLOTS, model.max_length)
+    check_memory(model, len(prompt) * spec.copies, slots, config)
     # A decoder behind an encoder nearly always begins with one token: it need not read the room of a bucket with it.
     prompt_slots = 1 if source is not None and length == 1 else round_up(length, BUCKET, model.max_length)
     tokens = fill_right(prompt, slots, config.padding)
     valid = None if not is_traced(mask) and mask.all() else fill_right(mask, prompt_slots, True)
-    return Request(source, source_valid, tokens, valid, plan, prompt_slots, config.output_attentions)
+    return Request(source, source_valid, tokens, valid, spec, prompt_slots, config.output_attentions)
 
 
 def begin_request(reading: Model, stepping: Model, request: Request) -> Search:
     """The source encoded, the prompts read (of one token as steps are), their first new token chosen."""
-    plan, source, tokens = request.plan, request.source, request.tokens
+    spec, source, tokens = request.spec, request.source, request.tokens
     model = reading.for_decoding()
     encoded = None if source is None else model.encode(source, mask=request.source_valid)
     cache = model.init_cache(*tokens.shape, encoded=encoded, encoded_mask=request.source_valid)
     # What stands behind the prompts is not attended to, but has to be a token: the padding may be -1.
-    prompt, length = jnp.maximum(tokens[:, : request.prompt_slots], 0), jnp.asarray(plan.prompt_length)
+    prompt, length = jnp.maximum(tokens[:, : request.prompt_slots], 0), jnp.asarray(spec.prompt_length)
     reader = stepping if request.prompt_slots == 1 else model
     logits, cache = reader.prefill(prompt, cache, length=length, mask=request.valid)
-    return begin(plan, select_cache_rows, tokens, logits, cache)
+    return begin(spec, select_cache_rows, tokens, logits, cache)
 
 
 @compiled()
@@ -196,9 +202,9 @@ def generate_compiled(reading: Model, stepping: Model, request: Request) -> tupl
 
     One model reads the prompts, the other, which is the same laid out for steps, generates.
     """
-    plan, strategy = request.plan, strategy_of(request.plan)
+    spec, strategy = request.spec, strategy_of(request.spec)
     search = begin_request(reading, stepping, request)
-    search = finish(plan, strategy, in_float32(stepping.step), select_cache_rows, search)
+    search = finish(spec, strategy, in_float32(stepping.step), select_cache_rows, search)
     found = strategy.result(search.state, search.record)
     if not request.observe:
         return found, None
@@ -273,7 +279,7 @@ def check_special_ids(config: GenerationConfig, vocabulary: int | None) -> None:
     for name in SPECIAL:
         check_range(name, np.asarray(as_tuple(getattr(config, name)), np.int64), vocabulary)
     for name in ("sequence_bias", "bad_words_ids"):
-        for phrase, _ in weighed(getattr(config, name)):
+        for phrase, _ in as_pairs(getattr(config, name)):
             check_range(name, np.asarray(phrase, np.int64), vocabulary)
 
 

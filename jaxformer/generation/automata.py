@@ -5,18 +5,34 @@ share a column, so that the table is small whatever the vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation.config import any_token_ids, as_tuple, is_sequence, plain, token_ids
-from jaxformer.generation.plan import Automaton
 from jaxformer.schema import is_integer
 
 HALF = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer shows for a character that a token says only a part of
 MOST_TOKENS = 2**24  # the largest vocabularies have a million
 Transitions = Sequence[Mapping[str, int]]  # for each state, the next behind each character; "" for any other
+
+
+class Automaton(NamedTuple):
+    """A machine that reads tokens, C of whose kinds differ.
+
+    Attributes:
+        columns: Kind of each token, int32 [V].
+        next: Transition table int32 [S, C], -1 where a token is forbidden.
+        final: Accepting states, boolean [S].
+        start: State after each prompt, int32 [B].
+    """
+
+    columns: jax.Array
+    next: jax.Array
+    final: jax.Array
+    start: jax.Array
 
 
 def stop_automaton(strings: Sequence[str], texts: Sequence[str], prompts: np.ndarray) -> Automaton:

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxformer.generation.choice import best_candidates, draw_candidates, row_keys
 from jaxformer.generation.loop import Advanced, Found, Record, Strategy
-from jaxformer.generation.plan import Context, Marks, Plan, ends_with, first_marks, moved, process
+from jaxformer.generation.processors import process
+from jaxformer.generation.selection import best_candidates, draw_candidates, row_keys
+from jaxformer.generation.spec import FSMStates, SearchSpec, ends_with, first_states, make_context, next_states
 
 OUT = -1e9  # added to a score that must not win; several still compare
 EXHAUSTIVE, NEVER = 1, 2  # codes of early_stopping: True and "never"
@@ -22,13 +23,13 @@ EXHAUSTIVE, NEVER = 1, 2  # codes of early_stopping: True and "never"
 class Beams(NamedTuple):
     """Sequences of each input, best first: tokens [B, W, slots], scores [B, W].
 
-    origins [B, W, slots]: the row [B*W] of the search in which each token was chosen. marks: automata behind them.
+    origins [B, W, slots]: the row [B*W] of the search in which each token was chosen. states: automata behind them.
     """
 
     tokens: jax.Array
     scores: jax.Array
     origins: jax.Array
-    marks: Marks
+    states: FSMStates
 
 
 class Finished(NamedTuple):
@@ -73,39 +74,39 @@ def take(tree: Any, index: jax.Array) -> Any:
     return jax.tree.map(taken, tree)
 
 
-def init(plan: Plan, tokens: jax.Array) -> BeamState:
+def init(spec: SearchSpec, tokens: jax.Array) -> BeamState:
     """W copies of each prompt, tokens [B*W, slots]; only the first may be extended, lest all do the same."""
-    tokens = tokens.reshape(-1, plan.beams, tokens.shape[1])
+    tokens = tokens.reshape(-1, spec.beams, tokens.shape[1])
     B, W, _ = tokens.shape
-    length = jnp.asarray(plan.prompt_length, jnp.int32)
+    length = jnp.asarray(spec.prompt_length, jnp.int32)
     origins = jnp.full_like(tokens, -1)
     none = Finished(tokens, jnp.full((B, W), OUT), origins, jnp.zeros((B, W), bool), jnp.full((B, W), length))
-    others = OUT if plan.grammar is None else -jnp.inf  # a grammar may leave so few that these would be found
+    others = OUT if spec.constraint_fsm is None else -jnp.inf  # a grammar may leave so few that these would be found
     first = jnp.broadcast_to(jnp.where(jnp.arange(W) == 0, 0.0, others)[None], (B, W))
-    marks = jax.tree.map(lambda mark: mark.reshape(B, W), first_marks(plan))
-    return BeamState(Beams(tokens, first, origins, marks), none, jnp.ones(B, bool), jnp.array(False), length)
+    states = jax.tree.map(lambda each: each.reshape(B, W), first_states(spec))
+    return BeamState(Beams(tokens, first, origins, states), none, jnp.ones(B, bool), jnp.array(False), length)
 
 
-def advance(plan: Plan, state: BeamState, logits: jax.Array) -> Advanced:
+def advance(spec: SearchSpec, state: BeamState, logits: jax.Array) -> Advanced:
     """The search one token further, with the cache row [B*W] that each running beam continues."""
     B, W, L = state.tokens.shape
-    marks = jax.tree.map(jnp.ravel, state.running.marks)
-    context = Context(plan, state.tokens.reshape(-1, L), state.length, marks)
-    log_probabilities = process(jax.nn.log_softmax(logits), context)
-    parents, candidates = extend(plan, state, log_probabilities)
+    states = jax.tree.map(jnp.ravel, state.running.states)
+    context = make_context(spec, state.tokens.reshape(-1, L), state.length, states)
+    log_probabilities = process(spec.processors, jax.nn.log_softmax(logits), context)
+    parents, candidates = extend(spec, state, log_probabilities)
     length = state.length + 1
     newest = lax.dynamic_index_in_dim(candidates.tokens, state.length, axis=2, keepdims=False)
-    ends = ends_with(plan, candidates.marks, newest) | (length >= plan.max_length)
+    ends = ends_with(spec, candidates.states, newest) | (length >= spec.max_length)
     running_scores, chosen = lax.top_k(candidates.scores + OUT * ends, W)
     running = take(candidates, chosen)._replace(scores=running_scores)
-    done = keep_finished(plan, state, candidates, ends)
+    done = keep_finished(spec, state, candidates, ends)
     parents = jnp.take_along_axis(parents, chosen, axis=1) + W * jnp.arange(B)[:, None]
-    improvable = state.improvable & can_improve(plan, running.scores[:, 0], done, length)
+    improvable = state.improvable & can_improve(spec, running.scores[:, 0], done, length)
     state = BeamState(running, done, improvable, jnp.all(ends), length)
     return Advanced(state, parents.reshape(-1), log_probabilities)
 
 
-def extend(plan: Plan, state: BeamState, log_probabilities: jax.Array) -> tuple[jax.Array, Beams]:
+def extend(spec: SearchSpec, state: BeamState, log_probabilities: jax.Array) -> tuple[jax.Array, Beams]:
     """The K likeliest sequences that are one token longer, or K drawn ones, and the beam of each: [B, K].
 
     K = max(2, 1 + E) W for E EOS tokens: even if every beam has all its ends among them, W go on.
@@ -113,9 +114,9 @@ def extend(plan: Plan, state: BeamState, log_probabilities: jax.Array) -> tuple[
     B, W, _ = state.tokens.shape
     V = log_probabilities.shape[-1]
     scores = log_probabilities.reshape(B, W, V) + state.running.scores[:, :, None]
-    K = min(max(2, 1 + plan.eos.shape[0]) * W, W * V)
-    if plan.sample:
-        chosen = draw_candidates(scores, K, row_keys(plan.seeds, 1, state.length - plan.prompt_length))
+    K = min(max(2, 1 + spec.eos.shape[0]) * W, W * V)
+    if spec.sample:
+        chosen = draw_candidates(scores, K, row_keys(spec.seeds, 1, state.length - spec.prompt_length))
     else:
         chosen = best_candidates(scores, K)
     parents, newest = chosen // V, chosen % V
@@ -126,39 +127,39 @@ def extend(plan: Plan, state: BeamState, log_probabilities: jax.Array) -> tuple[
         for history, new in ((parent.tokens, newest), (parent.origins, rows.astype(jnp.int32)))
     )
     reached = jnp.take_along_axis(scores.reshape(B, -1), chosen, axis=1)
-    return parents, Beams(tokens, reached, origins, moved(plan, parent.marks, newest))
+    return parents, Beams(tokens, reached, origins, next_states(spec, parent.states, newest))
 
 
-def keep_finished(plan: Plan, state: BeamState, candidates: Beams, ends: jax.Array) -> Finished:
+def keep_finished(spec: SearchSpec, state: BeamState, candidates: Beams, ends: jax.Array) -> Finished:
     """The W best of the finished sequences and the candidates that end now, if they are among the first W."""
     B, K = ends.shape
-    W, length = plan.beams, state.length + 1
+    W, length = spec.beams, state.length + 1
     enters = ends & (jnp.arange(K) < W)[None]
-    if plan.grammar is not None:  # which may allow fewer sequences than there are beams
+    if spec.constraint_fsm is not None:  # which may allow fewer sequences than there are beams
         enters &= ~jnp.isneginf(candidates.scores)
-    full = jnp.all(state.done.real, axis=1) & (plan.early_stopping == EXHAUSTIVE)
-    scores = candidates.scores / (length - plan.prompt_length).astype(jnp.float32) ** plan.length_penalty
+    full = jnp.all(state.done.real, axis=1) & (spec.early_stopping == EXHAUSTIVE)
+    scores = candidates.scores / (length - spec.prompt_length).astype(jnp.float32) ** spec.length_penalty
     scores += OUT * full[:, None] + OUT * ~state.improvable[:, None] + OUT * ~enters
     entering = Finished(candidates.tokens, scores, candidates.origins, enters, jnp.full((B, K), length))
     merged = Finished(*(jnp.concatenate(pair, axis=1) for pair in zip(state.done, entering, strict=True)))
     return take(merged, lax.top_k(merged.scores, W)[1])
 
 
-def can_improve(plan: Plan, best: jax.Array, done: Finished, length: jax.Array) -> jax.Array:
+def can_improve(spec: SearchSpec, best: jax.Array, done: Finished, length: jax.Array) -> jax.Array:
     """Whether the best running score [B] could still beat the worst finished one, or take a free place: boolean [B].
 
     A guess: the beam's score is taken as it is, at its present length, or under early_stopping="never" at the length
     that flatters it most. (Exact where longer cannot score better.)
     """
-    reaches = (plan.early_stopping == NEVER) & (plan.length_penalty > 0)
-    generated = jnp.where(reaches, plan.max_length, length) - plan.prompt_length
-    possible = best / generated.astype(jnp.float32) ** plan.length_penalty
+    reaches = (spec.early_stopping == NEVER) & (spec.length_penalty > 0)
+    generated = jnp.where(reaches, spec.max_length, length) - spec.prompt_length
+    possible = best / generated.astype(jnp.float32) ** spec.length_penalty
     return possible > jnp.min(done.scores, axis=1)
 
 
-def finished(plan: Plan, state: BeamState) -> jax.Array:
+def finished(spec: SearchSpec, state: BeamState) -> jax.Array:
     """Whether no input can improve, or nothing runs on, or all have W sequences and that is enough."""
-    enough = jnp.all(state.done.real) & (plan.early_stopping == EXHAUSTIVE)
+    enough = jnp.all(state.done.real) & (spec.early_stopping == EXHAUSTIVE)
     return ~jnp.any(state.improvable) | enough | state.ended
 
 

@@ -11,14 +11,14 @@ import numpy as np
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation.arrays import fill_right, is_traced, mask_array, round_up, token_array
 from jaxformer.generation.beam import BEAM, OUT
-from jaxformer.generation.choice import NOTHING
 from jaxformer.generation.compiling import compiled
 from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.loop import Found, Record, Search, Select, Step, Strategy, choose, finish
 from jaxformer.generation.observation import AttentionMaps, trimmed
-from jaxformer.generation.plan import Plan
-from jaxformer.generation.planning import SLOTS, Allowed, make_plan
+from jaxformer.generation.processors import check_processors
 from jaxformer.generation.sampling import SAMPLING
+from jaxformer.generation.selection import INVALID_TOKEN
+from jaxformer.generation.spec import SLOTS, Allowed, SearchSpec, make_spec
 from jaxformer.schema import INT32_MAX
 
 
@@ -58,6 +58,7 @@ def decode(
     allowed: Allowed = None,
     token_texts: Sequence[str] | None = None,
     key: jax.Array | None = None,
+    logits_processors: Any = (),
     **settings: Any,
 ) -> Generated:
     """Sequences that continue the prompts [B, P], by any model that is a step over a cache.
@@ -69,8 +70,8 @@ def decode(
     prompt_mask: boolean [B, P], False at left padding, which repetition penalties skip; what else padding means is up
     to the step. allowed: the only sequences that may be generated, see `allow_phrases` and `allow_regex`; one for all
     inputs or one each. Where there are fewer of them than beams, the sequences left over are empty and score -inf.
-    token_texts: what each token says, for stop strings. key: of `jax.random`, in place of the setting `seed`. settings:
-    changes to `config`. Inside `jax.jit` as `generate`. Raises InputError for settings or prompts that cannot be used.
+    token_texts: what each token says, for stop strings. key, logits_processors: as for `generate`. settings: changes to
+    `config`. Inside `jax.jit` as `generate`. Raises InputError for settings or prompts that cannot be used.
     """
     if jax.tree_util.all_leaves([step]):
         raise InputError("step must be a pytree: wrap a function as jax.tree_util.Partial(function, parameters)")
@@ -83,43 +84,45 @@ def decode(
     prompt = token_array("prompt", prompt)
     mask = mask_array("prompt_mask", prompt_mask, prompt)
     limits = config.length_limits(prompt.shape[1])
-    plan = make_plan(config, limits, prompt, mask, allowed=allowed, token_texts=token_texts, key=key)
-    tokens = fill_right(prompt, round_up(int(plan.max_length), SLOTS), config.padding)
-    found = decode_compiled(step, cache, tokens, plan, prompt_slots=prompt.shape[1], select=select)
-    return returned(found, config, plan)
+    own = check_processors(logits_processors)
+    beside = {"allowed": allowed, "token_texts": token_texts, "key": key, "logits_processors": own}
+    spec = make_spec(config, limits, prompt, mask, **beside)
+    tokens = fill_right(prompt, round_up(int(spec.max_length), SLOTS), config.padding)
+    found = decode_compiled(step, cache, tokens, spec, prompt_slots=prompt.shape[1], select=select)
+    return returned(found, config, spec)
 
 
 @compiled()
 def decode_compiled(
-    step: Step, cache: Any, tokens: jax.Array, plan: Plan, *, prompt_slots: int, select: Select
+    step: Step, cache: Any, tokens: jax.Array, spec: SearchSpec, *, prompt_slots: int, select: Select
 ) -> Found:
     """What `decode` compiles: the prompts, the first `prompt_slots` of tokens [B, slots], are read and continued."""
     logits, cache = step(tokens[:, :prompt_slots], cache)
-    strategy = strategy_of(plan)
-    search = begin(plan, select, tokens, logits, cache)
-    search = finish(plan, strategy, in_float32(step), select, search)
+    strategy = strategy_of(spec)
+    search = begin(spec, select, tokens, logits, cache)
+    search = finish(spec, strategy, in_float32(step), select, search)
     return strategy.result(search.state, search.record)
 
 
-def strategy_of(plan: Plan) -> Strategy:
+def strategy_of(spec: SearchSpec) -> Strategy:
     """How to search."""
-    return BEAM if plan.beams > 1 else SAMPLING
+    return BEAM if spec.beams > 1 else SAMPLING
 
 
-def begin(plan: Plan, select: Select, tokens: jax.Array, logits: jax.Array, cache: Any) -> Search:
+def begin(spec: SearchSpec, select: Select, tokens: jax.Array, logits: jax.Array, cache: Any) -> Search:
     """A search from the prompts in tokens [B, slots], with their first new token chosen from the logits [B, V]."""
-    for machine in (plan.stops, plan.grammar):
+    for machine in (spec.stop_fsm, spec.constraint_fsm):
         if machine is not None and len(machine.columns) != logits.shape[-1]:
             raise InputError(f"token_texts or allowed are for {len(machine.columns)} tokens, not {logits.shape[-1]}")
-    if plan.beams * logits.shape[-1] > INT32_MAX:
-        raise InputError(f"num_beams={plan.beams} are too many for a vocabulary of {logits.shape[-1]} tokens")
-    if plan.copies > 1:
-        rows = jnp.repeat(jnp.arange(tokens.shape[0]), plan.copies)
+    if spec.beams * logits.shape[-1] > INT32_MAX:
+        raise InputError(f"num_beams={spec.beams} are too many for a vocabulary of {logits.shape[-1]} tokens")
+    if spec.copies > 1:
+        rows = jnp.repeat(jnp.arange(tokens.shape[0]), spec.copies)
         tokens, logits, cache = tokens[rows], logits[rows], select(cache, rows)
-    strategy, logits = strategy_of(plan), logits.astype(jnp.float32)
+    strategy, logits = strategy_of(spec), logits.astype(jnp.float32)
     pages = jnp.zeros((tokens.shape[1], *logits.shape), jnp.float32)
-    record = Record(pages if plan.record_scores else None, pages if plan.record_logits else None)
-    return choose(plan, strategy, select, Search(strategy.init(plan, tokens), cache, record), logits)
+    record = Record(pages if spec.record_scores else None, pages if spec.record_logits else None)
+    return choose(spec, strategy, select, Search(strategy.init(spec, tokens), cache, record), logits)
 
 
 def in_float32(step: Step) -> Step:
@@ -132,17 +135,19 @@ def in_float32(step: Step) -> Step:
     return float32_step
 
 
-def returned(found: Found, config: GenerationConfig, plan: Plan, maps: Any = None, source_length: int = 0) -> Generated:
+def returned(
+    found: Found, config: GenerationConfig, spec: SearchSpec, maps: Any = None, source_length: int = 0
+) -> Generated:
     """The sequences asked for, cut to the longest of them, with their share of the maps [rows of the search, ...]."""
     if is_traced(found):
-        return returned_traced(found, config, plan)
-    prompt = int(plan.prompt_length)
+        return returned_traced(found, config, spec)
+    prompt = int(spec.prompt_length)
     copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
     tokens, scores, lengths = (np.asarray(array)[rows] for array in found[:3])
     if config.num_beams == 1:
         check_drawn(tokens, prompt, lengths)
-    if plan.grammar is not None and config.num_beams > 1:
+    if spec.constraint_fsm is not None and config.num_beams > 1:
         empty = scores < OUT / 2  # places that no allowed sequence took
         scores, lengths = np.where(empty, -np.inf, scores), np.where(empty, prompt, lengths)
         tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, max(config.padding, 0))
@@ -158,11 +163,11 @@ def returned(found: Found, config: GenerationConfig, plan: Plan, maps: Any = Non
     )
 
 
-def returned_traced(found: Found, config: GenerationConfig, plan: Plan) -> Generated:
+def returned_traced(found: Found, config: GenerationConfig, spec: SearchSpec) -> Generated:
     """Return the sequences asked for inside a transformation of JAX, as long as they may become."""
     if config.output_attentions:
         raise InputError("attention maps belong to whole generations: leave output_attentions out inside jax.jit")
-    prompt, longest = int(plan.prompt_length), int(plan.max_length)
+    prompt, longest = int(spec.prompt_length), int(spec.max_length)
     copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
     real = jnp.arange(longest)[None] < found.lengths[rows, None]
@@ -174,7 +179,7 @@ def returned_traced(found: Found, config: GenerationConfig, plan: Plan) -> Gener
 
 
 def check_drawn(tokens: np.ndarray, prompt: int, lengths: np.ndarray) -> None:
-    """Raise InputError where one of the tokens [R, slots] from `prompt` up to the length of each row [R] is NOTHING."""
+    """Raise InputError where a generated token, of tokens [R, slots] from `prompt` to lengths [R], is INVALID_TOKEN."""
     places = np.arange(tokens.shape[1])
-    if ((tokens == NOTHING) & (places >= prompt) & (places < lengths[:, None])).any():
+    if ((tokens == INVALID_TOKEN) & (places >= prompt) & (places < lengths[:, None])).any():
         raise InputError("no token could be drawn: the settings exclude all of them, or the model's logits are NaN")

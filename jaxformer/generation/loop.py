@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxformer.generation.plan import Plan
+from jaxformer.generation.spec import SearchSpec
 
 CHUNK = 4
 
@@ -33,14 +33,14 @@ class Found(NamedTuple):
 class Strategy(NamedTuple):
     """A way to search, as pure functions over a state with `tokens` [..., slots] and `length`.
 
-    init: (plan, tokens [R, slots]) -> state.
-    advance: (plan, state, logits [R, V]) -> Advanced. finished: (plan, state) -> boolean scalar.
+    init: (spec, tokens [R, slots]) -> state.
+    advance: (spec, state, logits [R, V]) -> Advanced. finished: (spec, state) -> boolean scalar.
     result: (state, record) -> Found.
     """
 
-    init: Callable[[Plan, jax.Array], Any]
-    advance: Callable[[Plan, Any, jax.Array], "Advanced"]
-    finished: Callable[[Plan, Any], jax.Array]
+    init: Callable[[SearchSpec, jax.Array], Any]
+    advance: Callable[[SearchSpec, Any, jax.Array], "Advanced"]
+    finished: Callable[[SearchSpec, Any], jax.Array]
     result: Callable[[Any, "Record"], Found]
 
 
@@ -71,20 +71,20 @@ class Search(NamedTuple):
     record: Record
 
 
-def choose(plan: Plan, strategy: Strategy, select: Select, search: Search, logits: jax.Array) -> Search:
+def choose(spec: SearchSpec, strategy: Strategy, select: Select, search: Search, logits: jax.Array) -> Search:
     """The search one token longer, from the logits [R, V] after its tokens."""
-    state, rows, scores = strategy.advance(plan, search.state, logits)
+    state, rows, scores = strategy.advance(spec, search.state, logits)
 
     def kept(pages: jax.Array | None, page: jax.Array) -> jax.Array | None:
         if pages is None:
             return None
-        return lax.dynamic_update_index_in_dim(pages, page, search.state.length - plan.prompt_length, axis=0)
+        return lax.dynamic_update_index_in_dim(pages, page, search.state.length - spec.prompt_length, axis=0)
 
     record = Record(kept(search.record.scores, scores), kept(search.record.logits, logits))
     return Search(state, search.cache if rows is None else select(search.cache, rows), record)
 
 
-def proceed(plan: Plan, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
+def proceed(spec: SearchSpec, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
     """The search a chunk of turns later, each of which reads the newest tokens and chooses the next.
 
     A search that finishes inside the chunk stays as it is; what its cache and the pages of its record behind the last
@@ -95,17 +95,17 @@ def proceed(plan: Plan, strategy: Strategy, step: Step, select: Select, search: 
         state = search.state
         tokens = state.tokens.reshape(-1, state.tokens.shape[-1])
         logits, cache = step(lax.dynamic_slice_in_dim(tokens, state.length - 1, 1, axis=1), search.cache)
-        new = choose(plan, strategy, select, search._replace(cache=cache), logits)
-        done = strategy.finished(plan, state)
+        new = choose(spec, strategy, select, search._replace(cache=cache), logits)
+        done = strategy.finished(spec, state)
         return new._replace(state=jax.tree.map(lambda old, new: jnp.where(done, old, new), state, new.state)), None
 
     return lax.scan(turn, search, length=CHUNK)[0]
 
 
-def finish(plan: Plan, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
+def finish(spec: SearchSpec, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
     """The finished search; the exit is looked for after each chunk."""
     return lax.while_loop(
-        lambda search: ~strategy.finished(plan, search.state),
-        lambda search: proceed(plan, strategy, step, select, search),
+        lambda search: ~strategy.finished(spec, search.state),
+        lambda search: proceed(spec, strategy, step, select, search),
         search,
     )

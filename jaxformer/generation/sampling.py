@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxformer.generation.choice import best_token, draw_token, row_keys
 from jaxformer.generation.loop import Advanced, Found, Record, Strategy
-from jaxformer.generation.plan import Context, Marks, Plan, ends_with, first_marks, moved, process
+from jaxformer.generation.processors import process
+from jaxformer.generation.selection import best_token, draw_token, row_keys
+from jaxformer.generation.spec import FSMStates, SearchSpec, ends_with, first_states, make_context, next_states
 
 
 @jax.tree_util.register_dataclass
@@ -16,7 +17,7 @@ from jaxformer.generation.plan import Context, Marks, Plan, ends_with, first_mar
 class Sequences:
     """Sequences in the making: tokens [R, slots], of which `length` count, and of a finished row `lengths` [R].
 
-    live: boolean [R], not finished. scores: [R] log-probability that the model gave to the tokens it generated. marks:
+    live: boolean [R], not finished. scores: [R] log-probability that the model gave to the tokens it generated. states:
     automata behind the tokens.
     """
 
@@ -25,42 +26,43 @@ class Sequences:
     live: jax.Array
     scores: jax.Array
     lengths: jax.Array
-    marks: Marks
+    states: FSMStates
 
 
-def init(plan: Plan, tokens: jax.Array) -> Sequences:
+def init(spec: SearchSpec, tokens: jax.Array) -> Sequences:
     """The prompts, tokens [R, slots], with nothing generated."""
     R = tokens.shape[0]
-    length = jnp.asarray(plan.prompt_length, jnp.int32)
-    return Sequences(tokens, length, jnp.ones(R, bool), jnp.zeros(R), jnp.full(R, length), first_marks(plan))
+    length = jnp.asarray(spec.prompt_length, jnp.int32)
+    return Sequences(tokens, length, jnp.ones(R, bool), jnp.zeros(R), jnp.full(R, length), first_states(spec))
 
 
-def advance(plan: Plan, state: Sequences, logits: jax.Array) -> Advanced:
+def advance(spec: SearchSpec, state: Sequences, logits: jax.Array) -> Advanced:
     """Every live row one token longer, the finished ones padded.
 
     Without EOS tokens, rows that a stop string finished go on until all are finished, as in `generate()`.
     """
-    scores = process(logits, Context(plan, state.tokens, state.length, state.marks))
-    if plan.sample:
-        token = draw_token(scores, row_keys(plan.seeds, plan.copies, state.length - plan.prompt_length))
+    context = make_context(spec, state.tokens, state.length, state.states)
+    scores = process(spec.processors, logits, context)
+    if spec.sample:
+        token = draw_token(scores, row_keys(spec.seeds, spec.copies, state.length - spec.prompt_length))
     else:
         token = best_token(scores)
     log_probability = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
-    if plan.eos.size:
-        token = jnp.where(state.live, token, plan.padding)
-    length, marks = state.length + 1, moved(plan, state.marks, token)
+    if spec.eos.size:
+        token = jnp.where(state.live, token, spec.padding)
+    length, states = state.length + 1, next_states(spec, state.states, token)
     sequences = Sequences(
         tokens=lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.length, axis=1),
         length=length,
-        live=state.live & ~ends_with(plan, marks, token) & (length < plan.max_length),
+        live=state.live & ~ends_with(spec, states, token) & (length < spec.max_length),
         scores=state.scores + jnp.where(state.live, log_probability, 0.0),
         lengths=jnp.where(state.live, length, state.lengths),
-        marks=marks,
+        states=states,
     )
     return Advanced(sequences, None, scores)
 
 
-def finished(plan: Plan, state: Sequences) -> jax.Array:
+def finished(spec: SearchSpec, state: Sequences) -> jax.Array:
     """Whether no row is live."""
     return ~jnp.any(state.live)
 

@@ -1,4 +1,4 @@
-"""Places and thresholds in rows of scores, none of which is sorted."""
+"""Thresholds, places and choices in rows of scores, none of which is sorted."""
 
 from collections.abc import Callable
 
@@ -11,6 +11,7 @@ LOWEST, HIGHEST = -0x7F800001, 0x7F800000  # the integers of -inf and +inf
 FEW = 256  # scores looked at first: to pick them takes as long as two halvings
 DEPTH = 16  # scores in a column
 BLOCK = 128  # stretches of a line
+INVALID_TOKEN = -1  # what is drawn where all scores are -inf, or one is NaN
 
 
 def few_largest(scores: jax.Array, count: int, *, first_of_equals: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -114,3 +115,57 @@ def first_beyond(lengths: jax.Array, mark: jax.Array) -> tuple[jax.Array, jax.Ar
     last = lengths.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1, keepdims=True)
     found = jnp.where(jnp.any(beyond, axis=1, keepdims=True), jnp.argmax(beyond, axis=1, keepdims=True), last)
     return found, jnp.take_along_axis(ends - lengths, found, axis=1)
+
+
+def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
+    """A random key for each of `copies` rows per input at a step: [B * copies] from seeds [B, 2].
+
+    Each depends on nothing but its input's pair of numbers and its place among the copies: what a row draws does not
+    depend on the rows beside it.
+    """
+
+    def key(seed: jax.Array, copy: jax.Array) -> jax.Array:
+        folded = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
+        return jax.random.fold_in(jax.random.fold_in(folded, copy), step)
+
+    of_copies = jax.vmap(key, in_axes=(None, 0))
+    return jax.vmap(of_copies, in_axes=(0, None))(seeds, jnp.arange(copies)).reshape(-1)
+
+
+def best_token(scores: jax.Array) -> jax.Array:
+    """The token of the largest score, the lowest id among equals: int32 [R] from [R, V]."""
+    return few_largest(scores, 1, first_of_equals=True)[1][:, 0]
+
+
+def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
+    """A token drawn from softmax(scores): int32 [R] from [R, V] and a key for each row.
+
+    By inversion: one uniform number is laid on the line of cumulative probabilities, and the token that it falls on is
+    taken. Tokens of probability 0 are never drawn; INVALID_TOKEN is, where no token has a probability.
+    """
+    weights = jnp.exp(scores - few_largest(scores, 1)[0])
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    mark = jax.vmap(jax.random.uniform)(keys)[:, None] * total
+    return jnp.where(total > 0, place_on_line(weights, mark), INVALID_TOKEN)[:, 0]
+
+
+def best_candidates(scores: jax.Array, count: int) -> jax.Array:
+    """The `count` largest of the scores [B, W, V], best first: [B, count] in W*V.
+
+    Among equals the lowest index comes first, but for -inf. They are looked for within each beam and then among those:
+    the same candidates as from all at once, found faster.
+    """
+    B, W, V = scores.shape
+    values, tokens = few_largest(scores.reshape(B * W, V), min(count, V), first_of_equals=True)
+    flat = tokens.reshape(B, W, -1) + V * jnp.arange(W)[None, :, None]
+    merged = lax.top_k(values.reshape(B, -1), count)[1]
+    return jnp.take_along_axis(flat.reshape(B, -1), merged, axis=1)
+
+
+def draw_candidates(scores: jax.Array, count: int, keys: jax.Array) -> jax.Array:
+    """`count` candidates drawn without replacement from softmax over [W, V], in the order drawn: [B, count] in W*V.
+
+    The largest of scores plus Gumbel noise are such a draw (Kool et al. 2019, section 2.3).
+    """
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(keys)
+    return best_candidates(scores + noise, count)

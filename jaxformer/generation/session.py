@@ -1,6 +1,6 @@
 """A generation in parts: as a stream of tokens, or stopped, saved and continued elsewhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.engine import Generated, check_drawn, in_float32, returned, strategy_of
 from jaxformer.generation.layout import laid_out
 from jaxformer.generation.loop import Found, Search, proceed
-from jaxformer.generation.plan import Plan
-from jaxformer.generation.planning import Allowed
+from jaxformer.generation.spec import SearchSpec
 
 
 class Session:
@@ -35,40 +34,38 @@ class Session:
         model: Model,
         inputs: Any = None,
         config: GenerationConfig | None = None,
-        *,
-        inputs_mask: Any = None,
-        decoder_input_ids: Any = None,
-        allowed: Allowed = None,
-        token_texts: Sequence[str] | None = None,
-        **settings: Any,
+        **arguments: Any,
     ):
+        given = dict.fromkeys(BESIDE) | {"logits_processors": ()}
+        given |= {name: value for name, value in arguments.items() if name in BESIDE}
+        settings = {name: value for name, value in arguments.items() if name not in BESIDE}
         self.config = GenerationConfig.of(config, settings)
         if self.config.output_attentions:
             raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
         if is_traced(model):
             raise InputError("a session runs programs of its own: inside jax.jit call generate")
-        request = make_request(model, inputs, self.config, inputs_mask, decoder_input_ids, allowed, token_texts)
-        self.plan = request.plan
+        request = make_request(model, inputs, self.config, **given)
+        self.spec = request.spec
         reading, self.stepping = laid_out(model, request.rows)
         self.state = begin_compiled(reading, self.stepping, request)
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to generate."""
-        return bool(strategy_of(self.plan).finished(self.plan, self.state.state))
+        return bool(strategy_of(self.spec).finished(self.spec, self.state.state))
 
     @property
     def found(self) -> Found:
         """What the search has found so far, all of its rows."""
-        return strategy_of(self.plan).result(self.state.state, self.state.record)
+        return strategy_of(self.spec).result(self.state.state, self.state.record)
 
     def advance(self) -> None:
         """Generate a few more tokens. The state from before is used up: save it first, if it is to be kept."""
-        self.state = proceed_compiled(self.stepping, self.state, self.plan)
+        self.state = proceed_compiled(self.stepping, self.state, self.spec)
 
     def result(self) -> Generated:
         """The sequences so far, as `generate` returns them at the end; beams that run on are not among them."""
-        return returned(self.found, self.config, self.plan)
+        return returned(self.found, self.config, self.spec)
 
 
 def stream(
@@ -87,7 +84,7 @@ def stream(
 
 def produced(session: Session) -> Iterator[np.ndarray]:
     """The new tokens of each chunk, up to the end of the longest row."""
-    sent = int(session.plan.prompt_length)
+    sent = int(session.spec.prompt_length)
     while True:
         tokens, lengths = np.asarray(session.found.tokens), np.asarray(session.found.lengths)
         finished = session.finished
@@ -105,6 +102,6 @@ begin_compiled = Compiled(begin_request)  # what is compiled for the prompts
 
 
 @compiled(donated=(1,))
-def proceed_compiled(stepping: Model, search: Search, plan: Plan) -> Search:
+def proceed_compiled(stepping: Model, search: Search, spec: SearchSpec) -> Search:
     """What is compiled for every chunk of tokens."""
-    return proceed(plan, strategy_of(plan), in_float32(stepping.step), select_cache_rows, search)
+    return proceed(spec, strategy_of(spec), in_float32(stepping.step), select_cache_rows, search)

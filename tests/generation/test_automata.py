@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer import InputError, allow_phrases, allow_regex, decode, generate
-from jaxformer.generation.automata import side_by_side, stop_automaton
-from jaxformer.generation.plan import Automaton
+from jaxformer.generation.automata import Automaton, side_by_side, stop_automaton
 
 EOS, V = 10, 11
 TEXTS = ["a", "b", "ab", "ba", "c", "", "aa", "1", "12", " ", "</s>"]

@@ -13,13 +13,18 @@ import torch
 from transformers.generation import logits_process as hf
 
 from jaxformer.generation import GenerationConfig, selection
-from jaxformer.generation.choice import NOTHING, best_token, draw_token
-from jaxformer.generation.plan import Context, Marks, process
-from jaxformer.generation.planning import make_plan
+from jaxformer.generation.processors import process
+from jaxformer.generation.selection import INVALID_TOKEN, best_token, draw_token
+from jaxformer.generation.spec import FSMStates, SearchSpec, make_context, make_spec
 
 R, V, SLOTS = 7, 53, 19
 SOURCE = np.random.default_rng(8).integers(V, size=(R, 13))
-process_compiled = jax.jit(process)
+
+
+@jax.jit
+def process_compiled(spec: SearchSpec, scores: np.ndarray, tokens: np.ndarray, length: np.ndarray) -> jax.Array:
+    """The scores after every processor."""
+    return process(spec.processors, scores, make_context(spec, tokens, length, FSMStates(None, None)))
 
 
 def draw_scores(rng: np.random.Generator, kind: str) -> np.ndarray:
@@ -38,9 +43,9 @@ def ours(scores: np.ndarray, tokens: np.ndarray, mask: np.ndarray | None = None,
     """The scores after our processors, for a prompt of 3 tokens (or as long as its mask) within `tokens`."""
     config = GenerationConfig(**settings)
     mask = np.ones((R, 3), bool) if mask is None else mask
-    plan = make_plan(config, config.length_limits(mask.shape[1]), tokens[:, : mask.shape[1]], mask, read=SOURCE)
+    spec = make_spec(config, config.length_limits(mask.shape[1]), tokens[:, : mask.shape[1]], mask, source=SOURCE)
     stale = np.pad(tokens, ((0, 0), (0, SLOTS - tokens.shape[1])), constant_values=1)  # what lies behind is not read
-    return np.asarray(process_compiled(scores, Context(plan, stale, np.int32(tokens.shape[1]), Marks(None, None))))
+    return np.asarray(process_compiled(spec, scores, stale, np.int32(tokens.shape[1])))
 
 
 def theirs(scores: np.ndarray, tokens: np.ndarray, *processors: hf.LogitsProcessor) -> np.ndarray:
@@ -151,14 +156,14 @@ def test_sampling_sorts_no_vocabulary(size: int) -> None:
     """XLA makes a sort of a `top_k` whose result is sliced, which takes ten times as long."""
     config = GenerationConfig(do_sample=True, temperature=0.8, top_k=50, top_p=0.9)
     tokens = np.ones((1, 3), np.int32)
-    plan = make_plan(config, config.length_limits(3), tokens, np.ones((1, 3), bool), read=tokens)
+    spec = make_spec(config, config.length_limits(3), tokens, np.ones((1, 3), bool), source=tokens)
 
-    def draw(scores: jax.Array, context: Context, keys: jax.Array) -> jax.Array:
-        return draw_token(process(scores, context), keys)
+    def draw(spec: SearchSpec, scores: jax.Array, keys: jax.Array) -> jax.Array:
+        context = make_context(spec, jnp.ones((1, SLOTS), jnp.int32), 3, FSMStates(None, None))
+        return draw_token(process(spec.processors, scores, context), keys)
 
-    context = Context(plan, np.ones((1, SLOTS), np.int32), np.int32(3), Marks(None, None))
     keys = jax.random.split(jax.random.key(0), 1)
-    text = jax.jit(draw).lower(jnp.zeros((1, size)), context, keys).compile().as_text()
+    text = jax.jit(draw).lower(spec, jnp.zeros((1, size)), keys).compile().as_text()
     assert "TopK" in text
     assert not re.search(rf"\[1,{size}\].* sort\(", text)
 
@@ -186,7 +191,7 @@ def test_a_score_that_is_no_number_draws_nothing(settings: dict[str, Any], rng: 
         jnp.asarray(ours(scores, np.ones((R, 5), np.int32), **SAMPLE | settings)),
         jax.random.split(jax.random.key(0), R),
     )
-    assert (np.asarray(drawn) == NOTHING).tolist() == [True] * (R - 1) + [False]
+    assert (np.asarray(drawn) == INVALID_TOKEN).tolist() == [True] * (R - 1) + [False]
 
 
 @pytest.mark.parametrize("top_p", [0.99, 0.9999, 0.999999])

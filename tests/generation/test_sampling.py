@@ -11,8 +11,7 @@ from generation.chain import CODES, empty_cache, logits_after, make_step, make_t
 
 from jaxformer.errors import InputError
 from jaxformer.generation import decode
-from jaxformer.generation.choice import draw_token
-from jaxformer.generation.selection import place_on_line
+from jaxformer.generation.selection import draw_token, place_on_line
 
 V = 11
 
