@@ -52,7 +52,7 @@ def step(model: NearAndFar, tokens: jax.Array, cache: tuple) -> tuple[jax.Array,
 def select(cache: tuple, rows: jax.Array) -> tuple:
     """Return the cache of the batch rows `rows`."""
     read, *caches = cache
-    return read, *(each.gather(rows) for each in caches)
+    return read, *(each.reorder(rows) for each in caches)
 
 
 def train(steps: int = 200) -> NearAndFar:

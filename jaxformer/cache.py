@@ -56,7 +56,7 @@ class Cache:
         if ancestors is None:
             ancestors = jnp.broadcast_to(rows[:, None], (R, self.capacity)).astype(jnp.int32)
         if self.ancestors is None or len(self.ancestors) != R:
-            layers = tuple(layer.gather(rows) for layer in self.layers)
+            layers = tuple(layer.reorder(rows) for layer in self.layers)
         else:
             changes = jnp.any(ancestors != self.ancestors, axis=0)
             layers = self._copied(rows, jnp.where(jnp.any(changes), jnp.argmax(changes), self.length))

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxformer"
 FLOORS = (
-    {"interrupts", "errors", "schema", "locks", "ops", "config"},
+    {"interrupts", "errors", "schema", "locks", "backends", "ops", "config"},
     {"layers"},
     {"model", "cache", "presets"},
     {"generation", "training", "data", "pretrained", "visualize"},
@@ -17,6 +17,7 @@ FLOORS = (
 # Within the lowest floor operations know nothing of configurations; `config` names the activations that exist.
 NEVER = {
     ("ops", "config"),
+    ("backends", "config"),
     ("schema", "ops"),
     ("schema", "config"),
     ("errors", "ops"),
@@ -29,6 +30,7 @@ NEIGHBOURS = {
     ("pretrained", "generation"),
     ("pretrained", "data"),
     ("ops", "errors"),
+    ("ops", "backends"),
     ("schema", "errors"),
     ("locks", "errors"),
     ("config", "errors"),

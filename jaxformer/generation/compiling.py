@@ -12,12 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer import backends
+from jaxformer.backends.cpu import few_rows_options
 from jaxformer.generation.arrays import is_traced
-
-# XLA gives matrix products on CPUs to YNNPACK, whose kernels for a few rows, beams or a small batch, can take 1.8 times
-# as long as those of Eigen, which it falls back to without. Eigen has none for integers: without YNNPACK, products of
-# these are loops, which take three times as long for one row and far longer for more.
-FEW_ROWS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 MOST_PROGRAMS = 64  # a search of a tiny BART takes some 35 MB and 520 memory maps, one of GPT-2 small 75 MB and 600
 MOST_TRACES = 4096  # of inner functions: what most of JAX's own caches are bounded to
@@ -156,7 +153,7 @@ class Compiled:
 
     Positional arguments are pytrees, which may be given as `Flat`; those given by name are static. donated: the numbers
     of arguments whose memory a program may take over. few_rows: compiled for the few rows of a search, where the
-    compiler knows how, see FEW_ROWS. It is asked at the first call: to import a package must not choose the backend.
+    compiler knows how, see `backends.cpu`. It is asked at the first call: an import must not choose the backend.
     """
 
     def __init__(self, function: Callable[..., Any], *, donated: tuple[int, ...] = (), few_rows: bool = True):
@@ -172,20 +169,20 @@ class Compiled:
         if is_traced([each.leaves for each in flat]):
             # There is no reverse derivative of a loop whose length is not known.
             return self.function(*(jax.lax.stop_gradient(each.tree) for each in flat), **static)
-        key = (self, *static.items(), *[each.signature for each in flat])
+        key = (self, backends.layout(), *static.items(), *[each.signature for each in flat])
         return PROGRAMS.call(key, self, [each.leaves for each in flat])
 
     def program(self, key: tuple[Any, ...], leaves: list[list[Any]]) -> Callable[..., Any]:
         """Return a new function under `jax.jit` for arguments of the signatures in the key: it takes their leaves."""
         structures = [part.structure for part in key if isinstance(part, Signature)]
-        static = dict(part for part in key[1:] if not isinstance(part, Signature))
+        static = dict(part for part in key[2:] if not isinstance(part, Signature))
 
         def function(*leaves: list[Any]) -> Any:
             return self.function(*map(jax.tree.unflatten, structures, leaves), **static)
 
         function.__name__ = function.__qualname__ = self.function.__name__  # the program's in profiles and caches
         integers = any(getattr(leaf, "dtype", None) == jnp.int8 for leaf in chain.from_iterable(leaves))
-        options = for_few_rows() if self.few_rows and not integers else None
+        options = few_rows_options() if self.few_rows and not integers else None
         return jax.jit(function, donate_argnums=self.donated, compiler_options=options)
 
     @property
@@ -204,18 +201,6 @@ class Compiled:
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Compiled]:
     """Return a decorator: `Compiled` with these options."""
     return lambda function: Compiled(function, **options)
-
-
-@cache
-def for_few_rows() -> dict[str, str] | None:
-    """FEW_ROWS on CPUs, unless this version of XLA does not know it."""
-    if jax.default_backend() != "cpu":
-        return None
-    try:
-        jax.jit(lambda: 0, compiler_options=FEW_ROWS).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return FEW_ROWS
 
 
 @cache

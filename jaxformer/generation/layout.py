@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxformer.backends.cpu import FEW_ROWS
 from jaxformer.generation.arrays import is_traced
 from jaxformer.generation.compiling import Flat
-from jaxformer.ops.matmul import FEW_ROWS
 
 
 class Kept(NamedTuple):

@@ -1,7 +1,7 @@
 """Flax modules: they own parameters, make projections and call one operation each; no caches, keys or modes inside."""
 
 from jaxformer.layers.any_attention import LayerCache
-from jaxformer.layers.attention import Attention, AttentionOutput, KVCache
+from jaxformer.layers.attention import Attention, AttentionOutput
 from jaxformer.layers.block import Block, BlockOutput, EncoderKV, split_key
 from jaxformer.layers.embedding import Embedding, LearnedPositionEmbedding, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
@@ -22,7 +22,6 @@ __all__ = [
     "FeedForward",
     "Head",
     "Intermediates",
-    "KVCache",
     "LatentAttention",
     "LayerCache",
     "LayerNorm",

@@ -2,12 +2,13 @@
 
 from flax import nnx
 
+from jaxformer.backends import KVCache, PackedKVCache
 from jaxformer.config import AnyAttentionConfig, AttentionConfig
-from jaxformer.layers.attention import Attention, KVCache
+from jaxformer.layers.attention import Attention
 from jaxformer.layers.latent_attention import LatentAttention, MLACache
 
 AnyAttention = Attention | LatentAttention
-LayerCache = KVCache | MLACache
+LayerCache = KVCache | PackedKVCache | MLACache
 
 
 def make_attention(config: AnyAttentionConfig, dim: int, *, rngs: nnx.Rngs) -> AnyAttention:

@@ -1,94 +1,18 @@
 """Multi-head attention, section 3.2.2, and its cache of keys and values."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxformer.backends import KVCache, PackedKVCache, kv_cache
 from jaxformer.config import AttentionConfig, head_width
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import Norm, make_norm
 from jaxformer.layers.rotary import apply_rope
 from jaxformer.ops import AttentionMask, attention_weights, dot_product_attention, dropout, weighted_values
-from jaxformer.ops.matmul import are_numbers
-
-
-def pack(x: jax.Array) -> jax.Array:
-    """Return [X, S, H] without its first axis if that is 1.
-
-    With an axis of size 1, XLA fuses the update of a cache into the product that reads it, which then happens twice:
-    the cache is copied at every step.
-    """
-    return x[0] if are_numbers(x.shape[0]) and x.shape[0] == 1 else x
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class KVCache:
-    """Keys and values of one attention layer for B sequences, with room for S tokens.
-
-    Rows and heads are one axis, before slots, unlike in activations: so the products of a decoding step read a cache
-    as it lies, and what is written to it goes in its place. XLA would copy [B, K, S, H] twice for every token, and
-    [B, S, K, H] once more to transpose it.
-
-    Attributes:
-        key: [B K, S, H], or [S, H] where B K is 1, see `pack`.
-        value: The same for values.
-        heads: Number of key-value heads K; static.
-    """
-
-    key: jax.Array
-    value: jax.Array
-    heads: int = field(metadata={"static": True})
-
-    @classmethod
-    def of(cls, key: jax.Array, value: jax.Array) -> "KVCache":
-        """Return a full cache of keys and values [B, S, K, H]."""
-        B, S, K, _ = key.shape
-        packed = (pack(jnp.swapaxes(x, 1, 2).reshape(B * K, S, x.shape[3])) for x in (key, value))
-        return cls(*packed, heads=K)
-
-    @property
-    def rows(self) -> int:
-        """Number of sequences B."""
-        return math.prod(self.key.shape[:-2]) // self.heads
-
-    @property
-    def capacity(self) -> int:
-        """Number of tokens S that there is room for."""
-        return self.key.shape[-2]
-
-    def update(self, new: "KVCache", start: int | jax.Array) -> "KVCache":
-        """Return a copy whose slots from `start` on hold `new`, of T slots."""
-        return self._with(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, -2), new)
-
-    def gather(self, rows: jax.Array) -> "KVCache":
-        """Return the cache of the batch rows `rows` [R]."""
-        batches = (x.reshape(-1, self.heads, *x.shape[-2:])[rows] for x in (self.key, self.value))
-        return KVCache(*(pack(x.reshape(-1, *x.shape[-2:])) for x in batches), heads=self.heads)
-
-    def copy_slots(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "KVCache":
-        """Return a copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
-        part = self._with(lambda old: jax.lax.dynamic_slice_in_dim(old, start, slots, -2))
-        return self.update(part.gather(rows), start)
-
-    def prefix(self, slots: int) -> "KVCache":
-        """Return the first `slots` slots."""
-        return self._with(lambda old: old[..., :slots, :])
-
-    def unpack(self) -> tuple[jax.Array, jax.Array]:
-        """Return keys and values [B, S, K, H], as the operations take them."""
-        key, value = (each.reshape(self.rows, self.heads, *each.shape[-2:]) for each in (self.key, self.value))
-        return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-
-    def _with(self, change: Callable[..., jax.Array], *others: "KVCache") -> "KVCache":
-        """Return both arrays changed, each together with its counterparts."""
-        return jax.tree.map(change, self, *others)
 
 
 class AttentionOutput(NamedTuple):
@@ -127,16 +51,16 @@ class Attention(nnx.Module):
         self.key_norm = make_norm(norm, key_width, axes=axes) if norm else None
         self.sinks = nnx.Param(jnp.zeros(heads), axes="N") if config.sinks else None
 
-    def project_kv(self, x: jax.Array, position_ids: jax.Array | None = None) -> KVCache:
+    def project_kv(self, x: jax.Array, position_ids: jax.Array | None = None) -> KVCache | PackedKVCache:
         """Return keys and values of the states x [B, S, D] at positions [1|B, S]; rotary keys are rotated here."""
         key = self._rotated(self._normed(self.key(x), self.key_norm), position_ids)
-        return KVCache.of(key, self.value(x))
+        return kv_cache(key, self.value(x))
 
-    def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> KVCache:
+    def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> KVCache | PackedKVCache:
         """Return an empty cache for `batch` sequences of up to `capacity` tokens."""
         K, H = self.key.outputs
-        zeros = pack(jnp.zeros((batch * K, capacity, H), dtype))
-        return KVCache(zeros, zeros, heads=K)
+        zeros = jnp.zeros((batch, capacity, K, H), dtype)
+        return kv_cache(zeros, zeros)
 
     def __call__(
         self,
@@ -144,8 +68,8 @@ class Attention(nnx.Module):
         *,
         mask: AttentionMask | None = None,
         position_ids: jax.Array | None = None,
-        cache: KVCache | None = None,
-        kv: KVCache | None = None,
+        cache: Any = None,
+        kv: Any = None,
         bias: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
         return_weights: bool = False,
@@ -170,7 +94,7 @@ class Attention(nnx.Module):
         if kv is None:
             kv = self.project_kv(x, position_ids)
             if cache is not None:
-                cache = cache.update(kv, mask.offset)
+                cache = cache.append(kv, mask.offset)
                 kv = cache.prefix(mask.num_visible_keys(x.shape[1], cache.capacity))
                 mask = mask.prefix(kv.capacity)
         query = fold_beams(self._rotated(self._normed(self.query(x), self.query_norm), position_ids), kv.rows)

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxformer.backends.cpu import matmul_transposed, prefers_transposed
 from jaxformer.config import ClassifierConfig, EmbeddingConfig, HeadConfig, TransformConfig
 from jaxformer.layers.linear import Linear, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
-from jaxformer.ops import ACTIVATIONS, dropout, matmul_transposed, prefers_transposed
+from jaxformer.ops import ACTIVATIONS, dropout
 
 
 class Transform(nnx.Module):

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxformer.backends import pack
+from jaxformer.backends.default import append
 from jaxformer.config import LatentAttentionConfig
 from jaxformer.errors import InputError
-from jaxformer.layers.attention import AttentionOutput, attend, fold_beams, pack, unfolded_weights
+from jaxformer.layers.attention import AttentionOutput, attend, fold_beams, unfolded_weights
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.layers.rotary import apply_rope
@@ -21,7 +23,7 @@ class MLACache(NamedTuple):
 
     Attributes:
         states: The latent of each token and behind it the key that heads share, rotated by the token's position:
-            [B, S, R + P], or [S, R + P] where B is 1, see `pack`.
+            [B, S, R + P], or [S, R + P] where B is 1, see `backends.cpu.pack`.
     """
 
     states: jax.Array
@@ -41,17 +43,19 @@ class MLACache(NamedTuple):
         """Number of tokens S that there is room for."""
         return self.states.shape[-2]
 
-    def update(self, new: "MLACache", start: int | jax.Array) -> "MLACache":
-        """Return a copy whose slots from `start` on hold `new`, of T tokens."""
+    def append(self, new: "MLACache", start: int | jax.Array) -> "MLACache":
+        """Return a copy whose slots from `start`, of all rows or [B] of each, on hold `new`, of T tokens."""
+        if jnp.ndim(start):
+            return MLACache.of(append(self.unpack(), new.unpack(), start))
         return MLACache(jax.lax.dynamic_update_slice_in_dim(self.states, new.states, start, -2))
 
-    def gather(self, rows: jax.Array) -> "MLACache":
+    def reorder(self, rows: jax.Array) -> "MLACache":
         """Return the cache of the batch rows `rows` [R]."""
         return MLACache.of(self.unpack()[rows])
 
     def copy_slots(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "MLACache":
         """Return a copy in which `slots` slots from `start` on are those of the batch rows `rows` [B]."""
-        return self.update(MLACache(jax.lax.dynamic_slice_in_dim(self.states, start, slots, -2)).gather(rows), start)
+        return self.append(MLACache(jax.lax.dynamic_slice_in_dim(self.states, start, slots, -2)).reorder(rows), start)
 
     def prefix(self, slots: int) -> "MLACache":
         """Return the first `slots` slots."""
@@ -143,7 +147,7 @@ class LatentAttention(nnx.Module):
         if kv is None:
             kv = self.project_kv(x, position_ids)
             if cache is not None:
-                cache = cache.update(kv, mask.offset)
+                cache = cache.append(kv, mask.offset)
                 kv = cache.prefix(mask.num_visible_keys(x.shape[1], cache.capacity))
                 mask = mask.prefix(kv.capacity)
         absorbed = self.absorbs(x.shape[1], kv.capacity) if absorbed is None else absorbed

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxformer.backends.cpu import matmul_transposed, prefers_transposed
 from jaxformer.errors import InputError
 from jaxformer.layers.variables import QuantizedWeight
-from jaxformer.ops import Quantized, int8_matmul, matmul, matmul_transposed, prefers_transposed, quantize
+from jaxformer.ops import Quantized, int8_matmul, matmul, quantize
 
 Sizes = int | tuple[int, ...]
 

@@ -15,7 +15,7 @@ from jaxformer.ops.experts import mix_experts
 from jaxformer.ops.int8 import Quantized, int8_matmul, quantize
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import AttentionMask, as_mask, causal_mask, count_positions, padding_mask
-from jaxformer.ops.matmul import batched_matmul_transposed, matmul, matmul_transposed, prefers_transposed
+from jaxformer.ops.matmul import matmul
 from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import distance_buckets, sinusoidal_positions
 from jaxformer.ops.rotary import Rotation, rotary_frequencies, rotate, rotation
@@ -40,7 +40,6 @@ __all__ = [
     "attention_scores",
     "attention_weights",
     "balance_loss",
-    "batched_matmul_transposed",
     "causal_mask",
     "communication_loss",
     "count_positions",
@@ -56,10 +55,8 @@ __all__ = [
     "int8_matmul",
     "layer_norm",
     "matmul",
-    "matmul_transposed",
     "mix_experts",
     "padding_mask",
-    "prefers_transposed",
     "quantize",
     "rms_norm",
     "rotary_frequencies",

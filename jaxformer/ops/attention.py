@@ -6,11 +6,12 @@ from typing import NamedTuple, TypedDict, Unpack
 import jax
 import jax.numpy as jnp
 
+from jaxformer.backends.cpu import batched_matmul_transposed
+from jaxformer.backends.default import are_numbers
+from jaxformer.backends.gpu import cuda_capability, fused_attention, fused_kernel_applies
 from jaxformer.errors import InputError
 from jaxformer.ops.blockwise import blockwise_attention
-from jaxformer.ops.fused import cuda_capability, fused_attention, fused_kernel_applies
 from jaxformer.ops.masks import AttentionMask, as_mask, both
-from jaxformer.ops.matmul import are_numbers, batched_matmul_transposed
 
 
 class AttentionOptions(TypedDict, total=False):

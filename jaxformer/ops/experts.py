@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxformer.ops.matmul import are_numbers
+from jaxformer.backends.default import are_numbers
 from jaxformer.ops.routing import Choice
 
 Expert = Callable[[Any, jax.Array], jax.Array]

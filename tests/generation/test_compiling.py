@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxformer.backends import cpu
+
 compiling = importlib.import_module("jaxformer.generation.compiling")
 
 
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
     """What the compiler said before, and will say later, is forgotten."""
-    compiling.for_few_rows.cache_clear()
+    cpu.few_rows_options.cache_clear()
     yield
-    compiling.for_few_rows.cache_clear()
+    cpu.few_rows_options.cache_clear()
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -51,8 +53,8 @@ def test_products_of_integers_are_given_to_ynnpack() -> None:
 
 
 def test_a_compiler_that_does_not_know_the_options_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "FEW_ROWS", {"xla_cpu_unheard_of": ""})
-    assert compiling.for_few_rows() is None
+    monkeypatch.setattr(cpu, "FEW_ROWS_OPTIONS", {"xla_cpu_unheard_of": ""})
+    assert cpu.few_rows_options() is None
     np.testing.assert_array_equal(compiling.Compiled(product)(jnp.eye(3), 2 * jnp.eye(3)), 2 * np.eye(3))
 
 

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from jaxformer import Transformer, decoder_only, generate
+from jaxformer.backends.cpu import FEW_ROWS
 from jaxformer.generation.layout import KEPT, laid_out
-from jaxformer.ops.matmul import FEW_ROWS
 
 
 def make_model(seed: int = 0) -> Transformer:

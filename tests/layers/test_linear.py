@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from jaxformer import Transformer, decoder_only, encoder_decoder
+from jaxformer.backends.cpu import FEW_ROWS
 from jaxformer.config import TransformerConfig
 from jaxformer.layers import Head, Linear, TransposedLinear
-from jaxformer.ops.matmul import FEW_ROWS
 from jaxformer.presets import deepseek_tiny
 
 

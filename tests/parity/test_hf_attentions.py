@@ -9,6 +9,7 @@ import torch
 from hf_models import EOS, PAD, save_decoder, save_model
 
 from jaxformer import InputError, decode, generate, stream
+from jaxformer.backends import cpu
 from jaxformer.generation import Generated, api, compiling
 from jaxformer.pretrained import from_pretrained
 
@@ -40,7 +41,7 @@ def step_maps(expected: Any, kind: str, row: int, step: int) -> np.ndarray:
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches with their loops fused, as users have them: without, two programs round their sums in other orders."""
-    monkeypatch.setitem(compiling.FEW_ROWS, "xla_cpu_use_fusion_emitters", "True")
+    monkeypatch.setitem(cpu.FEW_ROWS_OPTIONS, "xla_cpu_use_fusion_emitters", "True")
     anew = compiling.Compiled(api.generate_compiled.function)
     monkeypatch.setattr(api, "generate_compiled", anew)
 

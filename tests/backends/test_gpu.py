@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from ops.structures import options_of
 
+from jaxformer.backends.gpu import cuda_capability, fused_attention, fused_kernel_applies
 from jaxformer.ops import attention_weights, dot_product_attention, weighted_values
 from jaxformer.ops.attention import Scoring, check_options
-from jaxformer.ops.fused import cuda_capability, fused_attention, fused_kernel_applies
 
 B, T, N, K, H = 2, 14, 6, 3, 8
 APPLIES = {

@@ -1,11 +1,37 @@
-"""The fused attention kernel of NVIDIA GPUs, where it applies."""
+"""What NVIDIA GPUs want: the fused attention kernel of cuDNN, where it applies."""
 
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.ops.masks import AttentionMask
+
+class Mask(Protocol):
+    """What the kernel asks of an `AttentionMask`."""
+
+    @property
+    def offset(self) -> Any:
+        """Position of the first query."""
+        ...
+
+    @property
+    def key_valid(self) -> jax.Array | None:
+        """Which keys are real, boolean [B|1, S]. None: all are."""
+        ...
+
+    @property
+    def explicit(self) -> jax.Array | None:
+        """A mask per query. None: there is none."""
+        ...
+
+    @property
+    def bounds(self) -> tuple[int | None, int | None]:
+        """How far a query sees to the left and to the right."""
+        ...
+
+    def visible(self, queries: int, keys: int) -> jax.Array | None:
+        """Return the mask as an array. None: nothing is hidden."""
+        ...
 
 
 def cuda_capability() -> float:
@@ -15,9 +41,7 @@ def cuda_capability() -> float:
     return float(device.compute_capability) if is_cuda else 0.0
 
 
-def fused_kernel_applies(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask, capability: float
-) -> bool:
+def fused_kernel_applies(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, capability: float) -> bool:
     """Return whether cuDNN's kernel can compute this call on a GPU of this compute capability (8.0 is the first).
 
     It takes 16-bit numbers, one head width that is a multiple of 8 up to 128, queries that start at position 0 and
@@ -45,7 +69,7 @@ def fused_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: AttentionMask,
+    mask: Mask,
     *,
     scale: float,
     implementation: Literal["cudnn", "xla"] = "cudnn",

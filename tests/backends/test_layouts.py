@@ -1,0 +1,91 @@
+"""Layouts of caches: whichever it is, the answers are the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxformer import AttentionMask, Transformer, backends, decoder_only, encoder_decoder, generate, modern_decoder_only
+from jaxformer.backends import KVCache, PackedKVCache, kv_cache
+from jaxformer.config import AttentionConfig, LatentAttentionConfig, Rope
+from jaxformer.layers.any_attention import make_attention
+from jaxformer.presets import deepseek_tiny
+
+V = 29
+MODELS = {
+    "gpt": decoder_only(V, length=24, dim=24, layers=2, heads=3),
+    "modern": modern_decoder_only(V, dim=24, layers=1, heads=4, kv_heads=2),
+    "encoder-decoder": encoder_decoder(V, dim=24, layers=1, heads=2),
+    "deepseek": deepseek_tiny(V),
+}
+ATTENTIONS = {
+    "grouped": AttentionConfig(4, kv_heads=2, head_dim=6, rope=Rope()),
+    "latent": LatentAttentionConfig(2, 9, 7, 6, 4, rope=Rope()),
+}
+
+
+def test_cpus_pack_and_others_do_not() -> None:
+    keys = jnp.zeros((2, 5, 3, 4))
+    with backends.using("cpu"):
+        assert isinstance(kv_cache(keys, keys), PackedKVCache)
+    with backends.using("default"):
+        cache = kv_cache(keys, keys)
+        assert isinstance(cache, KVCache)
+        assert cache.key.shape == (2, 5, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt", "modern", *(pytest.param(n, marks=pytest.mark.slow) for n in ("encoder-decoder", "deepseek"))]
+)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_is_the_same(name: str, beams: int, rng: np.random.Generator) -> None:
+    model = Transformer(MODELS[name], rngs=nnx.Rngs(0))
+    prompts = rng.integers(3, V, (2, 4))
+    call = {"num_beams": beams, "max_new_tokens": 8, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1}
+    found = {}
+    for layout in ("cpu", "default"):
+        with backends.using(layout):
+            found[layout] = generate(model, prompts, **call)
+            cache = jax.eval_shape(lambda: model.init_cache(1, 4)).layers[0]
+        if name != "deepseek":
+            assert isinstance(cache, {"cpu": PackedKVCache, "default": KVCache}[layout])
+    np.testing.assert_array_equal(found["cpu"].sequences, found["default"].sequences)
+    np.testing.assert_allclose(found["cpu"].sequences_scores, found["default"].sequences_scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["cpu", "default"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_rows_may_stand_at_slots_of_their_own(name: str, rows: int, layout: str, rng: np.random.Generator) -> None:
+    """Requests of different lengths in one batch: each as if it were alone."""
+    attention = make_attention(ATTENTIONS[name], 24, rngs=nnx.Rngs(0))
+    read = rng.integers(1, 6, rows)
+    x = jnp.asarray(rng.normal(size=(rows, 9, 24)), jnp.float32)
+    with backends.using(layout):
+        cache = attention.init_cache(rows, 12)
+        whole = attention(x[:, :6], mask=AttentionMask(causal=True), cache=cache).cache
+        states, moved, _ = attention(x[:, 6:8], mask=AttentionMask(causal=True, offset=jnp.asarray(read)), cache=whole)
+        for row, length in enumerate(read.tolist()):
+            alone = jnp.concatenate([x[row : row + 1, :length], x[row : row + 1, 6:8]], axis=1)
+            expected = attention(alone, mask=AttentionMask(causal=True)).states[:, length:]
+            np.testing.assert_allclose(states[row : row + 1], expected, atol=1e-5)
+        assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, whole)
+
+
+@pytest.mark.parametrize("layout", ["cpu", "default"])
+def test_the_methods_of_a_cache(layout: str, rng: np.random.Generator) -> None:
+    """Written out with NumPy."""
+    key, value, new = (rng.normal(size=(3, length, 2, 4)).astype(np.float32) for length in (7, 7, 2))
+    with backends.using(layout):
+        cache, more = kv_cache(jnp.asarray(key), jnp.asarray(value)), kv_cache(jnp.asarray(new), jnp.asarray(new))
+        assert (cache.rows, cache.capacity) == (3, 7)
+        appended = np.concatenate([key[:, :3], new, key[:, 5:]], axis=1)
+        np.testing.assert_array_equal(cache.append(more, 3).unpack()[0], appended)
+        rows = np.array([2, 0, 2])
+        for ours, theirs in zip(cache.reorder(rows).unpack(), (key, value), strict=True):
+            np.testing.assert_array_equal(ours, theirs[rows])
+        copied = key.copy()
+        copied[:, 2:5] = key[rows, 2:5]
+        np.testing.assert_array_equal(cache.copy_slots(rows, 2, 3).unpack()[0], copied)
+        np.testing.assert_array_equal(cache.prefix(4).unpack()[1], value[:, :4])
