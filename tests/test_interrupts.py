@@ -192,6 +192,24 @@ def test_the_package_takes_signals_over_only_where_it_is_the_program(monkeypatch
     assert not runs_package()
 
 
+@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("name", ["jaxformer", "other"])
+def test_the_installed_command_ends_in_order_during_its_imports(name: str, number: int, tmp_path: Path) -> None:
+    (tmp_path / "jax.py").write_text("import os, time\nos.write(1, b'x')\ntime.sleep(60)")  # imports that take long
+    (tmp_path / name).write_text("from jaxformer.__main__ import run\nrun()")
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(MODULE.parents[1])])}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, str(tmp_path / name)], env=environ, **streams)
+    assert process.stdout is not None
+    assert process.stdout.read(1) == b"x"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    if name == "jaxformer":
+        assert (process.returncode, errors) == (STATUS[number], b"stopped, as asked\n")
+    else:  # the package is a guest, and changes nothing
+        assert process.returncode == -number
+
+
 def test_a_program_is_interrupted_at_a_random_moment(tmp_path: Path) -> None:
     add_models(tmp_path, ["gpt2"])
     program = programs.Program("greedy", programs.lines()["greedy"], 3.0, None)
