@@ -73,6 +73,7 @@ def test_imports_point_downwards(path: Path) -> None:
         assert floor(other) < floor(own) or (own, other) in NEIGHBOURS, f"{own} imports {other}"
 
 
+@pytest.mark.smoke
 def test_every_part_has_a_floor() -> None:
     parts = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
     parts.discard("__pycache__")

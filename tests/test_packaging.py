@@ -103,7 +103,6 @@ def test_every_program_needs_one_extra() -> None:
     assert set(extras.EXTRAS["cli"]) == parts | {"tyro"}
 
 
-@pytest.mark.smoke
 def test_the_core_opens_generates_and_saves() -> None:
     process = without_extras(OPEN_AND_GENERATE)
     assert (process.returncode, process.stdout) == (0, "(1, 7)\n"), process.stderr
