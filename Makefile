@@ -33,7 +33,7 @@ parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
 
 # Compiled as the tests are: quickly.
 QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1 OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/parity:tests/faults \
-	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+	XLA_FLAGS="$$($(BIN)/python tests/compilation.py)"
 SEED ?= $(shell date +%s)
 
 CALLS ?= 10000

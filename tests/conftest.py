@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compilation import XLA_FLAGS
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads of several workers would wait for each other
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,8 +31,7 @@ gc.set_threshold(200_000, 20, 20)
 # that tests start inherit this. `pytest -m optimised` compiles as users do.
 QUICKLY = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1",
+    "XLA_FLAGS": XLA_FLAGS,
 }
 
 

@@ -17,6 +17,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
+from compilation import XLA_FLAGS
 from tally import Tally, main
 
 STEPS = 16
@@ -28,11 +29,6 @@ RUNS = {
     "bfloat16": ["--task", "copy", "--dtype", "bfloat16", *SMALL, *COMMON],
     "lm": ["--task", "lm", *TEXT, *COMMON, "--evaluate-batches", "1"],
 }
-# As in tests/conftest.py: these programs are compiled for longer than they run.
-XLA_FLAGS = (
-    "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1"
-)
 PRELOADED = [
     "jaxformer.__main__",
     "jaxformer.cli.train",

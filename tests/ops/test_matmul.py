@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import FUSED
 
 from jaxformer.generation.compiling import for_few_rows
 from jaxformer.ops import batched_matmul_transposed, matmul, matmul_transposed
@@ -119,7 +120,7 @@ def test_a_row_that_is_no_number_spoils_no_other(rng: np.random.Generator) -> No
 @pytest.mark.parametrize("rows", [1, FEW_ROWS])
 def test_products_of_few_rows_are_not_laid_out(rows: int, inputs: int) -> None:
     """They are as many as the weight has numbers, times the rows, and belong into the loop that sums them."""
-    options = (for_few_rows() or {}) | {"xla_cpu_use_fusion_emitters": "True"}  # fused as users have it
+    options = (for_few_rows() or {}) | FUSED  # fused as users have it
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, inputs), (96, inputs))]
     program = jax.jit(matmul_transposed, compiler_options=options).lower(*shapes).compile()
     assert program.memory_analysis().temp_size_in_bytes < 96 * inputs

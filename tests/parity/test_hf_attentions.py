@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compilation import FUSED
 from hf_models import EOS, PAD, save_decoder, save_model
 
 from jaxformer import InputError, decode, generate, stream
@@ -40,7 +41,8 @@ def step_maps(expected: Any, kind: str, row: int, step: int) -> np.ndarray:
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches with their loops fused, as users have them: without, two programs round their sums in other orders."""
-    monkeypatch.setitem(compiling.FEW_ROWS, "xla_cpu_use_fusion_emitters", "True")
+    for name, value in FUSED.items():
+        monkeypatch.setitem(compiling.FEW_ROWS, name, value)
     anew = compiling.Compiled(api.generate_compiled.function)
     monkeypatch.setattr(api, "generate_compiled", anew)
 
