@@ -61,6 +61,12 @@ def stopped(body: str, *numbers: signal.Signals) -> tuple[int, bytes, bytes]:
     return process.returncode, output, errors
 
 
+def processor_time(process: subprocess.Popen[bytes]) -> float:
+    """Return the seconds that a process has computed."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.parametrize("number", STATUS)
 @pytest.mark.parametrize("body", ["wait()", "compute()"])
 def test_a_signal_ends_the_process_with_the_status_of_a_shell(number: signal.Signals, body: str) -> None:
@@ -154,6 +160,9 @@ def test_a_handler_that_defers_the_end_defers_it_once_for_each_signal() -> None:
         process.send_signal(number)
         assert process.stdout.readline() == f"first {int(number)}\n".encode()
     assert process.stdout.readline() == b"computes\n"
+    before = processor_time(process)
+    while processor_time(process) < before + 0.1:  # now no more Python runs
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (130, b"")
