@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint parity calls faults configs walkthrough clean help
+.PHONY: demo smoke test test-slow lint parity calls faults configs walkthrough clean help
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,6 +12,9 @@ help: ## what there is to make
 demo: .venv/installed ## train on the copy task, then decode with beam search
 	$(BIN)/python train.py --task copy
 	$(BIN)/python generate.py --beam 4
+
+smoke: .venv/smoked ## the library in a minute, without PyTorch and transformers
+	$(BIN)/python -m pytest -m smoke --numprocesses 2
 
 test: .venv/tested ## the tests, about eight minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup --durations 10
@@ -30,7 +33,7 @@ parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
 
 # Compiled as the tests are: quickly.
 QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1 OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/parity:tests/faults \
-	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+	XLA_FLAGS="$$($(BIN)/python tests/compilation.py)"
 SEED ?= $(shell date +%s)
 
 CALLS ?= 10000
@@ -55,12 +58,16 @@ clean: ## remove the environment and everything made
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet $(PIP_ARGS) --editable .
+	$(BIN)/pip install --quiet $(PIP_ARGS) --editable '.[all]'
 	@touch $@
+
+.venv/smoked: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet $(PIP_ARGS) --editable '.[smoke]'
+	@touch $@ .venv/installed
 
 .venv/tested: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet $(PIP_ARGS) --editable '.[test]'
-	@touch $@ .venv/installed
+	@touch $@ .venv/installed .venv/smoked
 
 .venv/linted: .venv/tested
 	$(BIN)/pip install --quiet $(PIP_ARGS) --editable '.[test,lint]'

@@ -1,7 +1,8 @@
-"""Decode with a trained Transformer: python generate.py --beam 4."""
+"""Decode with a trained Transformer: python generate.py --beam 4. The same as `jaxformer generate --beam 4`."""
 
 import os
 import signal
+import sys
 
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
@@ -18,6 +19,6 @@ if __name__ == "__main__":
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end)
-    from jaxformer.cli.generate import main
+    from jaxformer.__main__ import run
 
-    main()
+    run(["generate", *sys.argv[1:]])

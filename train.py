@@ -1,7 +1,8 @@
-"""Train a Transformer: python train.py --task copy."""
+"""Train a Transformer: python train.py --task copy. The same as `jaxformer train --task copy`."""
 
 import os
 import signal
+import sys
 
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
@@ -18,6 +19,6 @@ if __name__ == "__main__":
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end)
-    from jaxformer.cli.train import main
+    from jaxformer.__main__ import run
 
-    main()
+    run(["train", *sys.argv[1:]])

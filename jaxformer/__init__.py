@@ -1,6 +1,6 @@
 """jaxformer: the whole Transformer in JAX."""
 
-import jaxformer.interrupts  # noqa: F401  first: Ctrl-C ends `python -m jaxformer` during the imports below
+import jaxformer.interrupts  # noqa: F401  first: Ctrl-C ends the command `jaxformer` during the imports below
 
 # isort: split
 from jaxformer.config import TransformerConfig, from_dict, to_dict

@@ -1,34 +1,102 @@
-"""`python -m jaxformer COMMAND`: the programs that look into models."""
+"""The installed command `jaxformer`, and `python -m jaxformer`: all programs by their names."""
 
+import importlib
+import platform
 import sys
-from collections.abc import Callable
+from typing import NamedTuple
 
-from jaxformer.cli import embed, export, inspect, perplexity, terminal, verify, visualize
+import flax
+import jax
+
+import jaxformer
+from jaxformer.cli import terminal
+from jaxformer.cli.invocation import command_line
 from jaxformer.errors import InputError
+from jaxformer.extras import require_extra
 
-COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "embed": (embed.main, "a vector for each sentence, from an encoder of Hugging Face"),
-    "export": (export.main, "a language model trained here, as a folder that transformers opens"),
-    "inspect": (inspect.main, "every module of a model with its shapes and parameters, FLOPs, bytes of the cache"),
-    "perplexity": (perplexity.main, "how well a language model predicts a text: loss, perplexity, bits per byte"),
-    "verify": (verify.main, "a checkpoint of Hugging Face here and in transformers, compared layer by layer"),
-    "visualize": (visualize.main, "pictures of a trained model: attention maps, masks, positional encoding"),
+
+class Command(NamedTuple):
+    """A program.
+
+    Attributes:
+        entry: Its module in `jaxformer.cli` and its function, which takes the list of arguments.
+        about: What it does, in one line.
+        example: Arguments to begin with.
+    """
+
+    entry: str
+    about: str
+    example: str
+
+
+COMMANDS = {
+    "train": Command("train:train", "train a model on a task, or a language model on a text", "--task copy"),
+    "generate": Command("generate:decode_inputs", "answer inputs or continue texts with a trained model", "--beam 4"),
+    "embed": Command(
+        "embed:main",
+        "turn sentences into vectors with an encoder of Hugging Face",
+        "--model FOLDER --input-file sentences.txt",
+    ),
+    "export": Command(
+        "export:main", "write a language model trained here as a folder that transformers opens", "my-model"
+    ),
+    "inspect": Command(
+        "inspect:main", "list the modules of a model: shapes, parameters, FLOPs, bytes of the cache", "paper-base"
+    ),
+    "perplexity": Command(
+        "perplexity:main",
+        "measure how well a language model predicts a text: loss, perplexity, bits per byte",
+        "--data text.txt",
+    ),
+    "verify": Command(
+        "verify:main", "compare a checkpoint of Hugging Face here and in transformers, layer by layer", "FOLDER"
+    ),
+    "visualize": Command(
+        "visualize:main",
+        "draw attention maps, masks and positional encodings of a trained model",
+        "--checkpoint runs/copy",
+    ),
 }
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Run the command that the arguments name, as a process of its own: the entry point of the installed command.
+
+    Args:
+        argv: The arguments; by default those of the process.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    runner = terminal.run_and_leave if arguments[:1] == ["train"] else terminal.run
+    runner(lambda: main(arguments))
 
 
 def main(argv: list[str]) -> None:
     """Run the command that the first argument names, or list the commands. Raises InputError for an unknown one."""
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
-    if name in ("-h", "--help"):
-        print("usage: python -m jaxformer COMMAND [flags]\n")
-        for command, (_, about) in COMMANDS.items():
-            print(f"  {command:12}{about}")
-        print("\nFlags of a command: python -m jaxformer COMMAND --help")
+    if "--version" in (name, *rest[:1]):
+        print(f"jaxformer {jaxformer.__version__} (jax {jax.__version__}, flax {flax.__version__}, {python()})")
+    elif name in ("-h", "--help"):
+        print_help()
     elif name in COMMANDS:
-        COMMANDS[name][0](rest)
+        require_extra("cli", command_line(name))
+        module, _, function = COMMANDS[name].entry.partition(":")
+        getattr(importlib.import_module(f"jaxformer.cli.{module}"), function)(rest)
     else:
         raise InputError(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
 
 
+def python() -> str:
+    """Return the name and version of the interpreter."""
+    return f"{platform.python_implementation().replace('CPython', 'Python')} {platform.python_version()}"
+
+
+def print_help() -> None:
+    """Print every command with its example."""
+    print(f"usage: {command_line('COMMAND')} [flags]\n")
+    for name, (_, about, example) in COMMANDS.items():
+        print(f"  {name:12}{about}\n{'':14}{command_line(name)} {example}")
+    print(f"\nFlags of a command: {command_line('COMMAND')} --help\nVersion: {command_line('--version')}")
+
+
 if __name__ == "__main__":
-    terminal.run(lambda: main(sys.argv[1:]))
+    run()

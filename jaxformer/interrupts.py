@@ -159,9 +159,16 @@ def ignore() -> None:
 
 
 def runs_package() -> bool:
-    """Return whether the interpreter was started as `python -m jaxformer` and is importing the package for that."""
+    """Return whether the process is the installed command `jaxformer` or `python -m jaxformer`, at its imports."""
     named = sys.orig_argv[-len(sys.argv) :][:1]  # where sys.argv has "-m" until the module is found
-    return sys.argv[:1] == ["-m"] and named in (["jaxformer"], ["-mjaxformer"])
+    is_module = sys.argv[:1] == ["-m"] and named in (["jaxformer"], ["-mjaxformer"])
+    return is_module or is_installed_command()
+
+
+def is_installed_command() -> bool:
+    """Return whether the process was started by the script that pip writes for the command `jaxformer`."""
+    started = getattr(sys.modules.get("__main__"), "__file__", None)
+    return started is not None and Path(started).stem == "jaxformer" and Path(sys.argv[0]).stem == "jaxformer"
 
 
 if runs_package():

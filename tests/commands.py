@@ -1,6 +1,7 @@
 """Running the programs as a user does: a new process, in a folder of its own."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,11 @@ TINY += ["--batch-size", "8", "--warmup-steps", "5"]
 def command(script: str, *arguments: str) -> list[str]:
     """The command line of train.py or generate.py."""
     return [sys.executable, str(REPOSITORY / script), *arguments]
+
+
+def typed(script: str) -> str:
+    """What hints of train.py and generate.py say to type, as these tests start them."""
+    return shlex.join(command(script))
 
 
 def call(folder: Path, script: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compilation import XLA_FLAGS
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads of several workers would wait for each other
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -29,9 +31,29 @@ gc.set_threshold(200_000, 20, 20)
 # that tests start inherit this. `pytest -m optimised` compiles as users do.
 QUICKLY = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1",
+    "XLA_FLAGS": XLA_FLAGS,
 }
+
+
+# The tier `pytest -m smoke` runs where these are not installed, and does not import them where they are.
+NOT_FOR_SMOKE = ("torch", "transformers")
+
+
+class WithoutThem:
+    """Refuse the imports of packages that the smoke tier does without."""
+
+    @classmethod
+    def find_spec(cls, fullname: str, path: object = None, target: object = None) -> None:
+        """Raise ModuleNotFoundError for these packages; others are found by the next finder."""
+        if fullname.partition(".")[0] in NOT_FOR_SMOKE:
+            raise ModuleNotFoundError(f"{fullname} is imported by the smoke tier", name=fullname)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files without a smoke test where only those are run: they may import what is not installed."""
+    if config.option.markexpr != "smoke" or collection_path.suffix != ".py":
+        return None
+    return "pytest.mark.smoke" not in collection_path.read_text() or None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:  # as in the background of a shell, which children inherit
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if config.option.markexpr == "smoke":
+        sys.meta_path.insert(0, WithoutThem)
     if config.option.markexpr != "optimised":
         os.environ.update(QUICKLY)
         jax.config.update("jax_disable_most_optimizations", True)

@@ -61,6 +61,12 @@ def stopped(body: str, *numbers: signal.Signals) -> tuple[int, bytes, bytes]:
     return process.returncode, output, errors
 
 
+def processor_time(process: subprocess.Popen[bytes]) -> float:
+    """Return the seconds that a process has computed."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.parametrize("number", STATUS)
 @pytest.mark.parametrize("body", ["wait()", "compute()"])
 def test_a_signal_ends_the_process_with_the_status_of_a_shell(number: signal.Signals, body: str) -> None:
@@ -154,6 +160,9 @@ def test_a_handler_that_defers_the_end_defers_it_once_for_each_signal() -> None:
         process.send_signal(number)
         assert process.stdout.readline() == f"first {int(number)}\n".encode()
     assert process.stdout.readline() == b"computes\n"
+    before = processor_time(process)
+    while processor_time(process) < before + 0.1:  # now no more Python runs
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (130, b"")
@@ -190,6 +199,24 @@ def test_the_package_takes_signals_over_only_where_it_is_the_program(monkeypatch
         assert runs_package()
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "other", "embed", "--help"])
     assert not runs_package()
+
+
+@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("name", ["jaxformer", "other"])
+def test_the_installed_command_ends_in_order_during_its_imports(name: str, number: int, tmp_path: Path) -> None:
+    (tmp_path / "jax.py").write_text("import os, time\nos.write(1, b'x')\ntime.sleep(60)")  # imports that take long
+    (tmp_path / name).write_text("from jaxformer.__main__ import run\nrun()")
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(MODULE.parents[1])])}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, str(tmp_path / name)], env=environ, **streams)
+    assert process.stdout is not None
+    assert process.stdout.read(1) == b"x"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    if name == "jaxformer":
+        assert (process.returncode, errors) == (STATUS[number], b"stopped, as asked\n")
+    else:  # the package is a guest, and changes nothing
+        assert process.returncode == -number
 
 
 def test_a_program_is_interrupted_at_a_random_moment(tmp_path: Path) -> None:

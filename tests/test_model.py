@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import FUSED
 from flax import nnx
 from torch_reference import flat
 
@@ -262,9 +263,8 @@ def test_observing_changes_nothing_and_maps_are_distributions(config: Transforme
     source = tokens(B, S, seed=1)
     arguments = (source, target) if model.encoder and model.decoder else (target,)
     valid = jnp.asarray(np.arange(arguments[0].shape[1]) < np.array([5, 3, 4])[:, None])
-    fused = {"xla_cpu_use_fusion_emitters": True}  # without, sums are rounded in another order
     plain, seen = (
-        jax.jit(method, compiler_options=fused)(model, *arguments, inputs_mask=valid)
+        jax.jit(method, compiler_options=FUSED)(model, *arguments, inputs_mask=valid)
         for method in (Transformer.__call__, functools.partial(Transformer.__call__, return_intermediates=True))
     )
     np.testing.assert_array_equal(plain, seen.logits)

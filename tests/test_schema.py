@@ -32,6 +32,8 @@ from jaxformer.schema import (
     text,
 )
 
+pytestmark = pytest.mark.smoke
+
 FIELDS: list[tuple[Field, list[Any], list[Any]]] = [
     (integer(0), [0, 5, INT32_MAX], [-1, 1.0, 2.5, "1", True, None, [], INT32_MAX + 1, 10**30, math.nan]),
     (count(3), [1, 3], [0, -16, 2.0, False, None]),

@@ -1,4 +1,4 @@
-"""`python -m jaxformer embed`: a vector for each sentence, from an encoder's checkpoint."""
+"""`jaxformer embed`: a vector for each sentence, from an encoder's checkpoint."""
 
 import io
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import tyro
 from tqdm import tqdm
 
 from jaxformer.cli import terminal
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.streams import read_lines, replacing
 from jaxformer.errors import InputError
 from jaxformer.generation.compiling import compiled
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     arguments = terminal.parse(
         Arguments,
         argv,
-        prog="python -m jaxformer embed",
+        prog=command_line("embed"),
         description="Turn sentences into vectors with an encoder.",
     )
     if arguments.batch_size < 1:

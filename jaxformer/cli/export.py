@@ -1,4 +1,4 @@
-"""`python -m jaxformer export`: a language model that was trained here, as a folder that transformers opens."""
+"""`jaxformer export`: a language model that was trained here, as a folder that transformers opens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxformer.cli import terminal
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.runs import newest_finished, open_run
 from jaxformer.data import Tokenizer
 from jaxformer.errors import InputError
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
     arguments = terminal.parse(
         Arguments,
         argv,
-        prog="python -m jaxformer export",
+        prog=command_line("export"),
         description="Write a trained language model as a checkpoint of the Hugging Face family whose shape it has: "
         "GPT-2, Llama or DeepSeek-V3.",
     )

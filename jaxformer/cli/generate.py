@@ -1,6 +1,5 @@
-"""`python generate.py`: what a trained model says to held-out inputs, or to yours."""
+"""`jaxformer generate`: what a trained model says to held-out inputs, or to yours."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +9,7 @@ import tyro
 from jaxformer.cli import terminal
 from jaxformer.cli.answers import answer_inputs
 from jaxformer.cli.continuations import Prompts, continue_prompts
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.kind import Run
 from jaxformer.cli.runs import newest_finished, open_run
 from jaxformer.cli.texts import answer_texts
@@ -68,17 +68,12 @@ class Arguments:
     """print one JSON object per sequence"""
 
 
-def main() -> None:
-    """Entry point of generate.py."""
-    terminal.run(lambda: decode_inputs(sys.argv[1:]))
-
-
 def decode_inputs(argv: list[str]) -> None:
     """Decode as the command line says."""
     arguments = terminal.parse(
         Arguments,
         argv,
-        prog="generate.py",
+        prog=command_line("generate"),
         description="Decode with a trained model: greedily, by beam search (--beam 4), or sampling (--temperature 1).",
     )
     settings = generation_settings(arguments)

@@ -1,4 +1,4 @@
-"""`python -m jaxformer inspect`: every module of a model, and what the model costs, as a table."""
+"""`jaxformer inspect`: every module of a model, and what the model costs, as a table."""
 
 import dataclasses
 import itertools
@@ -11,6 +11,7 @@ import tyro
 
 from jaxformer.cli import terminal
 from jaxformer.cli.accounting import Costs, Row, Sizes, abstract_model, costs, module_rows
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.runs import read_description
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
     arguments = terminal.parse(
         Arguments,
         argv,
-        prog="python -m jaxformer inspect",
+        prog=command_line("inspect"),
         description="Print every module of a model, and what it costs.",
     )
     name, config = choose(arguments)

@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxformer import presets, schema
 from jaxformer.cli import terminal
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.kind import Kind, Outcome, Prepared, Run, check_settings, predicting
 from jaxformer.config import MoEConfig, TransformerConfig
 from jaxformer.data import (
@@ -310,7 +311,7 @@ def evaluate(run: Run) -> Outcome:
     return Outcome(
         results,
         ["validation text:", *(f"  {line}" for line in found.table())],
-        "python generate.py --prompt The --temperature 0.8",
+        f"{command_line('generate')} --prompt The --temperature 0.8",
     )
 
 

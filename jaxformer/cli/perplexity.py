@@ -1,4 +1,4 @@
-"""`python -m jaxformer perplexity`: how well a language model predicts a text."""
+"""`jaxformer perplexity`: how well a language model predicts a text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxformer.cli import terminal
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.language import measure, read_text
 from jaxformer.cli.runs import newest_finished, open_run
 from jaxformer.errors import InputError
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     arguments = terminal.parse(
         Arguments,
         argv,
-        prog="python -m jaxformer perplexity",
+        prog=command_line("perplexity"),
         description="Measure how well a language model predicts a text.",
     )
     run = open_run(arguments.checkpoint or newest_finished(task_name="lm"))

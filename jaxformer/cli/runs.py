@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.kind import Kind, Run, Settings
 from jaxformer.cli.language import LANGUAGE
 from jaxformer.cli.sequences import SEQUENCES
@@ -69,7 +70,7 @@ def read_description(folder: Path) -> Description:
     """Return what the run in a folder is. Raises InputError where there is none that can be read."""
     path = folder / DESCRIPTION
     if not path.exists():
-        raise InputError(f"{folder} is not a run: it has no {DESCRIPTION}; train one with train.py")
+        raise InputError(f"{folder} is not a run: it has no {DESCRIPTION}; train one with {command_line('train')}")
     values = load_json(path)
     with located(f"{path} cannot be read"):
         require(values, "task")
@@ -115,7 +116,7 @@ def newest_finished(root: Path = ROOT, task_name: str | None = None) -> Path:
     found = next(wanted, None) or next(filter(steps_taken, runs_in(root, task_name)), None)
     if found is None:
         raise InputError(
-            f"no finished run in {root}/: train one first with python train.py --task {task_name or 'copy'}"
+            f"no finished run in {root}/: train one first with {command_line('train')} --task {task_name or 'copy'}"
         )
     return found
 

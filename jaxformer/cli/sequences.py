@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxformer.cli.evaluate import exact
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.kind import Kind, Outcome, Prepared, Run, check_settings, predicting
 from jaxformer.cli.terminal import optional
 from jaxformer.config import Placement, TransformerConfig
@@ -133,7 +134,7 @@ def evaluate(run: Run) -> Outcome:
     correct = exact(run.model, batch, run.generation)
     share = float(np.mean(correct))
     said = f"held-out: {correct.sum()} of {len(correct)} sequences exactly right ({share:.1%}, greedy)"
-    return Outcome({"held_out": len(correct), "exact": share}, [said], "python generate.py --beam 4")
+    return Outcome({"held_out": len(correct), "exact": share}, [said], f"{command_line('generate')} --beam 4")
 
 
 CLASSES = (SequenceSettings, Symbols, ModelSettings, OptimizerConfig)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
-import tyro
 
 from jaxformer import interrupts
 from jaxformer.cli.streams import discard_output, open_standard_streams
@@ -53,6 +52,22 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(INTERRUPTED)
 
 
+def run_and_leave(main: Callable[[], None]) -> NoReturn:
+    """Call `main` as `run` does, then end the process although threads of a failed save may still be busy."""
+    status: Any = 0
+    try:
+        run(main)
+    except SystemExit as end:
+        status = end.code
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads
+            stream.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
+
+
 def fail(message: str, status: int) -> NoReturn:
     """End the program with a message on standard error and an exit status."""
     with contextlib.suppress(OSError):
@@ -77,6 +92,8 @@ def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
 
     Raises InputError with the sentence that tyro would print in a box.
     """
+    import tyro  # not needed to name a missing package
+
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     said = io.StringIO()
     try:
@@ -91,6 +108,8 @@ def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
 
 def optional(metavar: str, **options: Any) -> Any:
     """How --help shows a flag that may be left out: what kind of value it takes, and no word of None."""
+    import tyro
+
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **options)
 
 

@@ -1,8 +1,6 @@
-"""`python train.py --task NAME`: settings, then the loop, then what came of it."""
+"""`jaxformer train --task NAME`: settings, then the loop, then what came of it."""
 
-import contextlib
 import json
-import os
 import signal
 import sys
 import threading
@@ -11,13 +9,14 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, NoReturn, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import jax
 import tyro
 from tqdm import tqdm
 
 from jaxformer.cli import folders, runs, terminal
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.kind import Outcome, Prepared, Run
 from jaxformer.cli.memory import check_memory
 from jaxformer.cli.runs import CHECKPOINTS, KINDS, ROOT, Description
@@ -61,28 +60,6 @@ class Arguments(Generic[S]):
     """write TensorBoard events into the run's folder as well"""
 
 
-def main() -> None:
-    """Entry point of train.py."""
-    tqdm.set_lock(threading.RLock())  # its own one is shared between processes, and not given back by `leave`
-    status: Any = 0
-    try:
-        terminal.run(lambda: train(sys.argv[1:]))
-    except SystemExit as end:
-        status = end.code
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-        status = 1
-    leave(status)
-
-
-def leave(status: Any) -> NoReturn:
-    """End the process for certain: a thread that a failed save has left would keep the interpreter alive."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads
-            stream.flush()
-    os._exit(status if isinstance(status, int) else int(status is not None))
-
-
 @contextmanager
 def farewell(advice: str) -> Generator[None]:
     """Make this what a process says that a signal ends at once."""
@@ -95,6 +72,7 @@ def farewell(advice: str) -> Generator[None]:
 
 def train(argv: list[str]) -> None:
     """Train as the command line says."""
+    tqdm.set_lock(threading.RLock())  # its own one is shared between processes, and not given back by `os._exit`
     start = time.perf_counter()
     task_name, rest = read_task(argv)
     kind = KINDS[task_name]
@@ -116,7 +94,7 @@ def train(argv: list[str]) -> None:
             prepared.write(folder)
         except OSError as error:
             raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
-        advice = f"go on with: python train.py --task {task_name} --resume --output {folder}"
+        advice = f"go on with: {command_line('train')} --task {task_name} --resume --output {folder}"
         lock.enter_context(farewell(advice))
         try:
             loss = train_run(folder, prepared, arguments)
@@ -166,10 +144,10 @@ def read_task(argv: list[str]) -> tuple[str, list[str]]:
                 raise InputError(f"unknown task {name!r}: choose one of {names}")
             return name, argv[:index] + argv[end:]
     if "-h" in argv or "--help" in argv:
-        print(f"usage: python train.py --task NAME [flags]\n\nTasks: {names}.")
-        print("Flags of a task and their defaults: python train.py --task copy --help")
+        print(f"usage: {command_line('train')} --task NAME [flags]\n\nTasks: {names}.")
+        print(f"Flags of a task and their defaults: {command_line('train')} --task copy --help")
         sys.exit(0)
-    raise InputError(f"name a task: python train.py --task NAME, one of {names}")
+    raise InputError(f"name a task: {command_line('train')} --task NAME, one of {names}")
 
 
 def parse(task_name: str, argv: list[str], defaults: Any) -> Arguments:
@@ -177,7 +155,7 @@ def parse(task_name: str, argv: list[str], defaults: Any) -> Arguments:
     return terminal.parse(
         Arguments[KINDS[task_name].classes[0]],
         argv,
-        prog=f"train.py --task {task_name}",
+        prog=f"{command_line('train')} --task {task_name}",
         description=KINDS[task_name].about(task_name),
         default=Arguments(defaults),
     )
@@ -251,7 +229,7 @@ def report(run: Run, loss: float, start: float) -> None:
     print(f"{run.task_name}: training loss {loss:.4f} nats per token after {run.settings.steps} steps, {seconds:.0f} s")
     print("\n".join(outcome.lines))
     print(f"checkpoint: {run.folder}    loss curve: {picture}    report: {page}")
-    found_by_itself = run.folder.parent == ROOT  # generate.py looks there for the run that was finished last
+    found_by_itself = run.folder.parent == ROOT  # generate looks there for the run that was finished last
     print(f"next: {outcome.next_command}{'' if found_by_itself else f' --checkpoint {run.folder}'}")
 
 

@@ -1,4 +1,4 @@
-"""`python -m jaxformer verify FOLDER`: a checkpoint in transformers and in jaxformer, compared layer by layer."""
+"""`jaxformer verify FOLDER`: a checkpoint in transformers and in jaxformer, compared layer by layer."""
 
 import sys
 import time
@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from jaxformer.cli import terminal
+from jaxformer.cli.invocation import command_line
 from jaxformer.errors import InputError, shortened
 from jaxformer.model import Transformer
 from jaxformer.ops import cross_entropy
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> None:
     arguments = terminal.parse(
         Arguments,
         argv,
-        prog="python -m jaxformer verify",
+        prog=command_line("verify"),
         description="Compare a checkpoint in jaxformer with the same one in transformers, layer by layer.",
     )
     lm = from_pretrained(arguments.folder, dtype="float32")

@@ -1,4 +1,4 @@
-"""`python -m jaxformer visualize`: pictures of what a trained model attends to, and of its masks and positions."""
+"""`jaxformer visualize`: pictures of what a trained model attends to, and of its masks and positions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from jaxformer.cli import terminal
 from jaxformer.cli.continuations import encode
+from jaxformer.cli.invocation import command_line
 from jaxformer.cli.kind import Run
 from jaxformer.cli.language import read_texts
 from jaxformer.cli.runs import open_run
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
     arguments = terminal.parse(
         Arguments,
         argv,
-        prog="python -m jaxformer visualize",
+        prog=command_line("visualize"),
         description="Draw what a trained model attends to, its masks, its positions and its layers.",
     )
     run = open_run(arguments.checkpoint)

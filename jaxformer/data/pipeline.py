@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxformer.data.tasks import BOS, EOS, PAD, Task, is_held_out
+from jaxformer.extras import require_extra
 
 if TYPE_CHECKING:
     import grain
@@ -65,6 +66,7 @@ def batches_ahead(source: Any, batch_size: int, shuffle_seed: int | None = None)
 
     Without a seed in order, once; with one endlessly, every epoch in an order of its own.
     """
+    require_extra("train", "a pipeline of batches")
     import grain  # half a second, which programs that only generate need not wait for
 
     dataset = grain.MapDataset.source(source)

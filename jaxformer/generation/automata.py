@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxformer.errors import InputError, shortened
+from jaxformer.extras import require_extra
 from jaxformer.generation.config import any_token_ids, as_tuple, is_sequence, plain, token_ids
 from jaxformer.schema import is_integer
 
@@ -135,10 +136,9 @@ def regex_automaton(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> A
     eos = check_end(eos, len(texts))
     if not isinstance(pattern, str):
         raise InputError(f"a regular expression must be a string, not {shortened(repr(pattern), 60)}")
-    try:
-        import interegular
-    except ImportError:
-        raise InputError("a regular expression needs a package: pip install 'jaxformer[regex]'") from None
+    require_extra("regex", "a regular expression")
+    import interegular
+
     try:
         machine = interegular.parse_pattern(pattern).to_fsm()
     except Exception as error:  # what it cannot read, it refuses in many types

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxformer import schema
 from jaxformer.errors import InputError, shortened
+from jaxformer.extras import require_extra
 from jaxformer.generation import GenerationConfig
 from jaxformer.pretrained.bundle import Output, Pretrained
 from jaxformer.pretrained.chat import chat_template
@@ -196,10 +197,9 @@ def fetched(name: str, revision: str | None) -> Path:
     shown = shortened(name, 100)
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"there is no folder {shown}")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise InputError(f"{shown} is no folder here; to fetch it from the hub: pip install 'jaxformer[hub]'") from None
+    require_extra("hub", f"{shown} is no folder here; to fetch it from the hub")
+    from huggingface_hub import snapshot_download
+
     small = ["*.json", "*.jinja"]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, "*.safetensors"]))

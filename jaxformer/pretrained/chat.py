@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxformer import schema
 from jaxformer.errors import InputError, shortened
+from jaxformer.extras import require_extra
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -68,7 +69,9 @@ class ChatTemplate:
 
         Raises:
             InputError: The messages are none, or the template cannot be rendered with them.
+            MissingPackageError: Jinja is not installed.
         """
+        require_extra("chat", "a chat template")
         problem = f"{self.file}: the chat template does not take these messages: "
         request = {
             "template": self.text,

@@ -1,5 +1,10 @@
 """Training: the optimiser, the compiled step, the loop, checkpoints and records; none of it knows the model."""
 
+from jaxformer.extras import require_extra
+
+require_extra("train", "jaxformer.training")
+
+# isort: split
 from jaxformer.training.balance import BalanceConfig, penalty, update_router_biases
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.diagnosis import Finding, diagnose

@@ -13,6 +13,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from jaxformer.errors import InputError, shortened
+from jaxformer.extras import require_extra
 from jaxformer.interrupts import FAREWELL
 from jaxformer.schema import Field, Schema, count, integer, is_integer, is_number, parse_json, read, require, text
 from jaxformer.training.step import Metrics
@@ -198,9 +199,8 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def open_tensorboard(folder: Path) -> Any:
-    """A TensorBoard writer. Raises InputError if the package is missing."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs the package tensorboardX: pip install 'jaxformer[tensorboard]'") from None
+    """Return a TensorBoard writer. Raises MissingPackageError if the package is missing."""
+    require_extra("tensorboard", "--tensorboard")
+    from tensorboardX import SummaryWriter
+
     return SummaryWriter(str(folder))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.extras import require_extra
 from jaxformer.training.diagnosis import Finding, diagnose
 from jaxformer.training.record import EVALUATIONS, METRICS, Line, read_lines, replace_text
 
@@ -98,6 +99,7 @@ def curves(lines: Sequence[Line], evaluations: Sequence[Line]) -> Any:
 
     The loss is drawn as it is and smoothed, with the held-out loss as dots; spikes and skipped steps are marked.
     """
+    require_extra("plots", "a picture of a training run")
     import matplotlib.figure  # imported here: it takes half a second, and only the end of a run needs it
 
     steps = [line["step"] for line in lines]

@@ -1,5 +1,10 @@
 """Pictures of attention, masks, positions and models: a Figure, a web page or text comes out, and nothing is saved."""
 
+from jaxformer.extras import require_extra
+
+require_extra("plots", "jaxformer.visualize")
+
+# isort: split
 from jaxformer.visualize.figures import attention_figure, mask_figure, positions_figure
 from jaxformer.visualize.graph import graph_figure
 from jaxformer.visualize.observation import Observation, entropies, visible

@@ -119,6 +119,7 @@ def test_flops_of_long_inputs_are_extrapolated_exactly():
     assert accounting.flops(sizes, lower) == pytest.approx(analysis["flops"], abs=0.01)
 
 
+@pytest.mark.smoke
 def test_bytes_of_the_cache():
     B, S, T, L, D = 3, 11, 13, 3, 24
     assert cache_bytes(SMALL, Sizes(B, S, T)) == (B * T * L * 2 * D * 4, B * S * L * 2 * D * 4)
@@ -217,13 +218,13 @@ def jaxformer(*argv: str) -> subprocess.CompletedProcess[str]:
 def test_commands_are_listed():
     done = jaxformer()
     assert done.returncode == 0
-    assert re.search(r"^  inspect +\w.*\n  perplexity +\w", done.stdout, re.MULTILINE)
+    assert re.search(r"^  inspect +\w.*\n.* inspect paper-base\n  perplexity +\w", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["dissect"], "error: unknown command 'dissect': choose one of embed, export, inspect, perplexity"),
+        (["dissect"], "error: unknown command 'dissect': choose one of train, generate, embed, export, inspect"),
         (
             ["inspect", "large"],
             "error: unknown preset 'large': choose one of paper-base, paper-big, symbols, tiny, small",

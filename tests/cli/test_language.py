@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import call, message, parameters, refusal
+from commands import call, message, parameters, refusal, typed
 from hf_models import EAGER
 from hf_pairs import assert_close
 from transformers import AutoModelForCausalLM
@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = result.stdout.splitlines()
     assert lines[0].startswith("lm: training loss ")
     assert [line.split()[0] for line in lines[2:6]] == ["tokens", "loss", "perplexity", "bits"]
-    assert lines[-1].startswith("next: python generate.py")
+    assert lines[-1].startswith(f"next: {typed('generate.py')} --prompt")
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import TINY, call, message, parameters, refusal
+from commands import TINY, call, message, parameters, refusal, typed
 
 from jaxformer.cli.evaluate import exact
 from jaxformer.cli.generate import decode_inputs
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert lines[0].startswith("copy: training loss ")
     assert lines[1].startswith("held-out: ")
     assert "runs/copy" in lines[2]
-    assert lines[3] == "next: python generate.py --beam 4"
+    assert lines[3] == f"next: {typed('generate.py')} --beam 4"
     return folder
 
 
@@ -232,7 +232,9 @@ def test_help_shows_the_flags_of_the_task(tmp_path: Path) -> None:
 def test_a_run_elsewhere_names_its_folder_and_resuming_a_finished_one_is_harmless(tmp_path: Path) -> None:
     flags = ["--task", "sort", *TINY, "--steps", "4", "--output", str(tmp_path / "elsewhere")]
     result = call(tmp_path, "train.py", *flags)
-    assert result.stdout.splitlines()[-1] == f"next: python generate.py --beam 4 --checkpoint {tmp_path / 'elsewhere'}"
+    assert (
+        result.stdout.splitlines()[-1] == f"next: {typed('generate.py')} --beam 4 --checkpoint {tmp_path / 'elsewhere'}"
+    )
     before = parameters(tmp_path / "elsewhere")
     again = call(tmp_path, "train.py", "--task", "sort", "--resume", "--output", str(tmp_path / "elsewhere"))
     assert again.returncode == 0, again.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import TINY, call, command, environment, parameters, refusal
+from commands import TINY, call, command, environment, parameters, refusal, typed
 
 from jaxformer.cli import terminal
 from jaxformer.cli import train as program
@@ -59,7 +59,7 @@ def test_ctrl_c_while_evaluating_keeps_what_was_trained(
     with monkeypatch.context() as patch:
         patch.setattr(program, "report", interrupt)
         said = stop(flags, capsys)
-    assert said == "stopped, as asked; go on with: python train.py --task sort --resume --output runs/sort"
+    assert said == "stopped, as asked; go on with: jaxformer train --task sort --resume --output runs/sort"
     assert newest_finished() == ROOT / "sort"  # none is finished, but this one has a complete checkpoint
     before = parameters(ROOT / "sort")
     train(["--task", "sort", "--resume"])
@@ -171,7 +171,7 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, task: str, more: list
     status, said = stop_at(stopped, task, flags, int(rng.integers(40, 300)), number)
     assert status == (-9 if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
-        assert f", as asked; go on with: python train.py --task {task} --resume" in said.splitlines()[-1]
+        assert f", as asked; go on with: {typed('train.py')} --task {task} --resume" in said.splitlines()[-1]
         assert "Traceback" not in said
     ours, theirs = whole / "runs" / task, stopped / "runs" / task
     assert not (theirs / "results.json").exists()
@@ -198,7 +198,7 @@ def test_a_signal_before_the_first_step_ends_at_once(tmp_path: Path, number: int
     assert process.returncode == 128 + number
     assert (
         said.splitlines()[-1]
-        == "stopped, as asked; go on with: python train.py --task copy --resume --output runs/copy"
+        == f"stopped, as asked; go on with: {typed('train.py')} --task copy --resume --output runs/copy"
     )
     assert "Traceback" not in said
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tmp_path: Path) ->
         assert "Traceback" not in result.stderr
         said = result.stderr.splitlines()[-1]
         assert "no space left on device" in said.lower()
-        assert f"go on with: python train.py --task copy --resume --output {disk / 'run'}" in said
+        assert f"go on with: {typed('train.py')} --task copy --resume --output {disk / 'run'}" in said
         assert steps_taken(disk / "run") >= 10
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         resumed = call(tmp_path, "train.py", "--task", "copy", "--resume", "--output", str(disk / "run"))

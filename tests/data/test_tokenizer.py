@@ -32,6 +32,7 @@ def trained(kind: str) -> Tokenizer:
     return train_tokenizer(kind, [TEXT], SIZES[kind])
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_that_was_trained_on_comes_back(kind: str) -> None:
     tokenizer = trained(kind)

@@ -100,7 +100,7 @@ def judge(start: Start, folder: Path) -> str | None:
         return f"status {status}, {start.said[-600:]!r}"
     if not start.errors[0].startswith("error: ") or len(start.errors[0]) > 300:
         return f"message {start.errors[0]!r}"
-    if (folder / "run/metrics.jsonl").exists() and "go on with: python train.py --task" not in start.errors[0]:
+    if (folder / "run/metrics.jsonl").exists() and "go on with: jaxformer train --task" not in start.errors[0]:
         return f"no advice in {start.errors[0]!r}"
     return None
 

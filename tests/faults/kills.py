@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
+from compilation import XLA_FLAGS
 from tally import Tally, main
 
 STEPS = 16
@@ -29,12 +29,13 @@ RUNS = {
     "bfloat16": ["--task", "copy", "--dtype", "bfloat16", *SMALL, *COMMON],
     "lm": ["--task", "lm", *TEXT, *COMMON, "--evaluate-batches", "1"],
 }
-# As in tests/conftest.py: these programs are compiled for longer than they run.
-XLA_FLAGS = (
-    "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1"
-)
-PRELOADED = ["jaxformer.cli.train", "grain", "matplotlib.figure", "matplotlib.backends.backend_svg"]
+PRELOADED = [
+    "jaxformer.__main__",
+    "jaxformer.cli.train",
+    "grain",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+]
 
 
 def run_training(cache: str, folder: str, flags: list[str], log: str) -> None:
@@ -50,10 +51,9 @@ def run_training(cache: str, folder: str, flags: list[str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.argv = ["train.py", *flags]
-    from jaxformer.cli.train import main
+    from jaxformer.__main__ import run
 
-    main()
+    run(["train", *flags])
 
 
 class Trainings:

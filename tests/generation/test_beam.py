@@ -78,7 +78,7 @@ def draw_settings(rng: np.random.Generator, eos: tuple[int, ...], processed: boo
         (2, (), False),
         (2, (1,), False),
         (3, (1,), False),
-        (3, (1, 4), True),
+        pytest.param(3, (1, 4), True, marks=pytest.mark.smoke),
         pytest.param(5, (4, 1), False, marks=pytest.mark.slow),
         pytest.param(5, (0,), True, marks=pytest.mark.slow),
         pytest.param(2, (0, 1, 2), False, marks=pytest.mark.slow),

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from compilation import FUSED
 from flax import nnx
 
 from jaxformer.backends.cpu import few_rows_options
@@ -38,7 +39,7 @@ def steps(attention: AnyAttention, x: jax.Array, cache: LayerCache) -> tuple[jax
 def test_a_step_copies_no_cache(config: AnyAttentionConfig, rows: int) -> None:
     attention = make_attention(config, D, rngs=nnx.Rngs(0))
     x, cache = jnp.ones((rows, 1, D)), attention.init_cache(rows, SLOTS)
-    options = (few_rows_options() or {}) | {"xla_cpu_use_fusion_emitters": "True"}  # loops are fused as users have them
+    options = (few_rows_options() or {}) | FUSED  # loops are fused as users have them
     program = jax.jit(steps, compiler_options=options).lower(attention, x, cache).compile().as_text()
     copies = re.findall(rf" = f32\[(?:\d+,)?{SLOTS},\d+\]\S* copy\(", program)
     # The arguments are copied once, in front of the loop, as they are not given away.

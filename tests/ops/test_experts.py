@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compilation import FUSED
 from transformers import DeepseekV2Config, DeepseekV3Config
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
@@ -96,7 +97,7 @@ def test_compiled_work_does_not_grow_with_the_experts(backward: bool) -> None:
             return mix_experts(expert, weights, x, softmax_router(logits, 2), size=size).sum()
 
         program = jax.jit(jax.grad(mixed, (0, 1)) if backward else mixed)
-        fused = program.lower(weights, x, logits).compile({"xla_cpu_use_fusion_emitters": True})
+        fused = program.lower(weights, x, logits).compile(FUSED)
         return fused.cost_analysis()["flops"]
 
     block = 2 * 2 * size * dim * inner * (4 if backward else 1)

@@ -8,6 +8,8 @@ from jaxformer import InputError
 from jaxformer.ops import AttentionMask, attention_weights, causal_mask, padding_mask
 from jaxformer.ops.masks import window_mask
 
+pytestmark = pytest.mark.smoke
+
 
 def test_causal_mask_of_five_cell_by_cell() -> None:
     expected = [

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import FUSED
 
 from jaxformer.backends.cpu import FEW_ROWS, batched_matmul_transposed, few_rows_options, matmul_transposed
 from jaxformer.ops import matmul
@@ -118,7 +119,7 @@ def test_a_row_that_is_no_number_spoils_no_other(rng: np.random.Generator) -> No
 @pytest.mark.parametrize("rows", [1, FEW_ROWS])
 def test_products_of_few_rows_are_not_laid_out(rows: int, inputs: int) -> None:
     """They are as many as the weight has numbers, times the rows, and belong into the loop that sums them."""
-    options = (few_rows_options() or {}) | {"xla_cpu_use_fusion_emitters": "True"}  # fused as users have it
+    options = (few_rows_options() or {}) | FUSED  # fused as users have it
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, inputs), (96, inputs))]
     program = jax.jit(matmul_transposed, compiler_options=options).lower(*shapes).compile()
     assert program.memory_analysis().temp_size_in_bytes < 96 * inputs

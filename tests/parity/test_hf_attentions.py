@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compilation import FUSED
 from hf_models import EOS, PAD, save_decoder, save_model
 
 from jaxformer import InputError, decode, generate, stream
@@ -41,7 +42,8 @@ def step_maps(expected: Any, kind: str, row: int, step: int) -> np.ndarray:
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches with their loops fused, as users have them: without, two programs round their sums in other orders."""
-    monkeypatch.setitem(cpu.FEW_ROWS_OPTIONS, "xla_cpu_use_fusion_emitters", "True")
+    for name, value in FUSED.items():
+        monkeypatch.setitem(cpu.FEW_ROWS_OPTIONS, name, value)
     anew = compiling.Compiled(api.generate_compiled.function)
     monkeypatch.setattr(api, "generate_compiled", anew)
 

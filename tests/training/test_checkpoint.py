@@ -29,6 +29,7 @@ def save(folder: Path, *steps: int) -> None:
     checkpoints.close()
 
 
+@pytest.mark.smoke
 def test_state_and_position_come_back(tmp_path: Path) -> None:
     save(tmp_path, 1, 3)
     state, position = Checkpoints(tmp_path, writable=False).restore(STATE)
@@ -36,6 +37,7 @@ def test_state_and_position_come_back(tmp_path: Path) -> None:
     assert (int(state["step"]), position) == (3, {"next_index": 30})
 
 
+@pytest.mark.smoke
 def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
     save(tmp_path, 1, 2, 3, 4, 5)
     assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal()) == [2, 4, 5]
@@ -149,6 +151,7 @@ def test_what_is_missing_is_damage(tmp_path: Path, harm: Callable[[Path], None])
     assert int(Checkpoints(tmp_path, writable=False).restore(STATE)[0]["step"]) == 3
 
 
+@pytest.mark.smoke
 def test_a_flipped_bit_in_any_file_is_damage(tmp_path: Path, rng: np.random.Generator) -> None:
     save(tmp_path, 3, 5)
     ignored = ("commit_success.txt", "_CHECKPOINT_METADATA")

@@ -8,6 +8,8 @@ import pytest
 
 from jaxformer.training import Loss, Metrics, TrainState, cast, init_state, make_train_step
 
+pytestmark = pytest.mark.smoke
+
 
 def line_loss(params: dict[str, jax.Array], batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Loss]:
     """Squared error of a line, with noise from the step's key."""

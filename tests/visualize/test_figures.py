@@ -30,6 +30,7 @@ def names(labels) -> list[str]:
     return [label.get_text() for label in labels]
 
 
+@pytest.mark.smoke
 def test_attention_maps_are_drawn_as_they_are(rng):
     drawn = maps(rng, 2, 3, 5, 7)
     figure = attention_figure(drawn, list("abcde"), list("tuvwxyz"), title="Attention")

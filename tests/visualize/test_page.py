@@ -85,6 +85,7 @@ def test_no_token_breaks_out_of_the_page(rng):
     assert "<i>&" not in page
 
 
+@pytest.mark.smoke
 def test_page_stays_small(rng):
     tokens = ["word"] * 199
     page = attention_page([Observation("decoder", "", maps(rng, 6, 6, 199, 199, causal=True), tokens)], title="")
