@@ -15,6 +15,8 @@ LOST = -1e5  # the score of a beam without a sequence, whatever it is divided by
 def difference(pair: Pair, call: dict[str, Any], ours: Any, theirs: Any) -> str:
     """What differs: "" nothing, "tie: ..." a choice between equals, else what and where."""
     found = found_difference(call, ours, theirs)
+    if found and not found.startswith("tie") and nothing_left(theirs):
+        return f"tie: of no numbers: {found}"
     if found and not found.startswith("tie") and routing_margin(pair, call, theirs.sequences.numpy()) < ROUTER_TIE:
         return f"tie: of a router: {found}"
     return found
@@ -75,6 +77,15 @@ def pages_equal(ours: np.ndarray, theirs: np.ndarray, found: Any, call: dict[str
     ended = np.cumsum(np.isin(tokens, call["eos_token_id"]), axis=1) - np.isin(tokens, call["eos_token_id"]) > 0
     ended = ended.T
     return close(ours[~ended], theirs[~ended])
+
+
+def nothing_left(theirs: Any) -> bool:
+    """Whether some scores of transformers are no numbers, so that no token is better than another.
+
+    A raised EOS token of the lowest number that `remove_invalid_values` writes becomes infinite, and the logarithm of
+    the softmax of that NaN.
+    """
+    return any(bool(page.isnan().any()) for page in theirs.scores)
 
 
 def words(found: Any, call: dict[str, Any]) -> list[list[int]]:
