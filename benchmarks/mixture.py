@@ -16,19 +16,9 @@ from flax import nnx
 
 from jaxformer import Transformer, TransformerConfig, decoder_only
 from jaxformer.cli.accounting import abstract_model, idle_parameters
-from jaxformer.cli.kind import predicting
-from jaxformer.cli.language import (
-    LanguageModelSettings,
-    LanguageSettings,
-    Texts,
-    TextSettings,
-    forward,
-    has_experts,
-    measure,
-    read_texts,
-)
-from jaxformer.data import text_batches
 from jaxformer.presets import deepseek_tiny
+from jaxformer.tasks import LanguageModelSettings, LanguageSettings, LanguageTask, TextSettings, loss_function
+from jaxformer.tasks.language import has_experts
 from jaxformer.training import init_state, learning_rates, make_optimizer, make_train_step, update_router_biases
 
 DIM, LAYERS, HEADS = 176, 4, 4  # of the dense model
@@ -56,16 +46,16 @@ def main(arguments: Arguments) -> None:
     if arguments.quick:
         arguments = replace(arguments, steps=4, evaluate_every=2)
     settings = LanguageSettings(
-        TextSettings(arguments.data, validation=arguments.validation),
-        LanguageModelSettings("deepseek-tiny"),
+        text=TextSettings(arguments.data, validation=arguments.validation),
+        model=LanguageModelSettings("deepseek-tiny"),
         steps=arguments.steps,
         evaluate_batches=4 if arguments.quick else 10**6,
     )
-    texts = read_texts(settings.text, None)
-    vocabulary = texts.tokenizer.vocab_size
+    task = LanguageTask(settings)
+    vocabulary = task.tokenizer.vocab_size
     sparse = deepseek_tiny(vocabulary)
     dense = decoder_only(vocabulary, length=settings.model.length, dim=DIM, layers=LAYERS, heads=HEADS)
-    looks = [list(train(config, texts, settings, arguments.evaluate_every)) for config in (sparse, dense)]
+    looks = [list(train(config, task, arguments.evaluate_every)) for config in (sparse, dense)]
     (all_of_it, used), (dense_size, _) = sizes(sparse), sizes(dense)
     header = f"| step | `deepseek-tiny`, {all_of_it:,} parameters, {used:,} for a token | dense GPT, {dense_size:,} |"
     lines = [header, "| ---: | ---: | ---: |"]
@@ -90,17 +80,17 @@ def sizes(config: TransformerConfig) -> tuple[int, int]:
     return whole, whole - idle_parameters(model)
 
 
-def train(
-    config: TransformerConfig, texts: Texts, settings: LanguageSettings, every: int
-) -> Iterator[tuple[int, float, list[float]]]:
+def train(config: TransformerConfig, task: LanguageTask, every: int) -> Iterator[tuple[int, float, list[float]]]:
     """Steps taken, the loss on the held-out text, and the seconds of the steps since the look before."""
+    settings = task.settings
     graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(settings.seed)))
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     adjust = partial(update_router_biases, speed=settings.balance.router_bias_speed) if has_experts(config) else None
-    loss = predicting(forward, settings, balance=settings.balance)(graphdef)
-    step = make_train_step(loss, optimizer, learning_rates(settings.optimizer, settings.steps), adjust=adjust)
+    step = make_train_step(
+        loss_function(task, graphdef), optimizer, learning_rates(settings.optimizer, settings.steps), adjust=adjust
+    )
     state: Any = init_state(nnx.to_pure_dict(params), optimizer, settings.seed)
-    batches = text_batches(texts.training, settings.model.length, settings.batch_size, settings.seed)
+    batches = task.batches("train")
     for taken in range(0, settings.steps, every):
         seconds = []
         for batch in islice(batches, every):
@@ -108,9 +98,9 @@ def train(
             state, metrics = step(state, batch)
             jax.block_until_ready(metrics)
             seconds.append(perf_counter() - start)
-        found = measure(nnx.merge(graphdef, state.params), texts.validation, settings, settings.evaluate_batches)
-        print(f"step {taken + every}: {found.loss:.4f}", flush=True)
-        yield taken + every, found.loss, seconds
+        loss = task.validation_loss(nnx.merge(graphdef, state.params)).loss
+        print(f"step {taken + every}: {loss:.4f}", flush=True)
+        yield taken + every, loss, seconds
 
 
 if __name__ == "__main__":

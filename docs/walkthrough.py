@@ -56,7 +56,6 @@ from matplotlib.figure import Figure
 
 import jaxformer
 from jaxformer import Transformer, attention_scores, attention_weights, dot_product_attention
-from jaxformer.cli.evaluate import exact
 from jaxformer.config import (
     AttentionConfig,
     FeedForwardConfig,
@@ -70,7 +69,6 @@ from jaxformer.data import (
     BOS,
     EOS,
     PAD,
-    TASKS,
     Batch,
     Symbols,
     documents,
@@ -82,6 +80,7 @@ from jaxformer.data import (
 from jaxformer.data.pipeline import IGNORED
 from jaxformer.layers import Attention, Block, FeedForward, LatentAttention
 from jaxformer.ops import ACTIVATIONS, AttentionMask, expert_load, weighted_values
+from jaxformer.tasks import Reverse, SequenceSettings, exact
 from jaxformer.training import (
     OptimizerConfig,
     init_state,
@@ -568,7 +567,7 @@ show(figure, "States and gradients through a deep stack with and without residua
 # This is the model that we shall train, to say a sequence backwards. It is small, and otherwise complete.
 
 # %%
-task = TASKS["reverse"](Symbols(symbols=10, max_length=8))
+task = Reverse(SequenceSettings(text=Symbols(symbols=10, max_length=8)))
 config = jaxformer.encoder_decoder(task.text.vocab_size, dim=64, layers=2, heads=4, placement="pre", dropout=0.0)
 model = Transformer(config, rngs=nnx.Rngs(0))
 show(
@@ -1222,7 +1221,7 @@ show(
 # %% [markdown]
 # **5. Unshifted labels.** *Symptom:* the most beautiful loss curve of your life, and not one right answer: the model
 # was asked to repeat what it reads. *Law:* the label at a place is what the decoder reads at the next one. *Tests:*
-# `tests/data/test_tasks.py::test_teacher_forcing_is_shifted_by_one`, and for text
+# `tests/tasks/test_sequences.py::test_teacher_forcing_is_shifted_by_one`, and for text
 # `tests/data/test_text.py::test_labels_are_the_tokens_behind`.
 #
 # **6. Padded loss.** *Symptom:* the loss looks better than it is, because "padding follows padding" is learned at once

@@ -7,10 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxformer"
 FLOORS = (
-    {"interrupts", "errors", "extras", "schema", "locks", "backends", "ops", "config"},
+    {"interrupts", "errors", "extras", "schema", "locks", "flags", "machine", "backends", "ops", "config"},
     {"layers"},
     {"model", "cache", "presets"},
     {"generation", "training", "data", "pretrained", "visualize"},
+    {"tasks"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -34,6 +35,7 @@ NEIGHBOURS = {
     ("extras", "errors"),
     ("schema", "errors"),
     ("locks", "errors"),
+    ("machine", "errors"),
     ("config", "errors"),
     ("config", "schema"),
     ("config", "ops"),

@@ -8,10 +8,10 @@ import tyro
 
 from jaxformer.cli import terminal
 from jaxformer.cli.invocation import command_line
-from jaxformer.cli.runs import newest_finished, open_run
-from jaxformer.data import Tokenizer
+from jaxformer.cli.runs import find_run
 from jaxformer.errors import InputError
-from jaxformer.pretrained import as_pretrained, save_pretrained
+from jaxformer.flags import optional
+from jaxformer.pretrained import save_pretrained
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class Arguments:
 
     folder: tyro.conf.Positional[Path]
     """folder to write"""
-    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
+    checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of the run (default: the language model that was finished last)"""
+    task: Annotated[str | None, optional("NAME")] = None
+    """task of the run; needed for a task of your own, FILE.py:CLASS"""
 
 
 def main(argv: list[str]) -> None:
@@ -35,12 +37,13 @@ def main(argv: list[str]) -> None:
     )
     if arguments.folder.exists() and (arguments.folder.is_file() or any(arguments.folder.iterdir())):
         raise InputError(f"{arguments.folder} is there already: give a folder that is not")
-    run = open_run(arguments.checkpoint or newest_finished(task_name="lm"))
-    if not isinstance(run.task, Tokenizer):
+    run = find_run(arguments.checkpoint, arguments.task, able=lambda task: hasattr(task, "as_pretrained"))
+    as_pretrained = getattr(run.task, "as_pretrained", None)
+    if as_pretrained is None:
         raise InputError(
             f"{run.folder} is no language model: only these have the shape of a family that can be written"
         )
-    lm = as_pretrained(run.model, run.task.backend, run.generation, longest=run.settings.model.length)
+    lm = as_pretrained(run.model)
     try:
         save_pretrained(lm, arguments.folder)
     except OSError as error:

@@ -8,24 +8,25 @@ from pathlib import Path
 from jaxformer.cli.runs import ROOT, runs_in
 from jaxformer.errors import InputError
 from jaxformer.locks import LOCK, holder, is_held, locked
+from jaxformer.tasks import NamedTask
 
 
-def choose(task_name: str, output: Path | None, *, existing: bool) -> Path:
+def choose(named: NamedTask, output: Path | None, *, existing: bool) -> Path:
     """Return the folder of a run; nothing that is there already is written over.
 
     Args:
-        task_name: Names the folder where there is no `output`.
+        named: The task, whose name the folder gets where there is no `output`.
         output: The folder that the command line asks for.
         existing: Whether to look for a run that exists already.
     """
     if existing:
-        folder = output or next(runs_in(ROOT, task_name), None)
+        folder = output or next(runs_in(ROOT, named.spec), None)
         if folder is None:
-            raise InputError(f"there is no run of the task {task_name!r} in {ROOT}/ to go on with")
+            raise InputError(f"there is no run of the task {named.spec!r} in {ROOT}/ to go on with")
         return folder
     if output is not None:
         refuse_used(output)
-    return output or ROOT / task_name
+    return output or ROOT / named.task.name
 
 
 def refuse_used(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """`jaxformer generate`: what a trained model says to held-out inputs, or to yours."""
 
+import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,13 +9,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxformer.cli import terminal
-from jaxformer.cli.answers import answer_inputs
-from jaxformer.cli.continuations import Prompts, continue_prompts
+from jaxformer.cli.inputs import Prompts, read_inputs
 from jaxformer.cli.invocation import command_line
-from jaxformer.cli.kind import Run
-from jaxformer.cli.runs import newest_finished, open_run
+from jaxformer.cli.runs import Run, find_run
+from jaxformer.cli.streams import note, print_as_it_comes
+from jaxformer.cli.terminal import search_name
 from jaxformer.cli.texts import answer_texts
 from jaxformer.errors import InputError
+from jaxformer.flags import optional
 from jaxformer.generation import GenerationConfig
 from jaxformer.pretrained import from_pretrained
 
@@ -24,35 +27,35 @@ SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
 class Arguments:
     """What the command line says; a setting that is None keeps the model's own."""
 
-    beam: Annotated[int | None, terminal.optional("INT")] = None
+    beam: Annotated[int | None, optional("INT")] = None
     """beam search with so many beams; 1, which a trained model does by itself, decodes greedily"""
     greedy: bool = False
     """the most likely token at every step (so it is unless other flags say otherwise)"""
-    temperature: Annotated[float | None, terminal.optional("FLOAT")] = None
+    temperature: Annotated[float | None, optional("FLOAT")] = None
     """sample, from logits divided by this; 0 is greedy"""
-    top_k: Annotated[int | None, terminal.optional("INT")] = None
+    top_k: Annotated[int | None, optional("INT")] = None
     """sample among the k most likely tokens only"""
-    top_p: Annotated[float | None, terminal.optional("FLOAT")] = None
+    top_p: Annotated[float | None, optional("FLOAT")] = None
     """sample among the smallest set of tokens that has this probability"""
-    min_p: Annotated[float | None, terminal.optional("FLOAT")] = None
+    min_p: Annotated[float | None, optional("FLOAT")] = None
     """sample among tokens at least so many times as likely as the likeliest, such as 0.05"""
-    repetition_penalty: Annotated[float | None, terminal.optional("FLOAT")] = None
+    repetition_penalty: Annotated[float | None, optional("FLOAT")] = None
     """above 1, tokens that have occurred become less likely"""
     seed: int = 0
     """seed of the samples"""
-    n_best: Annotated[int | None, terminal.optional("INT")] = None
+    n_best: Annotated[int | None, optional("INT")] = None
     """how many sequences to print for each input (default: one)"""
-    length_penalty: Annotated[float | None, terminal.optional("FLOAT")] = None
+    length_penalty: Annotated[float | None, optional("FLOAT")] = None
     """beam scores are divided by length to this power"""
-    max_new_tokens: Annotated[int | None, terminal.optional("INT")] = None
+    max_new_tokens: Annotated[int | None, optional("INT")] = None
     """the most tokens to generate"""
-    input: Annotated[str | None, terminal.optional("TEXT")] = None
+    input: Annotated[str | None, optional("TEXT")] = None
     """decode this, for example "3 1 4 1 5" """
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """text for a language model to continue; several times for several texts (default: the lines of a pipe)"""
-    input_file: Annotated[Path | None, terminal.optional("PATH")] = None
+    input_file: Annotated[Path | None, optional("PATH")] = None
     """decode or continue every line of this file; - reads standard input"""
-    model: Annotated[str | None, terminal.optional("FOLDER")] = None
+    model: Annotated[str | None, optional("FOLDER")] = None
     """a checkpoint folder of Hugging Face, or a hub id, to read --prompt or the lines of --input-file"""
     raw: bool = False
     """with --model: texts as they are, without the chat template"""
@@ -62,8 +65,10 @@ class Arguments:
     """weights in 8 bits are read faster, and round: see docs/performance.md"""
     truncate: bool = False
     """of a prompt that is too long, read the end"""
-    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
+    checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of the run (default: the one below runs/ that was finished last)"""
+    task: Annotated[str | None, optional("NAME")] = None
+    """task of the run; needed for a task of your own, FILE.py:CLASS"""
     json: bool = False
     """print one JSON object per sequence"""
 
@@ -77,39 +82,69 @@ def decode_inputs(argv: list[str]) -> None:
         description="Decode with a trained model: greedily, by beam search (--beam 4), or sampling (--temperature 1).",
     )
     settings = generation_settings(arguments)
-    prompts = Prompts(arguments.prompt, arguments.input_file, arguments.truncate)
     if arguments.model is not None:
-        if arguments.checkpoint or arguments.input:
-            raise InputError("--model reads --prompt or --input-file, and is no --checkpoint: leave the others out")
-        given = prompts.read()
-        if not given:
-            raise InputError("there is no text to read: give --prompt (which may be empty), --input-file or a pipe")
-        prompts = replace(prompts, given=tuple(given), file=None)
-        lm = from_pretrained(arguments.model, dtype=arguments.dtype)
-        lm = lm.quantize() if arguments.weights == "int8" else lm
-        answer_texts(arguments.model, lm, settings, prompts, raw=arguments.raw, as_json=arguments.json)
+        answer_with_folder(arguments.model, arguments, settings)
         return
     if arguments.raw or arguments.dtype != "float32":
         raise InputError("--raw and --dtype belong to --model: leave them out")
-    wants_text = arguments.checkpoint is None and bool(arguments.prompt)
-    run = open_run(newest_finished(task_name="lm") if wants_text else arguments.checkpoint)
+    wants_text = bool(arguments.prompt) and arguments.task is None
+    able = (lambda task: task.reads.flag == "prompt") if wants_text else None
+    run = find_run(arguments.checkpoint, arguments.task, able)
     if arguments.weights == "int8":
         run = replace(run, model=run.model.quantize())
-    is_text = run.task_name == "lm"
-    refuse_flags(run, arguments, ("input",) if is_text else ("prompt", "truncate"))
-    config = run.generation.replace(**settings)
-    if is_text:
-        continue_prompts(run, config, prompts, new_tokens=arguments.max_new_tokens, as_json=arguments.json)
-    else:
-        answer_inputs(run, config, given=arguments.input, file=arguments.input_file, as_json=arguments.json)
+    refuse_flags(run, arguments)
+    answer_with_run(run, arguments, settings)
 
 
-def refuse_flags(run: Run, arguments: Arguments, names: tuple[str, ...]) -> None:
-    """Raise InputError if one of the flags is given, which mean nothing to this kind of model."""
-    for name in names:
+def answer_with_folder(name: str, arguments: Arguments, settings: dict[str, Any]) -> None:
+    """Print what a checkpoint of Hugging Face makes of texts."""
+    if arguments.checkpoint or arguments.input or arguments.task:
+        raise InputError(
+            "--model reads --prompt or --input-file, and is no --checkpoint and no --task: leave the others out"
+        )
+    prompts = Prompts(arguments.prompt, arguments.input_file, arguments.truncate)
+    given = prompts.read()
+    if not given:
+        raise InputError("there is no text to read: give --prompt (which may be empty), --input-file or a pipe")
+    prompts = replace(prompts, given=tuple(given), file=None)
+    lm = from_pretrained(name, dtype=arguments.dtype)
+    lm = lm.quantize() if arguments.weights == "int8" else lm
+    answer_texts(name, lm, settings, prompts, raw=arguments.raw, as_json=arguments.json)
+
+
+def answer_with_run(run: Run, arguments: Arguments, settings: dict[str, Any]) -> None:
+    """Print what a model that was trained here makes of inputs. A single text is printed as it is produced."""
+    task, options = run.task, {"truncate": arguments.truncate, **settings}
+    given = arguments.prompt if arguments.input is None else (arguments.input,)
+    inputs = read_inputs(task, given, arguments.input_file)
+    config, parts = task.generation.replace(**settings), None
+    if len(inputs) == config.num_return_sequences == config.num_beams == 1 and not arguments.json:
+        parts = task.stream(run.model, inputs[0], **options)
+    outputs = task.generate(run.model, inputs, **options) if parts is None else iter(())
+    if not arguments.json:
+        note(f"{run.folder}: {task.name}, {search_name(config)}")
+    if parts is not None:
+        print_as_it_comes(parts)
+        return
+    start, groups = time.perf_counter(), []
+    for group in outputs:
+        groups.append(group)
+        for output in group:
+            print(json.dumps(vars(output), ensure_ascii=False) if arguments.json else output, flush=True)
+    summary = None if arguments.json else task.summarize(groups)
+    if summary is not None:
+        note(f"{summary}, {time.perf_counter() - start:.1f} s")
+
+
+def refuse_flags(run: Run, arguments: Arguments) -> None:
+    """Raise InputError if a flag is given that means nothing to the task of a run."""
+    reads = run.task.reads
+    foreign = ["prompt" if reads.flag == "input" else "input", *([] if reads.truncate else ["truncate"])]
+    for name in foreign:
         if getattr(arguments, name):
-            other = "prompt, text to continue" if run.task_name == "lm" else "input, symbols to answer"
-            raise InputError(f"--{name} is not for {run.folder}, trained on {run.task_name!r}: give --{other}")
+            raise InputError(
+                f"--{name} is not for {run.folder}, trained on {run.task.name!r}: give --{reads.flag}, {reads.content}"
+            )
 
 
 def generation_settings(arguments: Arguments) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxformer.cli.invocation import command_line
 from jaxformer.cli.runs import read_description
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
+from jaxformer.flags import optional
 from jaxformer.presets import PRESETS
 from jaxformer.schema import INT32_MAX, shown
 
@@ -28,7 +29,7 @@ class Arguments:
         tyro.conf.arg(metavar="[PRESET]", help_behavior_hint=f"(one of {', '.join(PRESETS)})"),
     ] = None
     """name of a ready-made configuration (default: paper-base)"""
-    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
+    checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of a trained run, instead of a preset"""
     batch: int = 1
     """sequences in a batch, B"""

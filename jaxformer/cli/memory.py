@@ -7,18 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxformer.cli.kind import Prepared, Settings
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
+from jaxformer.tasks import Task
 
 
-def check_memory(state: Any, prepared: Prepared, settings: Settings) -> None:
+def check_memory(state: Any, task: Task[Any]) -> None:
     """Raise InputError if a training certainly needs more memory than there is.
 
     Args:
         state: The training state, as arrays or as their shapes and types.
-        prepared: The model, and how many tokens a row of a batch has.
-        settings: The size of a batch.
+        task: The model, the size of a batch and the tokens in a row of it.
     """
     limit = available()
     if limit is None:
@@ -30,11 +29,12 @@ def check_memory(state: Any, prepared: Prepared, settings: Settings) -> None:
             f"a model of {parameters / 4:.3g} parameters needs {size(kept)} with gradient and optimiser, and this "
             f"machine has {size(limit)}: take a smaller model"
         )
+    settings = task.settings
     rows = settings.batch_size // settings.accumulate
-    batch = rows * prepared.row_tokens * numbers_per_token(prepared.config) * jnp.dtype(settings.dtype).itemsize
+    batch = rows * task.row_tokens * numbers_per_token(task.config) * jnp.dtype(settings.dtype).itemsize
     if kept + batch > limit:
         raise InputError(
-            f"{rows} rows of {prepared.row_tokens} tokens need {size(batch)} in this model, and this machine has "
+            f"{rows} rows of {task.row_tokens} tokens need {size(batch)} in this model, and this machine has "
             f"{size(limit)}: give a smaller --batch-size, or a larger --accumulate"
         )
 

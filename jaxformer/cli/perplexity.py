@@ -8,9 +8,9 @@ import tyro
 
 from jaxformer.cli import terminal
 from jaxformer.cli.invocation import command_line
-from jaxformer.cli.language import measure, read_text
-from jaxformer.cli.runs import newest_finished, open_run
+from jaxformer.cli.runs import find_run
 from jaxformer.errors import InputError
+from jaxformer.flags import optional
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,10 @@ class Arguments:
 
     data: Annotated[Path, tyro.conf.arg(metavar="PATH")]
     """text file, folder of text files, or .jsonl"""
-    checkpoint: Annotated[Path | None, terminal.optional("RUN")] = None
+    checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of the run (default: the language model below runs/ that was finished last)"""
+    task: Annotated[str | None, optional("NAME")] = None
+    """task of the run; needed for a task of your own, FILE.py:CLASS"""
     field: str = "text"
     """where a line of a .jsonl file has its text"""
 
@@ -33,10 +35,10 @@ def main(argv: list[str]) -> None:
         prog=command_line("perplexity"),
         description="Measure how well a language model predicts a text.",
     )
-    run = open_run(arguments.checkpoint or newest_finished(task_name="lm"))
-    if run.task_name != "lm":
-        raise InputError(f"{run.folder} was trained on the task {run.task_name!r}: give a language model")
-    text = read_text(str(arguments.data), arguments.data, run.task, arguments.field)
-    found = measure(run.model, text, run.settings)
-    print(f"{arguments.data}, read by {run.folder} in windows of {run.settings.model.length} tokens")
+    run = find_run(arguments.checkpoint, arguments.task, able=lambda task: hasattr(task, "measure"))
+    measure = getattr(run.task, "measure", None)
+    if measure is None:
+        raise InputError(f"{run.folder} was trained on the task {run.task.name!r}: give a language model")
+    found = measure(run.model, arguments.data, arguments.field)
+    print(f"{arguments.data}, read by {run.folder} in windows of {run.task.row_tokens} tokens")
     print("\n".join(found.table()))

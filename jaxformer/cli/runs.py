@@ -1,7 +1,8 @@
 """Runs on disk: a folder with its description, checkpoints, metrics and results."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,45 +12,59 @@ import jax
 from flax import nnx
 
 from jaxformer.cli.invocation import command_line
-from jaxformer.cli.kind import Kind, Run, Settings
-from jaxformer.cli.language import LANGUAGE
-from jaxformer.cli.sequences import SEQUENCES
 from jaxformer.config import TransformerConfig, from_dict, to_dict
-from jaxformer.data import TASKS
 from jaxformer.errors import InputError, shortened
 from jaxformer.model import Transformer, abstract_model
-from jaxformer.schema import integer, load_json, located, mapping, read, require, text
+from jaxformer.schema import Field, integer, load_json, located, mapping, nullable, read, require, text
+from jaxformer.tasks import TASKS, NamedTask, Task, TrainSettings, find_task, is_outside, same_task, settings_from_dict
 from jaxformer.training import Checkpoints, TrainState, init_state, make_optimizer, replace_text
 
-KINDS: dict[str, Kind] = {**dict.fromkeys(TASKS, SEQUENCES), "lm": LANGUAGE}
 ROOT = Path("runs")
 DESCRIPTION, RESULTS, CHECKPOINTS = "run.json", "results.json", "checkpoints"
 FORMAT = 2  # raised whenever older checkpoints can no longer be read
-ABOUT = {
+ABOUT: dict[str, Field] = {
     "version": text("unknown"),
     "format": integer(1),
     "task": text(""),
+    "code": nullable(text(None)),
     "settings": mapping({}),
     "model": mapping({}),
 }
 
 
 class Description(NamedTuple):
-    """What a run's folder says of it: the task, the settings, and the model that came of them."""
+    """What a run's folder says of the run. Reading it runs no code of the run.
 
-    task_name: str
-    settings: Any
+    Attributes:
+        spec: The task, as --task named it.
+        code: SHA-256 of the file that spec names; None for a task of the package.
+        settings: The settings, as JSON.
+        transformer: The model.
+    """
+
+    spec: str
+    code: str | None
+    settings: dict[str, Any]
     transformer: TransformerConfig
 
 
-def fresh_state(transformer: TransformerConfig, settings: Settings) -> tuple[Any, TrainState]:
-    """The structure of the model, and the training state before the first step."""
+@dataclass(frozen=True)
+class Run:
+    """A trained model with its task, which has the settings of the run."""
+
+    folder: Path
+    task: Task[Any]
+    model: Transformer
+
+
+def fresh_state(transformer: TransformerConfig, settings: TrainSettings) -> tuple[Any, TrainState]:
+    """Return the structure of the model, and the training state before the first step."""
     graphdef, params = nnx.split(Transformer(transformer, rngs=nnx.Rngs(settings.seed)))
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     return graphdef, init_state(nnx.to_pure_dict(params), optimizer, settings.seed)
 
 
-def abstract_state(transformer: TransformerConfig, settings: Settings) -> tuple[Any, TrainState]:
+def abstract_state(transformer: TransformerConfig, settings: TrainSettings) -> tuple[Any, TrainState]:
     """Return the same with shapes and types in place of arrays; nothing is allocated."""
     graphdef, params = nnx.split(abstract_model(transformer))
     optimizer = make_optimizer(settings.optimizer, settings.steps)
@@ -57,11 +72,11 @@ def abstract_state(transformer: TransformerConfig, settings: Settings) -> tuple[
     return graphdef, jax.eval_shape(init, nnx.to_pure_dict(params))
 
 
-def describe(folder: Path, description: Description) -> None:
+def describe(folder: Path, named: NamedTask, settings: TrainSettings, transformer: TransformerConfig) -> None:
     """Write what the run is, so that its checkpoints can be opened by themselves."""
     folder.mkdir(parents=True, exist_ok=True)
-    task_name, settings, transformer = description
-    about = {"version": version("jaxformer"), "format": FORMAT, "task": task_name}
+    about: dict[str, Any] = {"version": version("jaxformer"), "format": FORMAT, "task": named.spec}
+    about |= {} if named.code is None else {"code": named.code}
     about |= {"settings": to_dict(settings), "model": to_dict(transformer)}
     replace_text(folder / DESCRIPTION, json.dumps(about, indent=1) + "\n")
 
@@ -75,58 +90,130 @@ def read_description(folder: Path) -> Description:
     with located(f"{path} cannot be read"):
         require(values, "task")
         about = read(values, ABOUT)
-    task = about["task"]
+    spec = about["task"]
     if about["format"] != FORMAT:
         raise InputError(
             f"{folder} was written by another version of jaxformer ({shortened(about['version'], 40)}, format "
             f"{about['format']}, where this one reads format {FORMAT}): train again, or use that version"
         )
-    if task not in KINDS:
-        unknown = f"the task {shortened(task, 40)!r}, which is unknown here"
-        raise InputError(f"{folder} was trained on {unknown}: known are {', '.join(KINDS)}")
+    if spec not in TASKS and not is_outside(spec):
+        unknown = f"the task {shortened(spec, 40)!r}, which is unknown here"
+        raise InputError(f"{folder} was trained on {unknown}: known are {', '.join(TASKS)}")
     with located(f"{path} cannot be read"):
         require(values, "settings", "model")
-        settings, model = from_dict(about["settings"], KINDS[task].classes), from_dict(about["model"])
-        if not isinstance(settings, KINDS[task].classes[0]) or not isinstance(model, TransformerConfig):
-            raise InputError('"settings" or "model" holds something else')
-        return Description(task, settings, model)
+        model = from_dict(about["model"])
+        if not isinstance(model, TransformerConfig):
+            raise InputError('"model" holds something else')
+    return Description(spec, about["code"], about["settings"], model)
 
 
-def runs_in(root: Path, task_name: str | None = None) -> Iterator[Path]:
-    """The runs below a folder, newest first; only those of one task if it is named."""
+def task_of(folder: Path, description: Description, named: NamedTask | None = None) -> NamedTask:
+    """Return the task of a run.
+
+    The code of a task outside the package runs only where the user names its file: a run cannot start it.
+
+    Args:
+        folder: The run.
+        description: What the run says of itself.
+        named: The task that the user named, if any.
+
+    Raises:
+        InputError: The user named another task, or has to name this one.
+    """
+    spec = shortened(description.spec, 100)
+    if named is not None:
+        if not same_task(named.spec, description.spec):
+            raise InputError(f"{folder} was trained on the task {spec!r}: name that with --task, or another run")
+        return named
+    if is_outside(description.spec):
+        raise InputError(
+            f"{folder} was trained on a task of your own, whose code runs only where you name it: add --task {spec}"
+        )
+    return NamedTask(description.spec, TASKS[description.spec])
+
+
+def read_settings(folder: Path, description: Description, task: type[Task[Any]]) -> TrainSettings:
+    """Return the settings of a run of a task. Raises InputError if they cannot be read."""
+    with located(f"{folder / DESCRIPTION} cannot be read"):
+        return settings_from_dict(description.settings, type(task.defaults))
+
+
+def runs_in(root: Path, spec: str | None = None) -> Iterator[Path]:
+    """Return the runs below a folder, newest first; only those of one task if it is named."""
     found = sorted(root.glob(f"*/{DESCRIPTION}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
-        if task_name is None or read_description(path.parent).task_name == task_name:
+        if spec is None or same_task(spec, read_description(path.parent).spec):
             yield path.parent
 
 
 def steps_taken(folder: Path) -> int:
-    """The step of the newest complete checkpoint of a run, 0 before the first."""
+    """Return the step of the newest complete checkpoint of a run, 0 before the first."""
     with Checkpoints(folder / CHECKPOINTS, writable=False) as checkpoints:
         return checkpoints.latest or 0
 
 
-def newest_finished(root: Path = ROOT, task_name: str | None = None) -> Path:
-    """The run below a folder that was finished last; if none was, the newest that has a complete checkpoint.
+def newest_finished(
+    root: Path = ROOT, named: NamedTask | None = None, able: Callable[[type[Task[Any]]], bool] | None = None
+) -> Path:
+    """Return the run below a folder that was finished last; if none was, the newest that has a complete checkpoint.
 
-    Only runs of one task count, if it is named. Raises InputError where there is neither.
+    Args:
+        root: The folder.
+        named: Only runs of this task count.
+        able: Only runs of tasks count of which this is true: of the package, or named.
+
+    Raises:
+        InputError: There is no such run.
     """
+
+    def is_wanted(folder: Path) -> bool:
+        if named is None and able is None:
+            return True
+        spec = read_description(folder).spec
+        if named is not None:
+            return same_task(named.spec, spec)
+        return able is not None and spec in TASKS and able(TASKS[spec])
+
+    if named is not None and able is not None and not able(named.task):
+        raise InputError(f"--task {shortened(named.spec, 100)} is not for this: leave it out, or name another task")
     finished = sorted(root.glob(f"*/{RESULTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    wanted = (path.parent for path in finished if task_name in (None, read_description(path.parent).task_name))
-    found = next(wanted, None) or next(filter(steps_taken, runs_in(root, task_name)), None)
+    found = next((path.parent for path in finished if is_wanted(path.parent)), None)
+    found = found or next((folder for folder in runs_in(root) if is_wanted(folder) and steps_taken(folder)), None)
     if found is None:
-        raise InputError(
-            f"no finished run in {root}/: train one first with {command_line('train')} --task {task_name or 'copy'}"
-        )
+        example = named.spec if named else next(spec for spec, task in TASKS.items() if able is None or able(task))
+        raise InputError(f"no finished run in {root}/: train one first with {command_line('train')} --task {example}")
     return found
 
 
-def open_run(folder: Path | None = None) -> Run:
-    """The run in a folder, at its newest checkpoint; without a folder the run below `runs/` that was finished last."""
-    folder = newest_finished() if folder is None else folder
-    task_name, settings, transformer = read_description(folder)
-    task, generation = KINDS[task_name].open(task_name, settings, folder)
-    graphdef, state = abstract_state(transformer, settings)
+def open_run(folder: Path | None = None, named: NamedTask | None = None) -> Run:
+    """Return the run in a folder, at its newest checkpoint.
+
+    Args:
+        folder: The folder (None: the run below `runs/` that was finished last).
+        named: The task that the user named; needed for a task outside the package.
+    """
+    folder = newest_finished(named=named) if folder is None else folder
+    description = read_description(folder)
+    task_class = task_of(folder, description, named).task
+    task = task_class(read_settings(folder, description, task_class), folder)
+    return restore(folder, task, description.transformer)
+
+
+def restore(folder: Path, task: Task[Any], transformer: TransformerConfig) -> Run:
+    """Return the run of a task in a folder, at its newest checkpoint."""
+    graphdef, state = abstract_state(transformer, task.settings)
     with Checkpoints(folder / CHECKPOINTS, writable=False) as checkpoints:
         params = checkpoints.restore(state)[0].params
-    return Run(folder, task_name, settings, nnx.merge(graphdef, params), task, generation)
+    return Run(folder, task, nnx.merge(graphdef, params))
+
+
+def find_run(checkpoint: Path | None, spec: str | None, able: Callable[[type[Task[Any]]], bool] | None = None) -> Run:
+    """Return the run that a command line asks for.
+
+    Args:
+        checkpoint: Its folder (None: the run that was finished last, of those that fit).
+        spec: The task (None: that of the run, if it is one of the package).
+        able: Without a folder, only runs of tasks count of which this is true.
+    """
+    named = None if spec is None else find_task(spec)
+    return open_run(checkpoint or newest_finished(named=named, able=able), named)

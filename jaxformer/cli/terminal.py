@@ -7,7 +7,6 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -17,6 +16,7 @@ from jaxformer.cli.streams import discard_output, open_standard_streams
 from jaxformer.data.tokenizer import check_text
 from jaxformer.errors import InputError, escaped, shortened
 from jaxformer.generation import GenerationConfig
+from jaxformer.machine import cache_folder
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses, as shells use them
 LONGEST = 300  # characters of a message
@@ -106,13 +106,6 @@ def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
         raise InputError(f"{wrong} (--help shows all flags)") from None
 
 
-def optional(metavar: str, **options: Any) -> Any:
-    """How --help shows a flag that may be left out: what kind of value it takes, and no word of None."""
-    import tyro
-
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **options)
-
-
 def first_sentence(box: str) -> str:
     """What is wrong, and the flag that was perhaps meant, from the box that tyro draws around its advice."""
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
@@ -134,14 +127,6 @@ def keep_compiled_programs() -> None:
             cache.mkdir(parents=True, exist_ok=True)
             if os.access(cache, os.W_OK):
                 jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
-def cache_folder() -> Path:
-    """Where the user's machine keeps what can be made again. Raises InputError for a user without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxformer"
-    except RuntimeError:
-        raise InputError("this user has no home folder to keep files in: set XDG_CACHE_HOME to a folder") from None
 
 
 def argument_text(name: str, text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxformer.cli.continuations import BATCH, Prompts, padded, pieces, until_end
+from jaxformer.cli.inputs import Prompts
 from jaxformer.cli.streams import note, print_as_it_comes
 from jaxformer.cli.terminal import search_name
 from jaxformer.errors import InputError, shortened
@@ -18,6 +18,8 @@ from jaxformer.generation import GenerationConfig, generate, stream
 from jaxformer.pretrained import Pretrained
 from jaxformer.pretrained.tokens import decode
 from jaxformer.pretrained.tokens import encode as encode_texts
+from jaxformer.tasks import prompts as contexts
+from jaxformer.tasks.prompts import BATCH, padded, pieces, until_end
 
 ENOUGH = 256
 
@@ -37,7 +39,7 @@ def answer_texts(
     if config.max_new_tokens is None and config.max_length is None:
         limit = lm.context
         behind = rows if lm.model.encoder is None else [[0]]  # a decoder behind an encoder begins with one token
-        config = config.replace(max_new_tokens=prompts.room(ENOUGH, behind, lm.context))
+        config = config.replace(max_new_tokens=contexts.room(ENOUGH, behind, lm.context, truncate=prompts.truncate))
     rows = [fit(lm, config, row, prompts, lm.context if prompts.truncate else limit) for row in rows]
     if not as_json:
         note(f"{name}: {search_name(config)}")
@@ -75,11 +77,11 @@ def fit(lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Promp
     Raises InputError where they do not fit.
     """
     if lm.model.encoder is not None:
-        return prompts.fit(row, 0, lm.model.max_source_length)
+        return contexts.fit(row, 0, lm.model.max_source_length, truncate=prompts.truncate)
     new_tokens = config.max_new_tokens or max((config.max_length or 0) - len(row), 1)
     if context is not None and lm.model.max_length is None:  # new tokens may go beyond it, prompts are cut for half
         new_tokens = min(new_tokens, context // 2)
-    return prompts.fit(row, new_tokens, context)
+    return contexts.fit(row, new_tokens, context, truncate=prompts.truncate)
 
 
 def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) -> Iterator[list[tuple[str, float]]]:

@@ -7,24 +7,27 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Generic, TypeVar
 
 import jax
 import tyro
+from flax import nnx
 from tqdm import tqdm
 
 from jaxformer.cli import folders, runs, terminal
 from jaxformer.cli.invocation import command_line
-from jaxformer.cli.kind import Outcome, Prepared, Run
 from jaxformer.cli.memory import check_memory
-from jaxformer.cli.runs import CHECKPOINTS, KINDS, ROOT, Description
-from jaxformer.cli.terminal import optional
-from jaxformer.errors import InputError
+from jaxformer.cli.runs import CHECKPOINTS, ROOT, Description, Run
+from jaxformer.cli.streams import note
+from jaxformer.errors import InputError, shortened
+from jaxformer.flags import optional
 from jaxformer.interrupts import FAREWELL
 from jaxformer.locks import locked
 from jaxformer.schema import shown
+from jaxformer.tasks import TASKS, EvalResult, NamedTask, Task, find_task, flag_values, loss_function, same_task
 from jaxformer.training import (
     Checkpoints,
     DivergedError,
@@ -74,31 +77,34 @@ def train(argv: list[str]) -> None:
     """Train as the command line says."""
     tqdm.set_lock(threading.RLock())  # its own one is shared between processes, and not given back by `os._exit`
     start = time.perf_counter()
-    task_name, rest = read_task(argv)
-    kind = KINDS[task_name]
-    arguments = parse(task_name, rest, kind.default(task_name))
-    folder = folders.choose(task_name, arguments.output, existing=arguments.resume or arguments.eval_only)
+    named, rest = read_task(argv)
+    arguments = parse(named, rest, named.task.defaults)
+    folder = folders.choose(named, arguments.output, existing=arguments.resume or arguments.eval_only)
     if arguments.eval_only:
-        read_saved(folder, task_name, rest)
-        print("\n".join(kind.evaluate(runs.open_run(folder)).lines))
+        read_saved(folder, named, rest)
+        run = runs.open_run(folder, named)
+        note_changed_code(folder, named)
+        print("\n".join(run.task.evaluate(run.model).lines))
         return
     with ExitStack() as lock:
         if arguments.resume:
-            resumable(folder, task_name)  # a folder that is no run is not locked either
+            resumable(folder, named)  # a folder that is no run is not locked either
             lock.enter_context(locked(folder))
-            arguments = read_saved(folder, task_name, rest)
-        prepared = prepare(task_name, arguments, folder)
+            arguments = read_saved(folder, named, rest)
+        task, batches = prepare(named, arguments, folder)
+        if arguments.resume:
+            note_changed_code(folder, named)
         try:
-            folder = folder if arguments.resume else folders.claim(task_name, arguments.output, lock)
-            runs.describe(folder, Description(task_name, arguments.settings, prepared.config))
-            prepared.write(folder)
+            folder = folder if arguments.resume else folders.claim(named.task.name, arguments.output, lock)
+            runs.describe(folder, named, task.settings, task.config)
+            task.save(folder)
         except OSError as error:
             raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
-        advice = f"go on with: {command_line('train')} --task {task_name} --resume --output {folder}"
+        advice = f"go on with: {command_line('train')} --task {quote(named.spec)} --resume --output {folder}"
         lock.enter_context(farewell(advice))
         try:
-            loss = train_run(folder, prepared, arguments)
-            report(runs.open_run(folder), loss, start)
+            loss = train_run(folder, task, batches, tensorboard=arguments.tensorboard)
+            report(runs.restore(folder, task, task.config), named, loss, start)
         except (InterruptedRunError, KeyboardInterrupt) as interrupt:
             print(f"{str(interrupt) or 'stopped, as asked'}; {advice}", file=sys.stderr)
             sys.exit(128 + getattr(interrupt, "number", signal.SIGINT))
@@ -109,64 +115,76 @@ def train(argv: list[str]) -> None:
             raise OSError(f"{terminal.explain(error)}; when that is mended, {advice}") from error
 
 
-def read_saved(folder: Path, task_name: str, argv: list[str]) -> Arguments:
+def read_saved(folder: Path, named: NamedTask, argv: list[str]) -> Arguments:
     """Return the command line's arguments, with the settings of the run in a folder where no flag is given."""
-    saved = resumable(folder, task_name)
-    arguments = parse(task_name, argv, saved)
+    description = resumable(folder, named)
+    saved = runs.read_settings(folder, description, named.task)
+    arguments = parse(named, argv, saved)
     refuse_changes(folder, saved, arguments.settings)
     return arguments
 
 
-def prepare(task_name: str, arguments: Arguments, folder: Path) -> Prepared:
-    """Return what training needs; what cannot be built is refused before anything is written."""
-    settings = arguments.settings
+def note_changed_code(folder: Path, named: NamedTask) -> None:
+    """Say so if the file of a task is not the one with which the run in a folder began."""
+    if named.code != runs.read_description(folder).code:
+        file = named.spec.rpartition(":")[0]
+        note(f"{shortened(file, 100)} has changed since {folder} began: the code of now is used")
+
+
+def prepare(named: NamedTask, arguments: Arguments, folder: Path) -> tuple[Task[Any], Batches]:
+    """Return the task with its settings, and its data; what cannot be built is refused before anything is written."""
     # A run that was killed before its first checkpoint begins anew: its folder may lack some of its files.
     begun = arguments.resume and runs.steps_taken(folder) > 0
-    prepared = KINDS[task_name].prepare(task_name, settings, folder if begun else None)
-    check_memory(runs.abstract_state(prepared.config, settings)[1], prepared, settings)
+    task = named.task(arguments.settings, folder if begun else None)
+    settings, config = task.settings, task.config
+    if begun:
+        task.check_data()
+    batches = training_batches(task)
+    check_memory(runs.abstract_state(config, settings)[1], task)
     if settings.optimizer.warmup(settings.steps) >= settings.steps > 1:
         print(
             f"--warmup-steps {settings.optimizer.warmup_steps} of {settings.steps} steps: the learning rate never "
             "reaches its peak; leave --warmup-steps out, or train longer",
             file=sys.stderr,
         )
-    return prepared
+    return task, batches
 
 
-def read_task(argv: list[str]) -> tuple[str, list[str]]:
-    """The task that `--task` names, read first because its flags depend on it, and the other arguments."""
-    names = ", ".join(KINDS)
+def read_task(argv: list[str]) -> tuple[NamedTask, list[str]]:
+    """Return the task that `--task` names, read first because its flags depend on it, and the other arguments."""
     for index, argument in enumerate(argv):
         if argument == "--task" or argument.startswith("--task="):
             end = index + 1 if "=" in argument else index + 2
             name = argument.removeprefix("--task=") if "=" in argument else "".join(argv[index + 1 : end])
-            if name not in KINDS:
-                raise InputError(f"unknown task {name!r}: choose one of {names}")
-            return name, argv[:index] + argv[end:]
+            return find_task(name), argv[:index] + argv[end:]
+    names = ", ".join(TASKS)
     if "-h" in argv or "--help" in argv:
         print(f"usage: {command_line('train')} --task NAME [flags]\n\nTasks: {names}.")
+        print(f"A task of your own: {command_line('train')} --task FILE.py:CLASS, see examples/own_task.py")
         print(f"Flags of a task and their defaults: {command_line('train')} --task copy --help")
         sys.exit(0)
     raise InputError(f"name a task: {command_line('train')} --task NAME, one of {names}")
 
 
-def parse(task_name: str, argv: list[str], defaults: Any) -> Arguments:
-    """The command line's arguments, with the flags of the task; a flag that is not given keeps its default."""
+def parse(named: NamedTask, argv: list[str], defaults: Any) -> Arguments:
+    """Return the command line's arguments, with the flags of the task; a flag that is not given keeps its default."""
+    generic: Any = Arguments
     return terminal.parse(
-        Arguments[KINDS[task_name].classes[0]],
+        generic[type(defaults)],
         argv,
-        prog=f"{command_line('train')} --task {task_name}",
-        description=KINDS[task_name].about(task_name),
+        prog=f"{command_line('train')} --task {named.spec}",
+        description=named.task.describe(),
         default=Arguments(defaults),
     )
 
 
-def resumable(folder: Path, task_name: str) -> Any:
-    """The settings of the run in a folder. Raises InputError where it is no run of this task."""
-    saved_task, saved, _ = runs.read_description(folder)
-    if saved_task != task_name:
-        raise InputError(f"{folder} was trained on the task {saved_task!r}: resume it with --task {saved_task}")
-    return saved
+def resumable(folder: Path, named: NamedTask) -> Description:
+    """Return what the run in a folder is. Raises InputError where it is no run of this task."""
+    description = runs.read_description(folder)
+    if not same_task(named.spec, description.spec):
+        other = shortened(description.spec, 80)
+        raise InputError(f"{folder} was trained on the task {other!r}: resume it with --task {other}")
+    return description
 
 
 def refuse_changes(folder: Path, saved: Any, given: Any) -> None:
@@ -180,34 +198,38 @@ def refuse_changes(folder: Path, saved: Any, given: Any) -> None:
         raise InputError(f"{folder} has taken {taken} steps already: give --steps {taken} or more")
 
 
-def flag_values(settings: Any) -> dict[str, Any]:
-    """What every flag stands at."""
-    values: dict[str, Any] = {}
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        values |= flag_values(value) if is_dataclass(value) else {f"--{field.name.replace('_', '-')}": value}
-    return values
-
-
-def train_run(folder: Path, prepared: Prepared, arguments: Arguments) -> float:
+def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: bool) -> float:
     """Train, from the newest checkpoint if there is one, and return the mean loss of the last steps."""
-    settings, batches = arguments.settings, prepared.batches
-    graphdef, state = runs.fresh_state(prepared.config, settings)
+    settings = task.settings
+    graphdef, state = runs.fresh_state(task.config, settings)
     step = make_train_step(
-        prepared.loss(graphdef),
+        loss_function(task, graphdef),
         make_optimizer(settings.optimizer, settings.steps),
         learning_rates(settings.optimizer, settings.steps),
         accumulate=settings.accumulate,
-        adjust=prepared.adjust,
+        adjust=task.adjust,
     )
-    plan = Plan(settings.steps, settings.save_every, prepared.tokens, prepared.evaluate, prepared.evaluate_every)
+    every = task.evaluate_every
+    evaluate = None if every is None else (lambda params: task.validate(nnx.merge(graphdef, params)))
+    plan = Plan(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1)
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
             go_to(batches, position)
         taken = int(state.step)
-        with Recorder(folder, first_step=taken, steps=settings.steps, tensorboard=arguments.tensorboard) as recorder:
+        with Recorder(folder, first_step=taken, steps=settings.steps, tensorboard=tensorboard) as recorder:
             return fit(state, step, batches, plan, recorder, checkpoints)[1]
+
+
+def training_batches(task: Task[Any]) -> Batches:
+    """Return the batches to train on. Raises InputError if they cannot be returned to."""
+    batches = task.batches("train")
+    if not isinstance(batches, Batches):
+        raise InputError(
+            f"the batches of the task {task.name} lack get_state and set_state: make them with "
+            "jaxformer.data.batches_ahead"
+        )
+    return batches
 
 
 def go_to(batches: Batches, position: dict[str, Any]) -> None:
@@ -218,27 +240,30 @@ def go_to(batches: Batches, position: dict[str, Any]) -> None:
         raise InputError(f"{shown(position)} is no place in the data: the newest checkpoint is damaged") from error
 
 
-def report(run: Run, loss: float, start: float) -> None:
+def report(run: Run, named: NamedTask, loss: float, start: float) -> None:
     """Evaluate on held-out data, write the results down and say what came of it; `start` is on the clock."""
-    outcome = KINDS[run.task_name].evaluate(run)
+    name, found = run.task.name, run.task.evaluate(run.model)
     picture = draw_loss(run.folder)
     seconds = time.perf_counter() - start
-    results = {"loss": loss, **outcome.results, "seconds": round(seconds, 1)}
+    results = {"loss": loss, **found.metrics, "seconds": round(seconds, 1)}
     replace_text(run.folder / runs.RESULTS, json.dumps(results) + "\n")
-    page = write_report(run.folder, f"{run.task_name}: {run.folder}", facts(run, outcome, seconds))
-    print(f"{run.task_name}: training loss {loss:.4f} nats per token after {run.settings.steps} steps, {seconds:.0f} s")
-    print("\n".join(outcome.lines))
+    page = write_report(run.folder, f"{name}: {run.folder}", facts(run, found, seconds))
+    print(f"{name}: training loss {loss:.4f} nats per token after {run.task.settings.steps} steps, {seconds:.0f} s")
+    print("\n".join(found.lines))
     print(f"checkpoint: {run.folder}    loss curve: {picture}    report: {page}")
-    found_by_itself = run.folder.parent == ROOT  # generate looks there for the run that was finished last
-    print(f"next: {outcome.next_command}{'' if found_by_itself else f' --checkpoint {run.folder}'}")
+    found_by_itself = run.folder.parent == ROOT  # generate.py looks there for the run that was finished last
+    flags = "" if named.code is None else f" --task {quote(named.spec)}"
+    flags += "" if found_by_itself else f" --checkpoint {run.folder}"
+    if found.generate_flags is not None:
+        print(f"next: {command_line('generate')} {found.generate_flags}{flags}")
 
 
-def facts(run: Run, outcome: Outcome, seconds: float) -> dict[str, str]:
-    """What the report's table says of a run."""
+def facts(run: Run, found: EvalResult, seconds: float) -> dict[str, str]:
+    """Return what the report's table says of a run."""
     count = sum(leaf.size for leaf in jax.tree.leaves(run.model))
     said = {
         name.replace("_", " "): f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        for name, value in outcome.results.items()
+        for name, value in found.metrics.items()
     }
-    flags = " ".join(f"{flag} {value}" for flag, value in flag_values(run.settings).items() if value is not None)
+    flags = " ".join(f"{flag} {value}" for flag, value in flag_values(run.task.settings).items() if value is not None)
     return {"parameters": f"{count:,}", **said, "time": f"{seconds:.0f} s", "settings": flags}

@@ -15,6 +15,7 @@ import tyro
 from jaxformer.cli import terminal
 from jaxformer.cli.invocation import command_line
 from jaxformer.errors import InputError, shortened
+from jaxformer.flags import optional
 from jaxformer.model import Transformer
 from jaxformer.ops import cross_entropy
 from jaxformer.pretrained import Pretrained, family_of, from_pretrained
@@ -34,7 +35,7 @@ class Arguments:
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """checkpoint folder as transformers writes it"""
-    prompt: Annotated[str | None, terminal.optional("TEXT")] = None
+    prompt: Annotated[str | None, optional("TEXT")] = None
     """text to compare on (default: a few tokens drawn at random)"""
     shapes: bool = False
     """list every tensor of the checkpoint with its shape as well"""

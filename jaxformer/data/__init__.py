@@ -1,7 +1,7 @@
-"""Data: tasks that make their own sequences, text for language models, and the pipelines that batch them."""
+"""Data: sequences of symbols, text for language models, and the pipelines that batch them."""
 
-from jaxformer.data.pipeline import Batch, example, held_out, stack, training_batches
-from jaxformer.data.tasks import BOS, EOS, PAD, TASKS, Symbols, Task, is_held_out
+from jaxformer.data.pipeline import Batch, Process, batches_ahead, example, held_out, stack, training_batches
+from jaxformer.data.symbols import BOS, EOS, PAD, SPECIAL, Symbols, is_held_out
 from jaxformer.data.text import Corpus, documents, open_corpus, split_corpus, text_batches, windows
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -9,12 +9,13 @@ __all__ = [
     "BOS",
     "EOS",
     "PAD",
-    "TASKS",
+    "SPECIAL",
     "Batch",
     "Corpus",
+    "Process",
     "Symbols",
-    "Task",
     "Tokenizer",
+    "batches_ahead",
     "documents",
     "example",
     "held_out",

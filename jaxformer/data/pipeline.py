@@ -1,12 +1,13 @@
-"""Batches of a task: drawn by index, so that any position in an endless stream can be returned to."""
+"""Batches drawn by index, so that any position in an endless stream can be returned to."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxformer.data.tasks import BOS, EOS, PAD, Task, is_held_out
+from jaxformer.data.symbols import BOS, EOS, PAD, SPECIAL, is_held_out
+from jaxformer.errors import InputError
 from jaxformer.extras import require_extra
 
 if TYPE_CHECKING:
@@ -16,11 +17,59 @@ IGNORED = -100  # the label where there is nothing to say
 Batch = dict[str, np.ndarray]
 
 
+class Process(NamedTuple):
+    """One of several processes that share the rows of every batch: rows index, index + count, index + 2 count ..."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows_of(self, batch_size: int) -> int:
+        """Return the number of rows of a batch that this process reads. Raises InputError if they do not divide."""
+        if not 0 <= self.index < self.count or batch_size % self.count:
+            raise InputError(f"process {self.index} of {self.count} cannot share batches of {batch_size} rows")
+        return batch_size // self.count
+
+    def part(self, batch: Batch) -> Batch:
+        """Return the rows of a batch that this process reads."""
+        self.rows_of(len(next(iter(batch.values()))))
+        return {name: rows[self.index :: self.count] for name, rows in batch.items()}
+
+
+ALONE = Process()
+
+
+class SequencePairs(Protocol):
+    """Sources that can be drawn, and their answers."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Symbols and special tokens together."""
+        ...
+
+    @property
+    def max_source_length(self) -> int:
+        """Length of the longest source."""
+        ...
+
+    @property
+    def max_answer_length(self) -> int:
+        """Length of the longest answer, without EOS."""
+        ...
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Return a random source, int32 [length]."""
+        ...
+
+    def answer(self, source: np.ndarray) -> np.ndarray:
+        """Return the right answer to a source, both int32 [length]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Examples:
     """The training examples of a task as a random-access source: example i depends on the seed and i alone."""
 
-    task: Task
+    task: SequencePairs
     seed: int
 
     def __len__(self) -> int:
@@ -30,25 +79,42 @@ class Examples:
     def __getitem__(self, index: int) -> Batch:
         """Example `index`; held-out sequences are drawn again."""
         rng = np.random.default_rng((self.seed, int(index)))
-        source = self.task.text.draw(rng)
+        source = self.task.draw(rng)
         while is_held_out(source):
-            source = self.task.text.draw(rng)
+            source = self.task.draw(rng)
         return example(self.task, source)
 
 
-def example(task: Task, source: np.ndarray) -> Batch:
+def example(task: SequencePairs, source: np.ndarray) -> Batch:
     """One source as arrays of fixed length, for teacher forcing.
 
     source: [S] ids, padded. target: [T] what the decoder reads, the answer shifted right by one behind BOS, padded.
     labels: [T] what it should say at each step, the answer and EOS; -100 where it should say nothing.
     """
-    answer = task.answer(source)
-    slots = task.text.max_length
+    answer = checked_answer(task, source)
+    slots = task.max_answer_length + 1  # and BOS, or EOS
     return {
-        "source": fill(source, slots, PAD),
-        "target": fill(np.concatenate([[BOS], answer]), slots + 1, PAD),
-        "labels": fill(np.concatenate([answer, [EOS]]), slots + 1, IGNORED),
+        "source": fill(source, task.max_source_length, PAD),
+        "target": fill(np.concatenate([[BOS], answer]), slots, PAD),
+        "labels": fill(np.concatenate([answer, [EOS]]), slots, IGNORED),
     }
+
+
+def checked_answer(task: SequencePairs, source: np.ndarray) -> np.ndarray:
+    """Return the answer to a source. Raises InputError if no model of the task could generate it."""
+    answer = np.asarray(task.answer(source))
+    if answer.ndim != 1 or len(answer) > task.max_answer_length:
+        raise InputError(
+            f"the answer to a source of length {len(source)} has shape {answer.shape}, longer than "
+            f"max_answer_length = {task.max_answer_length}: raise that"
+        )
+    strange = answer[(answer < SPECIAL) | (answer >= task.vocab_size)]
+    if strange.size:
+        raise InputError(
+            f"the answer to a source of length {len(source)} holds {strange[0]}: symbols have the ids from {SPECIAL} "
+            f"to {task.vocab_size - 1}"
+        )
+    return answer
 
 
 def fill(ids: np.ndarray, length: int, filler: int) -> np.ndarray:
@@ -56,31 +122,41 @@ def fill(ids: np.ndarray, length: int, filler: int) -> np.ndarray:
     return np.concatenate([ids, np.full(length - len(ids), filler)]).astype(np.int32)
 
 
-def training_batches(task: Task, batch_size: int, seed: int) -> "grain.DatasetIterator":
+def training_batches(
+    task: SequencePairs, batch_size: int, seed: int, process: Process = ALONE
+) -> "grain.DatasetIterator":
     """An endless iterator over batches, arrays [batch_size, ...]; `get_state` and `set_state` move it to the sample."""
-    return batches_ahead(Examples(task, seed), batch_size)
+    return batches_ahead(Examples(task, seed), batch_size, process=process)
 
 
-def batches_ahead(source: Any, batch_size: int, shuffle_seed: int | None = None) -> "grain.DatasetIterator":
-    """Batches of a random-access source, made in a thread of their own, a few ahead.
+def batches_ahead(
+    source: Any, batch_size: int, shuffle_seed: int | None = None, process: Process = ALONE
+) -> "grain.DatasetIterator":
+    """Return the batches of a random-access source, made in a thread of their own, a few ahead.
 
-    Without a seed in order, once; with one endlessly, every epoch in an order of its own.
+    Args:
+        source: Has a length, and examples by index: pytrees of arrays.
+        batch_size: Examples in a batch of all processes together.
+        shuffle_seed: None: in order, once. A number: endlessly, every epoch in another order.
+        process: Which rows of each batch to read.
     """
     require_extra("train", "a pipeline of batches")
     import grain  # half a second, which programs that only generate need not wait for
 
-    dataset = grain.MapDataset.source(source)
+    dataset, rows = grain.MapDataset.source(source), process.rows_of(batch_size)
     if shuffle_seed is not None:
         dataset = dataset.shuffle(seed=shuffle_seed).repeat()
-    return iter(dataset.batch(batch_size).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    if process.count > 1:
+        dataset = dataset[process.index :: process.count]
+    return iter(dataset.batch(rows).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
-def held_out(task: Task, count: int, seed: int) -> Batch:
+def held_out(task: SequencePairs, count: int, seed: int) -> Batch:
     """`count` different held-out examples, arrays [count, ...]; fewer where the task has not as many."""
     rng = np.random.default_rng((seed, 1))
     found: dict[bytes, np.ndarray] = {}
     for _ in range(100 * count):
-        source = task.text.draw(rng)
+        source = task.draw(rng)
         if is_held_out(source):
             found.setdefault(source.tobytes(), source)
         if len(found) == count:

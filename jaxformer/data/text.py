@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import numpy as np
 
-from jaxformer.data.pipeline import IGNORED, Batch, batches_ahead, fill
+from jaxformer.data.pipeline import ALONE, IGNORED, Batch, Process, batches_ahead, fill
 from jaxformer.data.tokenizer import Tokenizer, check_text
 from jaxformer.errors import InputError
 from jaxformer.locks import is_held, locked
@@ -284,14 +284,16 @@ class Windows:
         return {"inputs": span[:-1], "labels": span[1:]}
 
 
-def text_batches(corpus: Corpus, length: int, batch_size: int, seed: int) -> "grain.DatasetIterator":
+def text_batches(
+    corpus: Corpus, length: int, batch_size: int, seed: int, process: Process = ALONE
+) -> "grain.DatasetIterator":
     """An endless iterator over windows in random order: inputs and labels, the token behind each, int32 [B, length].
 
     Every epoch has every window once, in an order of its own. `get_state` and `set_state` move to the sample.
     Raises InputError for a corpus shorter than a window.
     """
     check_length(corpus, length)
-    return batches_ahead(Windows(corpus.tokens, length), batch_size, shuffle_seed=seed)
+    return batches_ahead(Windows(corpus.tokens, length), batch_size, seed, process)
 
 
 def windows(corpus: Corpus, length: int, batch_size: int) -> Iterator[Batch]:

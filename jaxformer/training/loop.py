@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.record import Line, Recorder
@@ -18,6 +18,7 @@ WINDOW = 20  # steps that a judgement on the loss looks back over
 ADVICE = "try a lower --learning-rate, a longer --warmup-steps, or --placement pre"
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An endless, checkpointable iterator, as grain's are."""
 

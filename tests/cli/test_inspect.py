@@ -11,9 +11,9 @@ from flax import nnx
 from jaxformer import PRESETS, InputError, Transformer, decoder_only, encoder_decoder, encoder_only, paper_base
 from jaxformer.cli import accounting, inspect, runs
 from jaxformer.cli.accounting import Sizes, cache_bytes, costs, module_rows
-from jaxformer.cli.sequences import ModelSettings, SequenceSettings
 from jaxformer.config import AttentionConfig, FeedForwardConfig, MoEConfig
 from jaxformer.presets import symbols
+from jaxformer.tasks import Copy, ModelSettings, SequenceSettings, find_task
 
 SMALL = encoder_decoder(41, source_vocab_size=53, dim=24, layers=3, heads=2, hidden=31)
 
@@ -178,7 +178,7 @@ def test_experts_cost_what_a_token_goes_through():
 
 def test_a_run_is_described_without_its_weights(tmp_path, capsys):
     settings = SequenceSettings(model=ModelSettings(dim=16, layers=1, heads=2))
-    runs.describe(tmp_path / "run", runs.Description("copy", settings, settings.transformer))
+    runs.describe(tmp_path / "run", find_task("copy"), settings, Copy(settings).config)
     text = printed(capsys, "--checkpoint", str(tmp_path / "run"))
     total = paper_parameters(35, 16, 64, 1) + 2 * 2 * 16  # and two final norms
     assert f"{total:,}" in text

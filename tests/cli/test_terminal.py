@@ -15,6 +15,7 @@ from jaxformer.cli import inspect, terminal
 from jaxformer.cli.streams import is_piped, print_as_it_comes, read_lines, replacing
 from jaxformer.errors import InputError
 from jaxformer.interrupts import FAREWELL
+from jaxformer.machine import cache_folder
 
 
 def raising(error: Exception) -> Callable[[], None]:
@@ -217,4 +218,4 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # of a user whom the system does not know
     terminal.keep_compiled_programs()
     with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
-        terminal.cache_folder()
+        cache_folder()

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from commands import TINY, call, message, parameters, refusal, typed
 
-from jaxformer.cli.evaluate import exact
 from jaxformer.cli.generate import decode_inputs
 from jaxformer.cli.runs import open_run
 from jaxformer.cli.train import train
 from jaxformer.data import held_out
+from jaxformer.tasks import exact
 
 HUGE = "9" * 25
 
@@ -157,7 +157,7 @@ def cut_in_half(checkpoint: Path) -> None:
         ("run.json", {"task": 3}, "run.json cannot be read: task=3 must be a string"),
         ("run.json", {"format": "2"}, 'format="2" must be a whole number'),
         ("run.json", {"model": []}, "model=[] must be an object"),
-        ("run.json", {"settings": {"type": "Symbols"}}, '"settings" or "model" holds something else'),
+        ("run.json", {"settings": {"type": "Symbols"}}, '"settings" holds something else'),
         ("run.json", {"settings": {"type": "SequenceSettings", "steps": "9"}}, 'SequenceSettings.steps="9" must be'),
         ("run.json", {"task": "x" * 500}, "which is unknown here"),
     ],
@@ -253,7 +253,8 @@ def test_the_default_run_learns_its_task(tmp_path: Path, task: str) -> None:
     folder = tmp_path / "runs" / task
     results = json.loads((folder / "results.json").read_text())
     run = open_run(folder)
-    beam = exact(run.model, held_out(run.task, 1000, run.settings.seed), run.generation.replace(num_beams=4)).mean()
+    batch = held_out(run.task, 1000, run.task.settings.seed)
+    beam = exact(run.model, batch, run.task.generation.replace(num_beams=4)).mean()
     print(f"{task}: {results}, beam 4 {beam:.3f}")
     assert results["loss"] < 0.1
     assert min(results["exact"], beam) >= 0.99

@@ -90,7 +90,7 @@ def test_a_resumed_run_refuses_other_settings_and_takes_more_steps(
     train([*resume, "--steps", "9"])
     assert steps_taken(ROOT / "copy") == 9
     assert [line[0] for line in record(ROOT / "copy")] == list(range(1, 10))
-    assert open_run(ROOT / "copy").settings.steps == 9
+    assert open_run(ROOT / "copy").task.settings.steps == 9
 
 
 @pytest.mark.slow

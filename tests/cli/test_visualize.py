@@ -40,7 +40,7 @@ def test_pictures_are_written_and_named(run, tmp_path, capsys):
         height, width, _ = matplotlib.image.imread(path).shape
         assert 250 < height < 2000
         assert 400 < width < 2500
-    seen = visualize.observe(run, "3 1 4 1 5")
+    seen = run.task.observe(run.model, "3 1 4 1 5")
     assert seen.answer == answer
     page = attention_page(seen.observations, title="What copy attends to", subtitle=answer)
     assert (folder / "attention.html").read_text(encoding="utf-8") == page
@@ -50,7 +50,7 @@ def test_by_default_a_held_out_sequence_is_drawn_into_the_run(run, capsys, monke
     monkeypatch.setattr(visualize, "pictures", lambda model, observations: iter(()))
     visualize.main(["--checkpoint", str(run.folder)])
     answer, path = capsys.readouterr().out.splitlines()
-    assert answer.startswith(run.task.text.show(visualize.held_out_source(run)) + "  ->  ")
+    assert answer.startswith(max(run.task.example_inputs(), key=lambda shown: len(shown.split())) + "  ->  ")
     assert path == str(run.folder / "pictures" / "attention.html")
 
 
@@ -67,14 +67,14 @@ def test_maps_are_printed_as_text(run, capsys, monkeypatch, flags, layer, head):
     monkeypatch.setattr(visualize, "pictures", lambda model, observations: iter(()))
     visualize.main(["--checkpoint", str(run.folder), "--prompt", "3 1 4", *flags])
     said = capsys.readouterr().out
-    seen = visualize.observe(run, "3 1 4")
+    seen = run.task.observe(run.model, "3 1 4")
     maps = [heat_map(observation, layer=layer, head=head) for observation in seen.observations]
     assert said == "\n\n".join([seen.answer, *maps, f"{run.folder / 'pictures' / 'attention.html'}\n"])
 
 
 def test_the_maps_are_those_of_the_model(run):
-    source, target = run.task.text.read("3 1 4 1 5"), np.array([BOS, 5, 3, 4, EOS])
-    observations = visualize.observe_sequences(run, source, target)
+    source, target = run.task.encode("3 1 4 1 5"), np.array([BOS, 5, 3, 4, EOS])
+    observations = run.task.observations(run.model, source, target)
     figures = dict(visualize.pictures(run.model, observations))
     observed = jax.jit(partial(Transformer.__call__, return_intermediates=True))(
         run.model, source[None], target[None, :-1]
@@ -96,7 +96,7 @@ def test_the_maps_are_those_of_the_model(run):
 
 
 def test_what_is_drawn_sums_to_one_and_never_shows_the_future(run):
-    for seen in visualize.observe(run, "3 1 4 1 5 9").observations:
+    for seen in run.task.observe(run.model, "3 1 4 1 5 9").observations:
         maps = np.stack(seen.maps)
         np.testing.assert_allclose(maps.sum(axis=-1), 1, rtol=1e-6)
         future = np.triu(np.ones(maps.shape[2:], bool), 1)
@@ -104,7 +104,7 @@ def test_what_is_drawn_sums_to_one_and_never_shows_the_future(run):
 
 
 def test_decoding_stops_at_the_end_of_the_sequence(run):
-    target = visualize.decode_greedily(run, run.task.text.read("3 1 4"))
+    target = run.task.decode_greedily(run.model, run.task.encode("3 1 4"))
     assert target[0] == BOS
     assert EOS not in target[1:-1]
     assert 2 <= len(target) <= 1 + run.task.text.max_length + 1

@@ -26,6 +26,7 @@ FLAGS: dict[str, dict[str, str | None]] = {
         "--weights": "int8",
         "--truncate": None,
         "--checkpoint": "runs/copy",
+        "--task": "copy",
         "--json": None,
     },
     "embed": {
@@ -36,12 +37,13 @@ FLAGS: dict[str, dict[str, str | None]] = {
         "--batch-size": "3",
         "--truncate": None,
     },
-    "export": {"--checkpoint": "runs/lm"},
+    "export": {"--checkpoint": "runs/lm", "--task": "lm"},
     "inspect": {"--checkpoint": "runs/lm", "--batch": "2", "--source-length": "7", "--length": "9"},
-    "perplexity": {"--data": "text.txt", "--checkpoint": "runs/lm", "--field": "text"},
+    "perplexity": {"--data": "text.txt", "--checkpoint": "runs/lm", "--task": "lm", "--field": "text"},
     "verify": {"--prompt": "abc", "--shapes": None},
     "visualize": {
         "--checkpoint": "runs/copy",
+        "--task": "copy",
         "--input": "1 2",
         "--prompt": "1 2",
         "--output": "pictures",

@@ -152,12 +152,13 @@ def state(run: Path) -> list[np.ndarray]:
     """All arrays of the newest checkpoint of a run."""
     import jax
 
-    from jaxformer.cli.runs import abstract_state, read_description
+    from jaxformer.cli.runs import abstract_state, read_description, read_settings, task_of
     from jaxformer.training import Checkpoints
 
-    _, settings, transformer = read_description(run)
+    description = read_description(run)
+    settings = read_settings(run, description, task_of(run, description).task)
     with Checkpoints(run / "checkpoints", writable=False) as checkpoints:
-        restored, _ = checkpoints.restore(abstract_state(transformer, settings)[1])
+        restored, _ = checkpoints.restore(abstract_state(description.transformer, settings)[1])
     return [np.asarray(leaf) for leaf in jax.tree.leaves(restored)]
 
 

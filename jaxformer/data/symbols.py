@@ -1,12 +1,7 @@
-"""Sequence tasks: what to learn when the data can be made without end.
-
-A task is one class: what its sequences are written in (`text`), and the answer to a source. To add one, write the class
-and name it in `TASKS`; training, generating and the command line then know it.
-"""
+"""Random sequences of symbols: data that can be made without end."""
 
 import zlib
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -75,55 +70,6 @@ class Symbols:
         tokens = tokens[1:] if tokens[:1] == [BOS] else tokens
         tokens = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
         return " ".join(SPECIAL_NAMES[token] if token < SPECIAL else str(token - SPECIAL) for token in tokens)
-
-
-class Task(Protocol):
-    """What a task must have to be trained, evaluated and used."""
-
-    @property
-    def text(self) -> Symbols:
-        """How sources are drawn, read and shown."""
-        ...
-
-    def answer(self, source: np.ndarray) -> np.ndarray:
-        """The right target of a source, both int32 [length]."""
-        ...
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Say the source again."""
-
-    text: Symbols = Symbols()
-
-    def answer(self, source: np.ndarray) -> np.ndarray:
-        """The source itself."""
-        return source
-
-
-@dataclass(frozen=True)
-class Reverse:
-    """Say the source backwards."""
-
-    text: Symbols = Symbols()
-
-    def answer(self, source: np.ndarray) -> np.ndarray:
-        """The source from its end."""
-        return source[::-1]
-
-
-@dataclass(frozen=True)
-class Sort:
-    """Say the symbols of the source in order of size."""
-
-    text: Symbols = Symbols()
-
-    def answer(self, source: np.ndarray) -> np.ndarray:
-        """The source, smallest symbol first."""
-        return np.sort(source)
-
-
-TASKS: dict[str, type[Copy] | type[Reverse] | type[Sort]] = {"copy": Copy, "reverse": Reverse, "sort": Sort}
 
 
 def is_held_out(source: np.ndarray) -> bool:

@@ -1,0 +1,60 @@
+"""The text of language tasks: tokenizer, training and validation part."""
+
+import sys
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.data import Corpus, Tokenizer, documents, load_tokenizer, open_corpus, split_corpus, train_tokenizer
+from jaxformer.errors import InputError, listed
+from jaxformer.machine import cache_folder
+from jaxformer.tasks.language_settings import TextSettings
+
+TRAINED = ("char", "word", "bpe")
+
+
+class Texts(NamedTuple):
+    """A tokenizer, and the training and the validation text as it reads them."""
+
+    tokenizer: Tokenizer
+    training: Corpus
+    validation: Corpus
+
+
+def read_texts(settings: TextSettings, tokenizer: Tokenizer | None = None) -> Texts:
+    """Return the text that the settings name, read by a tokenizer (None: by the one that the settings ask for)."""
+    source = None if settings.data is None else Path(settings.data)
+    if source is None:
+        print("no --data: the language reference that comes with Python, enough to see a model learn", file=sys.stderr)
+    tokenizer = tokenizer or make_tokenizer(settings)
+    read = partial(read_text, tokenizer=tokenizer, field=settings.field)
+    corpus = read("training text", source)
+    if settings.validation is None:
+        return Texts(tokenizer, *split_corpus(corpus))
+    return Texts(tokenizer, corpus, read("validation text", Path(settings.validation)))
+
+
+def read_text(name: str, source: Path | None, tokenizer: Tokenizer, field: str) -> Corpus:
+    """Return a text as a tokenizer reads it, and report on standard error how much of it has no token."""
+    corpus = open_corpus(source, tokenizer, cache_folder() / "corpora", field=field)
+    unknown = 0 if tokenizer.unknown_id is None else int(np.count_nonzero(corpus.tokens == tokenizer.unknown_id))
+    if unknown:
+        found = (piece for text in documents(source, field) for piece in tokenizer.each_unknown(text))
+        examples = listed(map(repr, dict.fromkeys(islice(found, 3))))
+        share = unknown / len(corpus.tokens)
+        print(f"{name}: {unknown:,} tokens ({share:.2%}) are unknown to the tokenizer, as {examples}", file=sys.stderr)
+    return corpus
+
+
+def make_tokenizer(settings: TextSettings) -> Tokenizer:
+    """Return the tokenizer that the settings ask for: made from the text, or read from a file."""
+    if settings.tokenizer in TRAINED:
+        source = None if settings.data is None else Path(settings.data)
+        return train_tokenizer(settings.tokenizer, documents(source, settings.field), settings.vocab_size)
+    if not Path(settings.tokenizer).exists():
+        kinds = ", ".join(TRAINED)
+        raise InputError(f"--tokenizer {settings.tokenizer} is neither a file nor one of {kinds}")
+    return load_tokenizer(Path(settings.tokenizer))

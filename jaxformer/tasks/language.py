@@ -1,0 +1,269 @@
+"""The task `lm`: language models on text."""
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer import presets, schema
+from jaxformer.config import MoEConfig, TransformerConfig
+from jaxformer.data import Batch, Process, Tokenizer, load_tokenizer, text_batches, windows
+from jaxformer.data.pipeline import ALONE
+from jaxformer.errors import InputError, listed
+from jaxformer.generation import GenerationConfig, generate, stream
+from jaxformer.model import Transformer
+from jaxformer.pretrained import Pretrained, as_pretrained
+from jaxformer.tasks.corpora import Texts, read_text, read_texts
+from jaxformer.tasks.language_settings import MODELS, LanguageSettings
+from jaxformer.tasks.losses import next_token_loss
+from jaxformer.tasks.perplexity import Measure, measure
+from jaxformer.tasks.prompts import BATCH, fit, padded, pieces, room, until_end
+from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split, Task, first_row, forward
+from jaxformer.training import Loss, cast, replace_text, update_router_biases
+from jaxformer.visualize import Observation
+
+TOKENIZER, TEXT = "tokenizer.json", "text.json"
+SAMPLE, PROMPT = 120, 16  # tokens of a sample drawn during training, and of the held-out text that it continues
+SHOWN = 48  # tokens of the validation text that a model reads to be drawn, where none are given
+
+
+@dataclass(frozen=True)
+class Continuation(Output):
+    """A text that a model generated behind a prompt."""
+
+    prompt: str
+    continuation: str
+    score: float
+
+    def __str__(self) -> str:
+        return f"{self.prompt}{self.continuation}\n"
+
+
+class LanguageTask(Task[LanguageSettings]):
+    """Train a decoder-only language model on text."""
+
+    name = "lm"
+    defaults = LanguageSettings()
+    reads = InputKind("prompt", "text to continue", truncate=True, piped=True)
+
+    @classmethod
+    def describe(cls) -> str:
+        """Return what the task is, for the help text."""
+        return "Train a decoder-only language model on text."
+
+    # --- data
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the run. Raises InputError if it is not the one that the model was trained with."""
+        if self.folder is None:
+            return self.texts.tokenizer
+        tokenizer = load_tokenizer(self.folder / TOKENIZER)
+        if tokenizer.digest != read_description(self.folder)["tokenizer"]:
+            wrong = f"{self.folder / TOKENIZER} is not the tokenizer that the model was trained with"
+            raise InputError(f"{wrong}: put that back")
+        return tokenizer
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The tokenizer, and the text as it reads it."""
+        return read_texts(self.settings.text, None if self.folder is None else self.tokenizer)
+
+    def batches(self, split: Split = "train", process: Process = ALONE) -> Iterator[Batch]:
+        """Return windows of the text: "inputs", and "labels" one token further, both [B, T]."""
+        length, rows = self.settings.model.length, self.settings.batch_size
+        if split == "train":
+            return text_batches(self.texts.training, length, rows, self.settings.seed, process)
+        return map(process.part, windows(self.texts.validation, length, rows))
+
+    def check_data(self) -> None:
+        """Raise InputError if the text is not the one with which the run in `folder` began."""
+        assert self.folder is not None, "of a run that has begun"
+        before = read_description(self.folder)
+        changed = [name for name, value in self._checksums().items() if before[name] != value]
+        if changed:
+            raise InputError(f"the {' and the '.join(changed)} changed since {self.folder} began: it cannot be resumed")
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer, and the checksums of tokenizer and text."""
+        replace_text(folder / TOKENIZER, self.texts.tokenizer.to_json())
+        replace_text(folder / TEXT, json.dumps(self._checksums()) + "\n")
+
+    def _checksums(self) -> dict[str, Any]:
+        training = self.texts.training.tokens
+        return {"tokenizer": self.texts.tokenizer.digest, "text": zlib.crc32(training.tobytes())}
+
+    # --- training
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The model that the settings name, for the vocabulary of the text."""
+        model = self.settings.model
+        config = MODELS[model.preset][1](self.texts.tokenizer.vocab_size, model.length, model.dropout)
+        return presets.rematerialised(config) if model.rematerialise else config
+
+    @property
+    def row_tokens(self) -> int:
+        """The tokens of a window."""
+        return self.settings.model.length
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between looks at the validation text."""
+        return self.settings.evaluate_every
+
+    @property
+    def adjust(self) -> Callable[[Any, Any], Any] | None:
+        """The update of the biases of routers, if there are experts."""
+        return (
+            partial(update_router_biases, speed=self.settings.balance.router_bias_speed)
+            if has_experts(self.config)
+            else None
+        )
+
+    def loss(self, model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Loss]:
+        """Return the loss of predicting each next token, and how experts were used."""
+        if not has_experts(model.config):
+            return next_token_loss(model(batch["inputs"], dropout_key=key), batch["labels"])
+        seen = model(batch["inputs"], dropout_key=key, return_intermediates=True)  # unused parts cost nothing
+        routing = {layer: routes for layer, routes in enumerate(seen.decoder.routing) if routes is not None}
+        return next_token_loss(seen.logits, batch["labels"], routing=routing, balance=self.settings.balance)
+
+    def validate(self, model: Transformer) -> dict[str, Any]:
+        """Return how well a model predicts the first batches of the validation text, and a sample."""
+        found = self.validation_loss(model)
+        figures = {"loss": found.loss, "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+        return {**figures, "sample": self.draw_sample(model)}
+
+    def validation_loss(self, model: Transformer) -> Measure:
+        """Return how well a model predicts the first batches of the validation text."""
+        batches = islice(self.batches("validation"), self.settings.evaluate_batches)
+        return measure(cast(model, jnp.dtype(self.settings.dtype)), self.texts.validation, batches)
+
+    def draw_sample(self, model: Transformer) -> str:
+        """Return a few words from the middle of the validation text, continued at temperature 0.8."""
+        text, context = self.texts.validation.tokens, self.settings.model.length
+        middle, length = len(text) // 2, min(PROMPT, context // 2)
+        prompt = np.asarray(text[middle : middle + length], np.int32)[None]  # [1, T]
+        limit = min(SAMPLE, context - prompt.shape[1])
+        sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0, "seed": self.settings.seed}
+        return self.texts.tokenizer.decode(generate(model, prompt, max_new_tokens=limit, **sampling).sequences[0])
+
+    def evaluate(self, model: Transformer) -> EvalResult:
+        """Return how well a model predicts all of the validation text."""
+        found = measure(model, self.texts.validation, self.batches("validation"))
+        names = ("tokens", "loss", "perplexity", "bits_per_byte")
+        lines = ["validation text:", *(f"  {line}" for line in found.table())]
+        metrics = {f"validation_{name}": getattr(found, name) for name in names}
+        return EvalResult(metrics, lines, "--prompt The --temperature 0.8")
+
+    # --- use
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """Greedy decoding for half of the context."""
+        end, half = self.tokenizer.end, max(1, self.settings.model.length // 2)
+        return GenerationConfig(max_new_tokens=half, eos_token_id=end, pad_token_id=end, bos_token_id=end)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the tokens of a prompt, int32 [T]; those of an empty one begin a document.
+
+        Raises:
+            InputError: The text holds characters or words that the model never saw: they have no token.
+        """
+        unknown = self.tokenizer.unknown(text)
+        if unknown:
+            raise InputError(f"the model never saw {listed(map(repr, unknown))}: leave that out")
+        ids = np.asarray(self.tokenizer.encode(text), np.int32)
+        return ids if ids.size else np.array([self.tokenizer.end], np.int32)
+
+    def example_inputs(self) -> list[str]:
+        """Return an empty prompt, which begins a document."""
+        return [""]
+
+    def generate(
+        self, model: Transformer, inputs: Sequence[str], *, truncate: bool = False, **settings: Any
+    ) -> Iterator[Sequence[Continuation]]:
+        """Check the prompts, then return an iterator over the continuations of each, best first."""
+        config, rows = self._fitted(inputs, settings, truncate=truncate)
+        return self._continuations(model, inputs, rows, config)
+
+    def stream(self, model: Transformer, text: str, *, truncate: bool = False, **settings: Any) -> Iterator[str]:
+        """Return a prompt and its continuation, as parts of a text."""
+        config, (row,) = self._fitted([text], settings, truncate=truncate)
+        parts = (part[0] for part in stream(model, row[None], config))
+        return chain([text], pieces(lambda ids: self.tokenizer.decode(until_end(ids, config)), parts))
+
+    def _fitted(
+        self, inputs: Sequence[str], settings: dict[str, Any], *, truncate: bool
+    ) -> tuple[GenerationConfig, list[np.ndarray]]:
+        """Return settings, and the tokens of prompts that leave room for what is to be generated.
+
+        Where the settings do not say how much that is: as much as fits, up to half of the context. Rotary positions
+        could go on beyond the context, but what a model writes there is no language.
+        """
+        config, context = self.generation.replace(**settings), self.settings.model.length
+        rows = [self.encode(text) for text in inputs]
+        new_tokens = settings.get("max_new_tokens")
+        if new_tokens is None:
+            new_tokens = room(config.max_new_tokens or 1, rows, context, truncate=truncate)
+        rows = [fit(row, new_tokens, context, truncate=truncate) for row in rows]
+        return config.replace(max_new_tokens=new_tokens), rows
+
+    def _continuations(
+        self, model: Transformer, inputs: Sequence[str], rows: list[np.ndarray], config: GenerationConfig
+    ) -> Iterator[Sequence[Continuation]]:
+        copies = config.num_return_sequences
+        for first in range(0, len(rows), BATCH):
+            batch, mask = padded(rows[first : first + BATCH], max(config.padding, 0), left=True)
+            seeds = [config.seed] * len(batch)  # each prompt draws what it would draw alone
+            generated = generate(model, batch, config, inputs_mask=mask, seed=seeds)
+            new = generated.sequences[:, batch.shape[1] :]
+            texts = [self.tokenizer.decode(until_end(ids, config)) for ids in new]
+            scores = [round(float(score), 4) for score in generated.sequences_scores]
+            for index, prompt in enumerate(inputs[first : first + BATCH]):
+                part = slice(index * copies, (index + 1) * copies)
+                yield [Continuation(prompt, *said) for said in zip(texts[part], scores[part], strict=True)]
+
+    def observe(self, model: Transformer, text: str | None) -> AttentionView:
+        """Return the attention of a model that reads a text, or the beginning of its validation text."""
+        shown = self.texts.validation.tokens[:SHOWN] if text is None else self.encode(text)
+        ids = np.asarray(shown, np.int32)
+        limit = model.max_length
+        if limit is not None and len(ids) > limit:
+            raise InputError(f"{len(ids)} tokens exceed the model's {limit} positions: give a shorter text")
+        observed = forward(model, ids[None], return_intermediates=True)
+        maps, names = first_row(observed.decoder.attentions), self.tokenizer.names(ids)
+        said = Observation("decoder", "Self-attention", maps, names, query_label="token that the model reads")
+        return AttentionView(self.tokenizer.decode(ids), (said,))
+
+    def measure(self, model: Transformer, source: Path, field: str) -> Measure:
+        """Return how well a model predicts the text in a file or a folder, in windows of its context."""
+        text = read_text(str(source), source, self.tokenizer, field)
+        return measure(model, text, windows(text, self.settings.model.length, self.settings.batch_size))
+
+    def as_pretrained(self, model: Transformer) -> Pretrained:
+        """Return a model as a checkpoint of the Hugging Face family whose shape it has."""
+        return as_pretrained(model, self.tokenizer.backend, self.generation, longest=self.settings.model.length)
+
+
+def has_experts(config: TransformerConfig) -> bool:
+    """Return whether any layer is a mixture of experts."""
+    return any(isinstance(block.feed_forward, MoEConfig) for block in config.main.blocks)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the checksums of the tokenizer and the text of a run. Raises InputError if they cannot be read."""
+    path = folder / TEXT
+    description = schema.load_json(path)
+    with schema.located(path):
+        schema.require(description, "tokenizer", "text")
+        return schema.read(description, {"tokenizer": schema.text(""), "text": schema.integer(0, 0, 2**32 - 1)})

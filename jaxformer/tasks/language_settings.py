@@ -1,0 +1,91 @@
+"""Settings of the task `lm`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxformer import presets, schema
+from jaxformer.config import TransformerConfig
+from jaxformer.flags import optional
+from jaxformer.tasks.settings import TrainSettings
+from jaxformer.training import BalanceConfig, OptimizerConfig
+
+MAX_CONTEXT = 1 << 20
+# The context that each model is trained with unless told otherwise, and its configuration.
+MODELS: dict[str, tuple[int, Callable[[int, int, float], TransformerConfig]]] = {
+    "tiny": (64, presets.tiny),
+    "small": (256, presets.small),
+    "small-modern": (256, lambda vocab_size, _, dropout: presets.small_modern(vocab_size, dropout)),
+    "gpt2": (1024, presets.gpt2),
+    "deepseek-tiny": (128, lambda vocab_size, _, dropout: presets.deepseek_tiny(vocab_size, dropout)),
+}
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """The text, and how it is cut into tokens."""
+
+    data: Annotated[str | None, optional("PATH")] = None
+    """text file, folder of text files, or .jsonl (default: the language reference that comes with Python)"""
+    field: str = "text"
+    """where a line of a .jsonl file has its text"""
+    validation: Annotated[str | None, optional("PATH")] = None
+    """text to validate on (default: the last tenth of the documents, or of the text)"""
+    tokenizer: Annotated[str, tyro.conf.arg(metavar="char|word|bpe|PATH")] = "char"
+    """characters, words or byte-level BPE, found in the text; or a tokenizer.json"""
+    vocab_size: int = 4096
+    """the most tokens of a vocabulary that is made from the text"""
+
+
+@dataclass(frozen=True)
+class LanguageModelSettings:
+    """The model."""
+
+    preset: Literal["tiny", "small", "small-modern", "gpt2", "deepseek-tiny"] = "tiny"
+    """layers x width: 2 x 128, 6 x 384, 6 x 384 with rotary positions and SwiGLU, 12 x 768, 4 x 160 with experts"""
+    context: Annotated[int | None, optional("INT")] = None
+    """how many tokens the model looks back on (default: 64 of tiny, 1024 of gpt2, 128 of deepseek-tiny, else 256)"""
+    dropout: float = 0.0
+    """dropout rate on embeddings, sub-layers and attention weights"""
+    rematerialise: bool = False
+    """compute each block twice instead of storing what is inside it: slower, in less memory"""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a context without anything to predict from."""
+        schema.check_range("--context", self.length, 2, MAX_CONTEXT)
+
+    @property
+    def length(self) -> int:
+        """How many tokens the model looks back on."""
+        return MODELS[self.preset][0] if self.context is None else self.context
+
+
+@dataclass(frozen=True)
+class LanguageSettings(TrainSettings):
+    """Settings of a run on text."""
+
+    text: TextSettings = field(default_factory=TextSettings)
+    model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
+    )
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    batch_size: int = 32
+    """windows of text per step"""
+    seed: int = 0
+    """seed of the initial weights, the order of the data and dropout"""
+    save_every: int = 250
+    """steps between checkpoints"""
+    evaluate_every: int = 250
+    """steps between looks at the validation text"""
+    evaluate_batches: int = 20
+    """batches of it that such a look takes in; the report at the end takes all"""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for settings that cannot be trained."""
+        super().__post_init__()
+        for name in ("evaluate_every", "evaluate_batches"):
+            schema.check_range(name, getattr(self, name), 1)
+        schema.check_range("--vocab-size", self.text.vocab_size, 1)

@@ -1,0 +1,55 @@
+"""Losses of tasks, and their composition with the structure of a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxformer.data.pipeline import IGNORED
+from jaxformer.ops import Routing, cross_entropy, expert_load
+from jaxformer.tasks.task import Task
+from jaxformer.training import BalanceConfig, Loss, LossFunction, cast, penalty
+
+
+def next_token_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    routing: Mapping[int, Routing] | None = None,
+    balance: BalanceConfig | None = None,
+) -> tuple[jax.Array, Loss]:
+    """Return the number to minimize and the loss to report: every position predicts its label.
+
+    Args:
+        logits: [B, T, V].
+        labels: int32 [B, T]; positions with the label -100 do not count.
+        label_smoothing: Share of the target probability that is spread over all tokens.
+        routing: For each layer with experts, by its number, how its tokens were routed.
+        balance: Adds losses that keep experts equally busy.
+    """
+    plain = cross_entropy(logits, labels)
+    objective = cross_entropy(logits, labels, label_smoothing=label_smoothing) if label_smoothing else plain
+    loads = {}
+    for layer, routes in (routing or {}).items():
+        tokens = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), routes)  # [B * T, ...]
+        loads[layer] = expert_load(tokens.experts, tokens.logits.shape[-1])
+        objective += 0.0 if balance is None else penalty(balance, tokens)
+    return objective, Loss(plain, jnp.sum(labels != IGNORED), loads)
+
+
+def loss_function(task: Task[Any], graphdef: Any) -> LossFunction:
+    """Return the loss of a task as a function of parameters, for models of one structure.
+
+    Args:
+        task: Computes the loss, in the type that its settings name.
+        graphdef: The structure of the model, from `nnx.split`.
+    """
+    dtype = jnp.dtype(task.settings.dtype)
+
+    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Loss]:
+        return task.loss(nnx.merge(graphdef, cast(params, dtype)), batch, key)
+
+    return loss

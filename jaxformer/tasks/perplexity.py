@@ -1,0 +1,56 @@
+"""How well a language model predicts a text, in numbers."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxformer.data import Batch, Corpus
+from jaxformer.data.pipeline import IGNORED
+from jaxformer.model import Transformer
+from jaxformer.ops import token_cross_entropy
+
+
+class Measure(NamedTuple):
+    """How well a model predicts a text.
+
+    Attributes:
+        tokens: How many were predicted.
+        loss: Their mean loss, in nats.
+        bits_per_byte: The same for each byte of the text, comparable between tokenizers.
+    """
+
+    tokens: int
+    loss: float
+    bits_per_byte: float
+
+    @property
+    def perplexity(self) -> float:
+        """The number of equally likely tokens among which one would be as unsure."""
+        return math.exp(min(self.loss, 700))
+
+    def table(self) -> list[str]:
+        """Return the figures, one in a line."""
+        return [
+            f"{'tokens':15}{self.tokens:,}",
+            f"{'loss':15}{self.loss:.4f} nats per token",
+            f"{'perplexity':15}{self.perplexity:.2f}",
+            f"{'bits per byte':15}{self.bits_per_byte:.4f}",
+        ]
+
+
+def measure(model: Transformer, text: Corpus, batches: Iterable[Batch]) -> Measure:
+    """Return how well a model predicts windows of a text; see `jaxformer.data.windows` for all of them."""
+    sums = [total_loss(model, batch) for batch in batches]
+    loss, tokens = np.array(sums, np.float64).sum(axis=0).tolist()
+    mean = loss / tokens
+    return Measure(int(tokens), mean, mean / math.log(2) * len(text.tokens) / int(np.sum(text.sizes)))
+
+
+@jax.jit
+def total_loss(model: Transformer, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the summed loss of a batch of windows, and the number of labels."""
+    losses = token_cross_entropy(model(batch["inputs"]), batch["labels"], ignore_index=IGNORED)
+    return losses.sum(), (batch["labels"] != IGNORED).sum()
