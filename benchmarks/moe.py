@@ -68,7 +68,7 @@ def rivals(arguments: Arguments, count: int) -> tuple[dict[str, Layer], dict[str
     """The layers, and their parameters: those of the mixture for both ways to compute it."""
     expert = FeedForwardConfig(arguments.hidden, "silu", gated=True, bias=False)
     mixture = Experts(MoEConfig(count, arguments.chosen, expert), arguments.dim, rngs=nnx.Rngs(0))
-    plain = replace(expert, hidden=arguments.chosen * arguments.hidden)
+    plain = replace(expert, d_ff=arguments.chosen * arguments.hidden)
     layers: dict[str, Layer] = {SORTED: Experts.__call__, DENSE: dense, PLAIN: FeedForward.__call__}
     return layers, {SORTED: mixture, DENSE: mixture, PLAIN: FeedForward(plain, arguments.dim, rngs=nnx.Rngs(0))}
 

@@ -493,10 +493,10 @@ def block_by_hand(block: Block, x: jax.Array, *, residual: bool, norm: bool) -> 
     return x
 
 
-def make_blocks(placement: str) -> list[Block]:
+def make_blocks(norm_order: str) -> list[Block]:
     """Fresh blocks, 64 wide with 4 heads."""
     stack = jaxformer.decoder_only(11, length=T, dim=64, layers=1, heads=4).decoder
-    config = dataclasses.replace(stack.blocks[0], placement=placement)
+    config = dataclasses.replace(stack.blocks[0], norm_order=norm_order)
     return [Block(config, 64, rngs=nnx.Rngs(seed)) for seed in range(DEPTH)]
 
 
@@ -568,7 +568,7 @@ show(figure, "States and gradients through a deep stack with and without residua
 
 # %%
 task = Reverse(SequenceSettings(text=Symbols(symbols=10, max_length=8)))
-config = jaxformer.encoder_decoder(task.text.vocab_size, dim=64, layers=2, heads=4, placement="pre", dropout=0.0)
+config = jaxformer.encoder_decoder(task.text.vocab_size, dim=64, layers=2, heads=4, norm_order="pre", dropout=0.0)
 model = Transformer(config, rngs=nnx.Rngs(0))
 show(
     graph_figure(config),
@@ -980,7 +980,7 @@ show(figure, "The residual stream of one line after each block, and a causal att
 # and that alone knows positions, is kept beside it.
 
 # %%
-narrow = LatentAttentionConfig(heads=8, latent=24, head_dim=16, shared_dim=8, rope=Rope())
+narrow = LatentAttentionConfig(heads=8, kv_lora_rank=24, qk_nope_head_dim=16, qk_rope_head_dim=8, rope=Rope())
 latents = LatentAttention(narrow, 64, rngs=nnx.Rngs(4))
 sentence = jax.random.normal(jax.random.key(12), (1, 20, 64))
 at = jnp.arange(20)[None]
@@ -1008,7 +1008,7 @@ bytes_of = {
     "plain heads": 2 * 8 * 16,
     "4 heads to a key": 2 * 2 * 16,
     "latent, expanded": 8 * (16 + 8 + 16),
-    "latent": 24 + 8,
+    "kv_lora_rank": 24 + 8,
 }
 right.barh(list(bytes_of), [4 * count for count in bytes_of.values()], color=[GREY, GREY, ORANGE, BLUE])
 right.bar_label(right.containers[0], padding=3)

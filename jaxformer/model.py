@@ -19,6 +19,7 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
+from jaxformer.config.positions import PositionIdsFrom
 from jaxformer.errors import InputError
 from jaxformer.layers import (
     Classifier,
@@ -198,36 +199,36 @@ class Transformer(nnx.Module):
             case head:
                 return head(hidden, self.embedding.embedding[...])
 
-    def for_decoding(self) -> "Transformer":
-        """The model as generation wants it: without an encoder it numbers real tokens.
+    def with_position_ids_from(self, rule: PositionIdsFrom) -> "Transformer":
+        """Return a model whose decoder numbers its positions by another rule; one with an encoder stays as it is.
 
-        So padding on the left moves no prompt, even where the plain forward counts slots: as `generate()` of Hugging
-        Face.
+        Generation counts real tokens, "mask", even where the plain forward counts slots: padding on the left then
+        moves no prompt, as in `generate()` of Hugging Face.
         """
         if self.encoder is not None:
             return self
         model = nnx.clone(self)
-        model._decoder.config = dataclasses.replace(model._decoder.config, position_index="valid")
+        model._decoder.config = dataclasses.replace(model._decoder.config, position_ids_from=rule)
         return model
 
-    def for_steps(self, rows: int) -> "Transformer":
-        """An equal model whose matrices lie as steps of so many rows read them fastest: make it before a loop.
+    def optimize_for_decoding(self, batch_size: int) -> "Transformer":
+        """Return a copy with weights transposed for decoding `batch_size` rows; on CPUs only.
 
-        Up to four and more are told apart, on CPUs alone. Not to be compiled, which would undo the transpositions.
+        Call it once, outside of `jax.jit`, which would undo the transpositions. Numbers of rows up to four and above
+        are told apart.
         """
         if jax.default_backend() != "cpu":
             return self
         model = nnx.clone(self)
-        model.decoder = model._decoder.for_steps(rows)
+        model.decoder = model._decoder.optimize_for_decoding(batch_size)
         if isinstance(model.head, Head):
-            model.head = model.head.for_steps(self.embedding.embedding[...], rows)
+            model.head = model.head.optimize_for_decoding(self.embedding.embedding[...], batch_size)
         return model
 
     def quantize(self) -> "Transformer":
-        """An equal model, but for rounding, whose linear maps have weights of 8 bits: for inference alone.
+        """Return an int8 copy for inference.
 
-        Embeddings, norms, biases and routers, whose choices hang on little, stay as they are; a tied output gets one
-        of its own.
+        Embeddings, norms, biases and routers stay in full precision; a tied head is untied first.
         """
         model = nnx.clone(self)
         if isinstance(model.head, Head):
@@ -253,7 +254,7 @@ class Transformer(nnx.Module):
             Logits [B, V] after the prompts, and the cache with them.
         """
         valid = None if mask is None else as_mask("mask", mask)
-        position_ids = make_position_ids(self._decoder.config.position_index, tokens, valid)
+        position_ids = make_position_ids(self._decoder.config.position_ids_from, tokens, valid)
         last = jax.lax.dynamic_slice_in_dim(position_ids, length - 1, 1, axis=1)
         position_ids = jnp.minimum(position_ids, last)
         hidden, cache = self.extend(tokens, cache, mask=valid, position_ids=position_ids)
@@ -312,7 +313,7 @@ class Transformer(nnx.Module):
             raise InputError("a decoder-only model has no encoder to encode with")
         valid = None if mask is None else as_mask("inputs_mask", mask)
         if position_ids is None:
-            position_ids = make_position_ids(self.encoder.config.position_index, tokens, valid)
+            position_ids = make_position_ids(self.encoder.config.position_ids_from, tokens, valid)
         return self.encoder(
             (self.source_embedding or self.embedding)(tokens, token_types),
             mask=AttentionMask(key_valid=valid),
@@ -337,7 +338,7 @@ class Transformer(nnx.Module):
             raise InputError(f"{end} tokens do not fit a cache of {cache.capacity} slots: make a larger one")
         valid = mark_valid(cache, None if mask is None else as_mask("mask", mask), tokens.shape)
         if position_ids is None:
-            position_ids = make_position_ids(self._decoder.config.position_index, tokens, valid, cache.length)
+            position_ids = make_position_ids(self._decoder.config.position_ids_from, tokens, valid, cache.length)
         output = self._decoder(
             self.embedding(tokens),
             mask=AttentionMask(causal=True, offset=cache.length, key_valid=valid),

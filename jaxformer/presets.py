@@ -13,7 +13,7 @@ from jaxformer.config import (
     LayerNormConfig,
     LearnedPositions,
     MoEConfig,
-    Placement,
+    NormOrder,
     RMSNormConfig,
     Rope,
     SigmoidRouter,
@@ -30,8 +30,8 @@ def encoder_decoder(
     dim: int = 512,
     layers: int = 6,
     heads: int = 8,
-    hidden: int | None = None,
-    placement: Placement = "post",
+    d_ff: int | None = None,
+    norm_order: NormOrder = "post",
     dropout: float = 0.1,
 ) -> TransformerConfig:
     """The encoder-decoder of the paper, with its figure-1 blocks and sinusoidal positions.
@@ -40,10 +40,10 @@ def encoder_decoder(
     stacks end in a norm, because nothing else would bound the sum that leaves them.
     """
     attention = AttentionConfig(heads, dropout=dropout)
-    final_norm = LayerNormConfig() if placement == "pre" else None
+    final_norm = LayerNormConfig() if norm_order == "pre" else None
 
     def stack(vocab: int, cross: AttentionConfig | None) -> StackConfig:
-        block = BlockConfig(attention, FeedForwardConfig(hidden), cross, placement=placement, dropout=dropout)
+        block = BlockConfig(attention, FeedForwardConfig(d_ff), cross, norm_order=norm_order, dropout=dropout)
         embedding = EmbeddingConfig(vocab)
         return StackConfig(embedding, (block,) * layers, SinusoidalPositions(), final_norm=final_norm, dropout=dropout)
 
@@ -81,9 +81,9 @@ def modern_decoder_only(
     rounded up to a multiple of 32, makes them as large. Rotary positions have no table, so any length can be read.
     """
     attention = AttentionConfig(heads, kv_heads, bias=False, rope=Rope(), dropout=dropout)
-    hidden = -(-8 * dim // (3 * 32)) * 32
-    feed_forward = FeedForwardConfig(hidden, "silu", gated=True, bias=False)
-    block = BlockConfig(attention, feed_forward, norm=RMSNormConfig(), placement="pre", dropout=dropout)
+    d_ff = -(-8 * dim // (3 * 32)) * 32
+    feed_forward = FeedForwardConfig(d_ff, "silu", gated=True, bias=False)
+    block = BlockConfig(attention, feed_forward, norm=RMSNormConfig(), norm_order="pre", dropout=dropout)
     embedding = EmbeddingConfig(vocab_size, scale=False)
     stack = StackConfig(embedding, (block,) * layers, None, final_norm=RMSNormConfig(), dropout=dropout)
     return TransformerConfig(dim, decoder=stack)
@@ -98,7 +98,7 @@ def encoder_only(
 
 def _pre_norm_stack(vocab_size: int, length: int, layers: int, heads: int, dropout: float) -> StackConfig:
     block = BlockConfig(
-        AttentionConfig(heads, dropout=dropout), FeedForwardConfig(activation="gelu"), placement="pre", dropout=dropout
+        AttentionConfig(heads, dropout=dropout), FeedForwardConfig(activation="gelu"), norm_order="pre", dropout=dropout
     )
     return StackConfig(
         EmbeddingConfig(vocab_size, scale=False),
@@ -135,28 +135,28 @@ def deepseek_tiny(vocab_size: int = 256, dropout: float = 0.0) -> TransformerCon
     5.4 million parameters, of which a token goes through 1.6 million. The first layer has no experts, as in V3: what
     tokens have in common is learned there.
     """
-    widths = {"latent": 48, "query_latent": 80, "head_dim": 32, "shared_dim": 16}
+    widths = {"kv_lora_rank": 48, "q_lora_rank": 80, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16}
     attention = LatentAttentionConfig(5, **widths, rope=Rope(layout="interleaved"), dropout=dropout)
     expert = FeedForwardConfig(192, "silu", gated=True, bias=False)
     mixture = MoEConfig(16, 2, expert, SigmoidRouter(), shared=expert)
-    dense = replace(expert, hidden=640)
+    dense = replace(expert, d_ff=640)
     blocks = tuple(
-        BlockConfig(attention, network, norm=RMSNormConfig(), placement="pre", dropout=dropout)
+        BlockConfig(attention, network, norm=RMSNormConfig(), norm_order="pre", dropout=dropout)
         for network in (dense, mixture, mixture, mixture)
     )
     embedding = EmbeddingConfig(vocab_size, scale=False)
-    stack = StackConfig(embedding, blocks, None, final_norm=RMSNormConfig(), position_index="slot", dropout=dropout)
+    stack = StackConfig(embedding, blocks, None, final_norm=RMSNormConfig(), position_ids_from="slot", dropout=dropout)
     return TransformerConfig(160, decoder=stack, head=HeadConfig(tied=False))
 
 
 def symbols(vocab_size: int = 35) -> TransformerConfig:
     """Two and two layers of width 128: the copy, reverse and sort tasks."""
-    return encoder_decoder(vocab_size, dim=128, layers=2, heads=4, placement="pre", dropout=0.0)
+    return encoder_decoder(vocab_size, dim=128, layers=2, heads=4, norm_order="pre", dropout=0.0)
 
 
 def rematerialised(config: TransformerConfig) -> TransformerConfig:
     """The same model, whose blocks are computed a second time in the backward pass to save memory."""
-    encoder, decoder = (stack and replace(stack, rematerialise=True) for stack in (config.encoder, config.decoder))
+    encoder, decoder = (stack and replace(stack, rematerialize=True) for stack in (config.encoder, config.decoder))
     return replace(config, encoder=encoder, decoder=decoder)
 
 

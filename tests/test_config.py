@@ -29,6 +29,7 @@ from jaxformer.config import (
     Llama3Scaling,
     LongRopeScaling,
     MoEConfig,
+    NonPadPositions,
     RelativePositions,
     RMSNormConfig,
     Rope,
@@ -36,7 +37,6 @@ from jaxformer.config import (
     SinusoidalPositions,
     SoftmaxRouter,
     StackConfig,
-    TokensExcept,
     TransformConfig,
     YarnScaling,
 )
@@ -86,15 +86,15 @@ SCALED = tuple(
         ),
         FeedForwardConfig(13, bias=False),
         norm=RMSNormConfig(1e-2, offset=True),
-        placement=placement,
+        norm_order=norm_order,
         parallel=parallel,
     )
-    for scaling, placement, parallel in (
-        (LinearScaling(2.0), "sandwich", True),
-        (DynamicScaling(2.0, 3), "output", False),
+    for scaling, norm_order, parallel in (
+        (LinearScaling(2.0), "pre_and_post", True),
+        (DynamicScaling(2.0, 3), "post_sublayer", False),
         (Llama3Scaling(2.0, 0.5, 1.5, 8), "pre", True),
-        (YarnScaling(3.0, 60, 2.0, 0.1, truncate=False, magnitude=1.1), "sandwich", False),
-        (LongRopeScaling(SHORT, LONG, 9, magnitude=1.2), "output", False),
+        (YarnScaling(3.0, 60, 2.0, 0.1, truncate=False, magnitude=1.1), "pre_and_post", False),
+        (LongRopeScaling(SHORT, LONG, 9, magnitude=1.2), "post_sublayer", False),
         (LongRopeScaling(SHORT, LONG, 3), "pre", False),
     )
 )
@@ -107,7 +107,7 @@ ENCODER = TransformerConfig(
         EmbeddingConfig(29, scale=False, types=2),
         (BlockConfig(AttentionConfig(2, head_dim=10)),),
         RelativePositions(8, 5),
-        position_index="slot",
+        position_ids_from="slot",
     ),
     head=ClassifierConfig(3, "relu", dropout=0.2),
 )
@@ -117,7 +117,7 @@ COUNTED = TransformerConfig(
         EmbeddingConfig(29),
         (BlockConfig(AttentionConfig(2, head_dim=10)),),
         LearnedPositions(19, offset=1),
-        position_index=TokensExcept(3),
+        position_ids_from=NonPadPositions(3),
     ),
 )
 MIXTURE = TransformerConfig(
@@ -131,15 +131,15 @@ MIXTURE = TransformerConfig(
                     12,
                     2,
                     FeedForwardConfig(13, "silu", gated=True, limit=0.5),
-                    SoftmaxRouter(renormalise=False, bias=True, groups=2, kept_groups=1, scale=1.5),
+                    SoftmaxRouter(renormalize=False, bias=True, groups=2, top_k_groups=1, scale=1.5),
                     shared=FeedForwardConfig(7, dropout=0.3),
                 ),
-                placement="pre",
+                norm_order="pre",
             ),
             BlockConfig(
                 AttentionConfig(2, head_dim=10),
-                MoEConfig(12, 2, FeedForwardConfig(13), SigmoidRouter(False, groups=2, kept_groups=1, scale=1.5)),
-                placement="pre",
+                MoEConfig(12, 2, FeedForwardConfig(13), SigmoidRouter(False, groups=2, top_k_groups=1, scale=1.5)),
+                norm_order="pre",
             ),
         ),
         None,
@@ -154,7 +154,7 @@ LATENT = TransformerConfig(
                 LatentAttentionConfig(
                     3, 9, 7, 5, 6, 4, scale=0.7, norm=RMSNormConfig(1e-2), bias=True, rope=Rope(9.0, 4), dropout=0.1
                 ),
-                placement="pre",
+                norm_order="pre",
             ),
         ),
         None,
@@ -164,6 +164,7 @@ BASES = {"mixture": MIXTURE, "latent": LATENT, "both": BOTH, "decoder": DECODER,
 OTHER = {
     "heads": 6,
     "kv_heads": 1,
+    "qk_nope_head_dim": 12,
     "head_dim": 12,
     "scale": 0.4,
     "window": 2,
@@ -173,7 +174,7 @@ OTHER = {
     "query_key_norm": None,
     "dropout": 0.4,
     "final_dropout": 0.3,
-    "hidden": 11,
+    "d_ff": 11,
     "gated": False,
     "width": 6,
     "epsilon": 1e-1,
@@ -184,12 +185,12 @@ OTHER = {
     "tied": False,
     "share_embeddings": False,
     "rope": None,
-    "rematerialise": True,
+    "rematerialize": True,
     "parallel": True,
     "types": 3,
     "buckets": 6,
     "max_distance": 9,
-    "token": 4,
+    "pad_id": 4,
     "factor": 5.0,
     "low": 0.2,
     "high": 2.5,
@@ -209,20 +210,20 @@ OTHER = {
     "limit": 0.2,
     "experts": 16,
     "groups": 3,
-    "kept_groups": 2,
-    "chosen": 3,
-    "renormalise": True,
+    "top_k_groups": 2,
+    "top_k": 3,
+    "renormalize": True,
     "shared": None,
-    "latent": 8,
-    "query_latent": 8,
-    "shared_dim": 8,
-    "value_dim": 3,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 3,
 }
 # Of these, one that is not there already.
 CHOICES = {
     "activation": ("relu", "silu"),
-    "placement": ("pre", "output"),
-    "position_index": ("slot", "valid"),
+    "norm_order": ("pre", "post_sublayer"),
+    "position_ids_from": ("slot", "mask"),
     "normed": ("each head", "all heads"),
     "layout": ("halves", "interleaved"),
 }
@@ -246,9 +247,9 @@ OPTIONAL = {
 
 def changes(config: object, name: str, value: object) -> list[object]:
     """What else could stand in a field: one thing, or none where the model as it is cannot depend on it."""
-    if name == "position_index" and not isinstance(config.positions, LearnedPositions | SinusoidalPositions):
+    if name == "position_ids_from" and not isinstance(config.positions, LearnedPositions | SinusoidalPositions):
         return []  # distances are what they are
-    if name == "parallel" and (config.placement == "post" or config.cross):
+    if name == "parallel" and (config.norm_order == "post" or config.cross):
         return []  # refused
     if name == "gated" and config.limit is not None:
         return []  # refused
@@ -310,7 +311,7 @@ def shapes(config: TransformerConfig) -> list[tuple[int, ...]]:
 def fingerprint(config: TransformerConfig) -> np.ndarray:
     """Logits in training, of parameters that only their shape decides, and how many blocks are rematerialised."""
     stacks = {"encoder": config.encoder, "decoder": config.decoder}
-    kept = {name: stack and dataclasses.replace(stack, rematerialise=False) for name, stack in stacks.items()}
+    kept = {name: stack and dataclasses.replace(stack, rematerialize=False) for name, stack in stacks.items()}
     if kept != stacks:  # which changes the program and, as test_export shows, no logit
         arguments = inputs(config)[0]
         program = str(jax.make_jaxpr(lambda model: model(*arguments))(abstract(config)))
@@ -384,7 +385,7 @@ def test_unknown_configurations_are_refused() -> None:
         (("decoder",), {"type": "Rope"}, "TransformerConfig.decoder="),
         (("decoder", "blocks"), 3, "StackConfig.blocks=3 must be tuple"),
         (("decoder", "blocks"), [3], "StackConfig.blocks="),
-        (("decoder", "blocks", 0, "placement"), "pro", 'BlockConfig.placement="pro" must be Literal'),
+        (("decoder", "blocks", 0, "norm_order"), "pro", 'BlockConfig.norm_order="pro" must be Literal'),
         (("decoder", "blocks", 0, "attention", "heads"), None, "AttentionConfig.heads=null must be a whole number"),
         (("decoder", "blocks", 0, "dropout"), math.nan, "BlockConfig.dropout=NaN must be a number"),
         (("decoder", "type"), [], r"unknown configuration type \[\]: known are"),
@@ -411,7 +412,7 @@ def test_sharing_needs_equal_vocabularies() -> None:
     [
         (AttentionConfig(4, rope=Rope(width=7)), "pairs of a head's 5 dimensions, not 7"),
         (AttentionConfig(4, rope=Rope()), "pairs of a head's 5 dimensions, not 5"),
-        (LatentAttentionConfig(4, shared_dim=0, rope=Rope()), "pairs of a head's 0 dimensions, not 0"),
+        (LatentAttentionConfig(4, qk_rope_head_dim=0, rope=Rope()), "pairs of a head's 0 dimensions, not 0"),
     ],
 )
 def test_rotary_positions_need_pairs(attention: AnyAttentionConfig, message: str) -> None:

@@ -66,7 +66,7 @@ def latent(config: TransformerConfig) -> TransformerConfig:
 
 
 POST = encoder_decoder(V, dim=20, layers=2, heads=4, dropout=0.0)
-PRE = encoder_decoder(V, source_vocab_size=31, dim=20, layers=2, heads=4, placement="pre", dropout=0.0)
+PRE = encoder_decoder(V, source_vocab_size=31, dim=20, layers=2, heads=4, norm_order="pre", dropout=0.0)
 GPT = decoder_only(V, length=17, dim=20, layers=2, heads=4)
 BERT = encoder_only(V, length=17, dim=20, layers=2, heads=4)
 MODERN = modern_decoder_only(V, dim=24, layers=2, heads=4, kv_heads=2)
@@ -228,9 +228,11 @@ def test_rows_do_not_know_each_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2, pytest.param(6, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("placement", ["post", "pre"])
-def test_every_parameter_learns_except_key_biases(layers: int, placement: str) -> None:
-    config = encoder_decoder(V, source_vocab_size=31, dim=20, layers=layers, heads=4, placement=placement, dropout=0.0)
+@pytest.mark.parametrize("norm_order", ["post", "pre"])
+def test_every_parameter_learns_except_key_biases(layers: int, norm_order: str) -> None:
+    config = encoder_decoder(
+        V, source_vocab_size=31, dim=20, layers=layers, heads=4, norm_order=norm_order, dropout=0.0
+    )
     # As a run begins: through six layers of large random weights all source tokens become one, and keys learn nothing.
     model = Transformer(config, rngs=nnx.Rngs(5))
     source, target = tokens(B, S), tokens(B, T, seed=2)

@@ -25,12 +25,12 @@ SOURCE_VOCAB, VOCAB, HEADS, WIDTH, HIDDEN, LAYERS = 31, 29, 2, 11, 13, 2
 DIM = HEADS * WIDTH
 
 
-def our_config(placement: str, activation: str, layers: int = LAYERS) -> TransformerConfig:
+def our_config(norm_order: str, activation: str, layers: int = LAYERS) -> TransformerConfig:
     """An encoder-decoder with two vocabularies, an output matrix of its own and final norms, as nn.Transformer has."""
     attention = AttentionConfig(HEADS)
 
     def stack(vocab: int, cross: AttentionConfig | None) -> StackConfig:
-        block = BlockConfig(attention, FeedForwardConfig(HIDDEN, activation), cross, placement=placement)
+        block = BlockConfig(attention, FeedForwardConfig(HIDDEN, activation), cross, norm_order=norm_order)
         return StackConfig(
             EmbeddingConfig(vocab), (block,) * layers, SinusoidalPositions(), final_norm=LayerNormConfig()
         )
@@ -51,7 +51,7 @@ def sinusoids(length: int, dim: int) -> Tensor:
 class TorchTransformer(nn.Module):
     """nn.Transformer between embeddings with sinusoids and an output layer."""
 
-    def __init__(self, placement: str, activation: str, layers: int = LAYERS):
+    def __init__(self, norm_order: str, activation: str, layers: int = LAYERS):
         super().__init__()
         self.source = nn.Embedding(SOURCE_VOCAB, DIM)
         self.target = nn.Embedding(VOCAB, DIM)
@@ -64,7 +64,7 @@ class TorchTransformer(nn.Module):
             dropout=0.0,
             activation=activation,
             batch_first=True,
-            norm_first=placement == "pre",
+            norm_first=norm_order == "pre",
         )
         self.output = nn.Linear(DIM, VOCAB)
         for name, parameter in self.named_parameters():  # no bias or norm may keep a value that hides a mistake

@@ -95,9 +95,8 @@ def module_rows(config: TransformerConfig) -> list[Row]:
 
 
 def axes_of(module: nnx.Module) -> str:
-    """Return the module's own variables with a letter for each axis: "weight DNH, bias NH"."""
-    own = {name: part for name, part in vars(module).items() if isinstance(part, nnx.Variable)}
-    return ", ".join(f"{name} {variable.axes}" for name, variable in own.items())
+    """Return a letter for each axis of the module's own variables, such as "DNH, NH" for a weight and a bias."""
+    return ", ".join(part.axes for part in vars(module).values() if isinstance(part, nnx.Variable))
 
 
 def walk(module: nnx.Module, path: str) -> Iterator[tuple[str, nnx.Module]]:
@@ -168,7 +167,7 @@ def idle_parameters(model: Transformer) -> int:
     """The parameters of the experts that a token does not go through."""
     mixtures = [module for _, module in walk(model, "model") if isinstance(module, Experts)]
     return sum(
-        leaf.size * (mixture.config.experts - mixture.config.chosen) // mixture.config.experts
+        leaf.size * (mixture.config.experts - mixture.config.top_k) // mixture.config.experts
         for mixture in mixtures
         for leaf in jax.tree.leaves(mixture.experts)
     )
@@ -181,14 +180,14 @@ def active(config: TransformerConfig) -> TransformerConfig:
     """
 
     def width(network: FeedForwardConfig | None) -> int:
-        return 0 if network is None else network.hidden or 4 * config.dim
+        return 0 if network is None else network.d_ff or 4 * config.dim
 
     def without_experts(block: BlockConfig) -> BlockConfig:
         mixture = block.feed_forward
         if isinstance(mixture, FeedForwardConfig):
             return block
-        hidden = mixture.chosen * width(mixture.expert) + width(mixture.shared)
-        return replace(block, feed_forward=replace(mixture.expert, hidden=hidden))
+        hidden = mixture.top_k * width(mixture.expert) + width(mixture.shared)
+        return replace(block, feed_forward=replace(mixture.expert, d_ff=hidden))
 
     def alone(stack: StackConfig | None) -> StackConfig | None:
         return stack and replace(stack, blocks=tuple(map(without_experts, stack.blocks)))
@@ -222,10 +221,13 @@ def without_latents(config: TransformerConfig) -> dict[str, int]:
     def bytes_of(numbers: Callable[[LatentAttentionConfig], int]) -> int:
         return sum(map(numbers, layers)) * jnp.dtype(jnp.float32).itemsize
 
+    def key_width(config: LatentAttentionConfig) -> int:
+        return config.qk_nope_head_dim + config.qk_rope_head_dim
+
     return {
-        "expanded": bytes_of(lambda c: c.heads * (c.head_dim + c.shared_dim + (c.value_dim or c.head_dim))),
-        "multi-head": bytes_of(lambda c: 2 * c.heads * c.head_dim),
-        f"grouped-query, up to {GROUP} to a group": bytes_of(lambda c: 2 * -(-c.heads // GROUP) * c.head_dim),
+        "expanded": bytes_of(lambda c: c.heads * (key_width(c) + (c.v_head_dim or c.qk_nope_head_dim))),
+        "multi-head": bytes_of(lambda c: 2 * c.heads * c.qk_nope_head_dim),
+        f"grouped-query, up to {GROUP} to a group": bytes_of(lambda c: 2 * -(-c.heads // GROUP) * c.qk_nope_head_dim),
     }
 
 

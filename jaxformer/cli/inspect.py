@@ -118,11 +118,11 @@ def describe_sizes(config: TransformerConfig, sizes: Sizes) -> str:
 
 def table(rows: list[Row]) -> str:
     """The rows as aligned columns; a module that is called with several shapes has a line for each."""
-    lines: list[tuple[str, ...]] = [("module", "class", "input", "output", "axes", "parameters")]
+    lines: list[tuple[str, ...]] = [("module", "class, axes", "input", "output", "parameters")]
     for row in rows:
         first, *others = row.calls or (("", ""),)
-        lines.append((row.path, row.kind, *first, row.axes, f"{row.parameters:,}"))
-        lines += [("", "", *call, "", "") for call in others]
+        lines.append((row.path, f"{row.kind} {row.axes}".rstrip(), *first, f"{row.parameters:,}"))
+        lines += [("", "", *call, "") for call in others]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, tuple("-" * width for width in widths))
     return "\n".join(

@@ -72,22 +72,30 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class LatentAttentionConfig:
-    """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1): one short vector per token is kept.
+    """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1): one short vector per token is cached.
 
-    Keys and values of all heads are linear maps of it. heads: N. latent: width R of that vector. query_latent: width of
-    the one that queries are made from (None: from the states at once). head_dim: width H of the part of queries and
-    keys that each head has for itself, which knows no positions. shared_dim: width P of the rest, whose keys are the
-    same for all heads; rope turns this part alone (0: there is none). value_dim: width of values (None: H). scale:
-    factor on the scores (None: 1/sqrt(H + P)). norm: of both latents (None: there is none). bias: of the maps to the
-    latents and of the output projection. dropout: rate on the attention weights.
+    Keys and values of all heads are linear maps of it.
+
+    Attributes:
+        heads: Number of heads N.
+        kv_lora_rank: Width R of the cached latent.
+        q_lora_rank: Width of the latent that queries are made from. None: from the states at once.
+        qk_nope_head_dim: Width H of the part of queries and keys without positions, which each head has for itself.
+        qk_rope_head_dim: Width P of the rest, whose keys are the same for all heads; rope rotates it. 0: none.
+        v_head_dim: Width of values. None: H.
+        scale: Factor on the scores. None: 1/sqrt(H + P).
+        norm: Norm of both latents. None: none.
+        bias: Whether the maps to the latents and the output projection have biases.
+        rope: Rotary positions. None: none.
+        dropout: Rate on the attention weights.
     """
 
     heads: int = 8
-    latent: int = 256
-    query_latent: int | None = None
-    head_dim: int = 64
-    shared_dim: int = 32
-    value_dim: int | None = None
+    kv_lora_rank: int = 256
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int = 64
+    qk_rope_head_dim: int = 32
+    v_head_dim: int | None = None
     scale: float | None = None
     norm: NormConfig | None = RMSNormConfig()
     bias: bool = False
@@ -96,11 +104,14 @@ class LatentAttentionConfig:
 
     def __post_init__(self) -> None:
         """Refuse what has no width, and positions that nothing would be turned by."""
-        widths = {name: getattr(self, name) for name in ("heads", "latent", "query_latent", "head_dim", "value_dim")}
+        widths = {
+            name: getattr(self, name)
+            for name in ("heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim")
+        }
         if small := [f"{name}={width}" for name, width in widths.items() if width is not None and width < 1]:
             raise InputError(f"latent attention needs widths of at least one, not {', '.join(small)}")
-        if self.shared_dim < 0:
-            raise InputError(f"the part of a key that heads share cannot have a width of {self.shared_dim}")
+        if self.qk_rope_head_dim < 0:
+            raise InputError(f"the part of a key that heads share cannot have a width of {self.qk_rope_head_dim}")
         check_rate(self.dropout)
 
 
@@ -121,7 +132,7 @@ def head_width(attention: AttentionConfig, dim: int) -> int:
 
 def check_attention(attention: AnyAttentionConfig, dim: int) -> None:
     """Raise InputError unless heads can be formed in a model this wide, and have the pairs that are to be turned."""
-    width = head_width(attention, dim) if isinstance(attention, AttentionConfig) else attention.shared_dim
+    width = head_width(attention, dim) if isinstance(attention, AttentionConfig) else attention.qk_rope_head_dim
     if attention.rope is not None:
         turned = width if attention.rope.width is None else attention.rope.width
         if turned < 2 or turned % 2 or turned > width:

@@ -31,10 +31,10 @@ from jaxformer.config.positions import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    NonPadPositions,
     RelativePositions,
     Rope,
     SinusoidalPositions,
-    TokensExcept,
     YarnScaling,
 )
 from jaxformer.errors import InputError, listed, shortened
@@ -46,7 +46,7 @@ CONFIGS = (
     LearnedPositions,
     SinusoidalPositions,
     RelativePositions,
-    TokensExcept,
+    NonPadPositions,
     LinearScaling,
     DynamicScaling,
     Llama3Scaling,

@@ -7,20 +7,20 @@ from jaxformer.config.attention import AnyAttentionConfig, AttentionConfig, Laye
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
 
-Placement = Literal["pre", "post", "sandwich", "output"]
+NormOrder = Literal["pre", "post", "pre_and_post", "post_sublayer"]
 
 
 @dataclass(frozen=True)
 class FeedForwardConfig:
     """Position-wise feed-forward network, section 3.3, equation 2: two linear maps with an activation between them.
 
-    hidden: inner width F (None: 4 x the model width, as in the paper). gated: the inner units are multiplied by a
+    d_ff: inner width F (None: 4 x the model width, as in the paper). gated: the inner units are multiplied by a
     second linear map of the input, activation(x W_gate) * (x W_up) (Shazeer 2020; SwiGLU with the activation "silu").
     limit: keeps both factors of a gated network within bounds, activation(min(x W_gate, limit)) * (1 + x W_up), the
     latter product between -limit and limit, as gpt-oss does (None: no bounds). dropout: rate on the inner units.
     """
 
-    hidden: int | None = None
+    d_ff: int | None = None
     activation: Activation = "relu"
     gated: bool = False
     bias: bool = True
@@ -32,22 +32,22 @@ class FeedForwardConfig:
         check_rate(self.dropout)
         if self.limit is not None and not (self.gated and self.limit > 0):
             raise InputError(f"limit={self.limit} bounds gated networks, and must be positive")
-        if self.hidden is not None and self.hidden < 1:
-            raise InputError(f"a feed-forward network needs at least one inner unit, not hidden={self.hidden}")
+        if self.d_ff is not None and self.d_ff < 1:
+            raise InputError(f"a feed-forward network needs at least one inner unit, not d_ff={self.d_ff}")
 
 
 @dataclass(frozen=True)
 class SoftmaxRouter:
     """Experts with the largest softmax of a linear map of the token, as in Mixtral and DeepSeek-V2.
 
-    renormalise: the weights of the chosen experts sum to one. bias: of the linear map. groups: of experts, side by
-    side; a token goes to those of the best `kept_groups` alone. scale: factor on the weights.
+    renormalize: the weights of the chosen experts sum to one. bias: of the linear map. groups: of experts, side by
+    side; a token goes to those of the best `top_k_groups` alone. scale: factor on the weights.
     """
 
-    renormalise: bool = True
+    renormalize: bool = True
     bias: bool = False
     groups: int = 1
-    kept_groups: int = 1
+    top_k_groups: int = 1
     scale: float = 1.0
 
 
@@ -58,9 +58,9 @@ class SigmoidRouter:
     The bias is no part of the weights, and no gradient moves it. The other settings are those of `SoftmaxRouter`.
     """
 
-    renormalise: bool = True
+    renormalize: bool = True
     groups: int = 1
-    kept_groups: int = 1
+    top_k_groups: int = 1
     scale: float = 1.0
 
 
@@ -69,28 +69,28 @@ Router = SoftmaxRouter | SigmoidRouter
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """Mixture of experts: each token goes through `chosen` of `experts` feed-forward networks (Shazeer et al. 2017).
+    """Mixture of experts: each token goes through `top_k` of `experts` feed-forward networks (Shazeer et al. 2017).
 
     expert: what each of them is like. router: how they are chosen. shared: a network beside them that every token goes
     through (Dai et al. 2024; None: there is none).
     """
 
     experts: int
-    chosen: int
+    top_k: int
     expert: FeedForwardConfig = FeedForwardConfig()
     router: Router = SoftmaxRouter()
     shared: FeedForwardConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse a choice of more experts than there are, and dropout inside of them."""
-        if not 1 <= self.chosen <= self.experts:
-            raise InputError(f"a token can go to 1 to {self.experts} of {self.experts} experts, not {self.chosen}")
-        groups, kept = self.router.groups, self.router.kept_groups
+        if not 1 <= self.top_k <= self.experts:
+            raise InputError(f"a token can go to 1 to {self.experts} of {self.experts} experts, not {self.top_k}")
+        groups, kept = self.router.groups, self.router.top_k_groups
         smallest = 1 if isinstance(self.router, SoftmaxRouter) else 2  # a group is judged by so many experts
         if groups < 1 or self.experts % groups or (groups > 1 and self.experts // groups < smallest):
             raise InputError(f"{self.experts} experts cannot be parted into {groups} groups of {smallest} or more")
-        if not 1 <= kept <= groups or self.chosen > kept * (self.experts // groups):
-            raise InputError(f"{self.chosen} experts cannot be chosen from {kept} of {groups} groups")
+        if not 1 <= kept <= groups or self.top_k > kept * (self.experts // groups):
+            raise InputError(f"{self.top_k} experts cannot be chosen from {kept} of {groups} groups")
         if self.expert.dropout:
             raise InputError("experts have no dropout of inner units: give expert.dropout=0")
 
@@ -99,27 +99,31 @@ class MoEConfig:
 class BlockConfig:
     """One layer of a stack: self-attention, cross-attention if `cross` is given, feed-forward; section 3.1.
 
-    placement: "post" normalises after each residual sum, Norm(x + Sublayer(x)), as in the paper; "pre" normalises the
-    sub-layer's input, x + Sublayer(Norm(x)). Post-LN gradients grow towards the output layers, so deep models need a
-    slow warm-up; pre-LN leaves the residual path untouched and trains stably when deep (Xiong et al. 2020). "output"
-    normalises what a sub-layer says, x + Norm(Sublayer(x)), as OLMo 2 does, and "sandwich" both what it hears and what
-    it says, x + Norm(Sublayer(Norm(x))), as Gemma 2 does: neither lets a layer shout. parallel: attention and
-    feed-forward network hear the same states, and both answers are added at once, as in GPT-J. dropout: rate on the
-    output of each sub-layer, before it is added to its input (section 5.4).
+    Attributes:
+        attention: Self-attention.
+        feed_forward: Feed-forward network, or a mixture of experts.
+        cross: Cross-attention. None: none.
+        norm: Norm of the sub-layers.
+        norm_order: Where the norms are. "post", as in the paper: Norm(x + Sublayer(x)); "pre": x + Sublayer(Norm(x));
+            "post_sublayer", as in OLMo 2: x + Norm(Sublayer(x)); "pre_and_post", as in Gemma 2:
+            x + Norm(Sublayer(Norm(x))). Post-LN gradients grow towards the output layers, so deep models need a slow
+            warm-up; pre-LN leaves the residual path untouched and trains stably when deep (Xiong et al. 2020).
+        parallel: Whether attention and feed-forward network read the same states, as in GPT-J.
+        dropout: Rate on the output of each sub-layer, before it is added to its input (section 5.4).
     """
 
     attention: AnyAttentionConfig = AttentionConfig()
     feed_forward: FeedForwardConfig | MoEConfig = FeedForwardConfig()
     cross: AnyAttentionConfig | None = None
     norm: NormConfig = LayerNormConfig()
-    placement: Placement = "post"
+    norm_order: NormOrder = "post"
     parallel: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse an impossible rate, and sub-layers side by side where one has to wait for the other."""
         check_rate(self.dropout)
-        if self.parallel and (self.placement == "post" or self.cross):
+        if self.parallel and (self.norm_order == "post" or self.cross):
             raise InputError("parallel blocks need a norm before the sum, and no cross-attention")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jaxformer.config.attention import NormConfig, check_attention, check_rate
 from jaxformer.config.layers import BlockConfig, TransformConfig
-from jaxformer.config.positions import PositionIndex, Positions, RelativePositions, TokensExcept
+from jaxformer.config.positions import NonPadPositions, PositionIdsFrom, Positions, RelativePositions
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
 from jaxformer.schema import check_range
@@ -36,12 +36,19 @@ class EmbeddingConfig:
 class StackConfig:
     """An encoder or a decoder: embedding, positions, blocks, final norm.
 
-    embedding_norm: normalise embedding + positions. position_index: what numbers the positions when no `position_ids`
-    are given: "valid" counts the real tokens, so that padding on either side changes nothing; "slot" counts every slot,
-    as most Hugging Face models do; `TokensExcept` counts tokens. dropout: rate after embedding + positions (section
-    5.4). final_dropout: rate on the output of the stack, as in T5. positions: None adds nothing, for blocks whose
-    attention has rotary positions. rematerialise: compute what is inside a block a second time in the backward pass
-    instead of storing it; memory then grows with one vector per token and block.
+    Attributes:
+        embedding: Token embedding.
+        blocks: The layers.
+        positions: Positions that are added to embeddings or scores. None: none, for blocks with rotary positions.
+        embedding_norm: Norm of embedding + positions. None: none.
+        final_norm: Norm of the output. None: none.
+        position_ids_from: What numbers the positions when no `position_ids` are given: "mask" counts real tokens, so
+            that padding on either side changes nothing; "slot" counts every slot, as most Hugging Face models do;
+            `NonPadPositions` counts tokens that are not padding.
+        dropout: Rate after embedding + positions (section 5.4).
+        final_dropout: Rate on the output of the stack, as in T5.
+        rematerialize: Whether the backward pass computes the inside of a block again instead of storing it: memory then
+            grows with one vector per token and block.
     """
 
     embedding: EmbeddingConfig
@@ -49,10 +56,10 @@ class StackConfig:
     positions: Positions | None
     embedding_norm: NormConfig | None = None
     final_norm: NormConfig | None = None
-    position_index: PositionIndex = "valid"
+    position_ids_from: PositionIdsFrom = "mask"
     dropout: float = 0.0
     final_dropout: float = 0.0
-    rematerialise: bool = False
+    rematerialize: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an empty stack and an impossible rate."""
@@ -122,7 +129,7 @@ class TransformerConfig:
             self.encoder and self.decoder and self.encoder.embedding == self.decoder.embedding
         ):
             raise InputError("share_embeddings needs an encoder and a decoder with equal embedding configurations")
-        if self.decoder and isinstance(self.decoder.position_index, TokensExcept):
+        if self.decoder and isinstance(self.decoder.position_ids_from, NonPadPositions):
             raise InputError("a decoder sees a few tokens at a time: its positions cannot depend on all of them")
         for stack in filter(None, (self.encoder, self.decoder)):
             for block in stack.blocks:

@@ -38,13 +38,13 @@ Positions = LearnedPositions | SinusoidalPositions | RelativePositions
 
 
 @dataclass(frozen=True)
-class TokensExcept:
-    """Positions count the tokens that are not `token`, whatever the mask says, as for RoBERTa; `token` stands at -1."""
+class NonPadPositions:
+    """Positions count the tokens that are not `pad_id`, which has position -1, whatever the mask is, as for RoBERTa."""
 
-    token: int
+    pad_id: int
 
 
-PositionIndex = Literal["valid", "slot"] | TokensExcept
+PositionIdsFrom = Literal["mask", "slot"] | NonPadPositions
 
 
 @dataclass(frozen=True)

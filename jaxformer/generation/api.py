@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +60,11 @@ class Model(Observable, Protocol):
     ) -> Any:
         """Return a cache with room for `capacity` tokens, whose `reorder(rows)` is the cache of some of its rows."""
 
-    def for_decoding(self) -> "Model":
-        """The model as generation wants it, should that differ from the plain forward."""
+    def with_position_ids_from(self, rule: Literal["mask"]) -> "Model":
+        """Return the model with positions that count real tokens, so that padding on the left moves no prompt."""
 
-    def for_steps(self, rows: int) -> "Model":
-        """An equal model, laid out as steps of so many rows read it fastest: up to four, or more."""
+    def optimize_for_decoding(self, batch_size: int) -> "Model":
+        """Return an equal model, laid out as steps of `batch_size` rows read it fastest."""
 
     def prefill(
         self, tokens: jax.Array, cache: Any, *, length: int | jax.Array, mask: jax.Array | None = None
@@ -186,7 +186,7 @@ def make_request(
 def begin_request(reading: Model, stepping: Model, request: Request) -> Search:
     """The source encoded, the prompts read (of one token as steps are), their first new token chosen."""
     spec, source, tokens = request.spec, request.source, request.tokens
-    model = reading.for_decoding()
+    model = reading.with_position_ids_from("mask")
     encoded = None if source is None else model.encode(source, mask=request.source_valid)
     cache = model.init_cache(*tokens.shape, encoded=encoded, encoded_mask=request.source_valid)
     # What stands behind the prompts is not attended to, but has to be a token: the padding may be -1.
@@ -208,7 +208,7 @@ def generate_compiled(reading: Model, stepping: Model, request: Request) -> tupl
     found = strategy.result(search.state, search.record)
     if not request.observe:
         return found, None
-    decoder = reading.for_decoding()
+    decoder = reading.with_position_ids_from("mask")
     maps = look_again(decoder, request.source, request.source_valid, request.valid, found.tokens, found.length)
     return found, maps
 

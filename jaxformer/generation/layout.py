@@ -22,7 +22,7 @@ KEPT: dict[tuple[int, int], Kept] = {}
 
 
 def laid_out(model: Any, rows: int) -> tuple[Flat, Flat]:
-    """The model, and the same `for_decoding()` and `for_steps(rows)`: made once for as long as it has the same weights.
+    """Return the model as it reads prompts and as it decodes `rows` rows: made once while it has the same weights.
 
     To transpose the weights of GPT-2 small takes as long as ten tokens. For up to four rows, what is kept takes as much
     memory as the decoder's matrices; for more, as the tied output. Arrays never change, so that the same arrays
@@ -30,13 +30,13 @@ def laid_out(model: Any, rows: int) -> tuple[Flat, Flat]:
     """
     flat = Flat(model)
     if is_traced(flat.leaves):  # a compiler would undo the transpositions
-        return flat, Flat(model.for_decoding())
+        return flat, Flat(model.with_position_ids_from("mask"))
     rows = FEW_ROWS if rows <= FEW_ROWS else FEW_ROWS + 1  # one layout serves all numbers that are few, one all others
     key = (id(model), rows)
     kept = KEPT.get(key)
     if kept is not None and kept.structure == flat.structure and all(map(is_the_same, kept.weights, flat.leaves)):
         return flat, kept.laid_out
-    made = Flat(model.for_decoding().for_steps(rows))
+    made = Flat(model.with_position_ids_from("mask").optimize_for_decoding(rows))
     if all(isinstance(weight, jax.Array) for weight in flat.leaves) and type(model).__weakrefoffset__:
         if kept is None:
             weakref.finalize(model, KEPT.pop, key, None)

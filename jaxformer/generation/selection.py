@@ -14,7 +14,7 @@ BLOCK = 128  # stretches of a line
 INVALID_TOKEN = -1  # what is drawn where all scores are -inf, or one is NaN
 
 
-def few_largest(scores: jax.Array, count: int, *, first_of_equals: bool = False) -> tuple[jax.Array, jax.Array]:
+def top_k(scores: jax.Array, count: int, *, first_of_equals: bool = False) -> tuple[jax.Array, jax.Array]:
     """The `count` largest of each row, best first, and where they stand: [R, count] each, of scores [R, V].
 
     Many scores are laid out in columns: the largest stand in the columns whose maxima are the largest. The places of
@@ -50,8 +50,8 @@ def kth_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
     R, V = scores.shape
     k, few = jnp.minimum(k, V), min(FEW, V)
     ways = (
-        lambda: few_largest(scores, 1)[0],
-        lambda: lax.dynamic_slice_in_dim(few_largest(scores, few)[0], k - 1, 1, axis=1),
+        lambda: top_k(scores, 1)[0],
+        lambda: lax.dynamic_slice_in_dim(top_k(scores, few)[0], k - 1, 1, axis=1),
         lambda: largest_float(lambda value: jnp.sum(scores >= value, axis=1, keepdims=True) >= k, R),
     )
     return lax.switch((k > 1).astype(jnp.int32) + (k > few), ways)
@@ -86,7 +86,7 @@ def as_float(order: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(jnp.where(order < 0, order ^ np.int32(0x7FFFFFFF), order), jnp.float32)
 
 
-def place_on_line(lengths: jax.Array, mark: jax.Array) -> jax.Array:
+def inverse_cdf_index(lengths: jax.Array, mark: jax.Array) -> jax.Array:
     """The stretch of a line on which the mark [R, 1] lies: an index, int32 [R, 1].
 
     The stretches are as long as `lengths` [R, V], one behind the other. First the block of the line is found, then the
@@ -134,7 +134,7 @@ def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
 
 def best_token(scores: jax.Array) -> jax.Array:
     """The token of the largest score, the lowest id among equals: int32 [R] from [R, V]."""
-    return few_largest(scores, 1, first_of_equals=True)[1][:, 0]
+    return top_k(scores, 1, first_of_equals=True)[1][:, 0]
 
 
 def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
@@ -143,10 +143,10 @@ def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
     By inversion: one uniform number is laid on the line of cumulative probabilities, and the token that it falls on is
     taken. Tokens of probability 0 are never drawn; INVALID_TOKEN is, where no token has a probability.
     """
-    weights = jnp.exp(scores - few_largest(scores, 1)[0])
+    weights = jnp.exp(scores - top_k(scores, 1)[0])
     total = jnp.sum(weights, axis=1, keepdims=True)
     mark = jax.vmap(jax.random.uniform)(keys)[:, None] * total
-    return jnp.where(total > 0, place_on_line(weights, mark), INVALID_TOKEN)[:, 0]
+    return jnp.where(total > 0, inverse_cdf_index(weights, mark), INVALID_TOKEN)[:, 0]
 
 
 def best_candidates(scores: jax.Array, count: int) -> jax.Array:
@@ -156,7 +156,7 @@ def best_candidates(scores: jax.Array, count: int) -> jax.Array:
     the same candidates as from all at once, found faster.
     """
     B, W, V = scores.shape
-    values, tokens = few_largest(scores.reshape(B * W, V), min(count, V), first_of_equals=True)
+    values, tokens = top_k(scores.reshape(B * W, V), min(count, V), first_of_equals=True)
     flat = tokens.reshape(B, W, -1) + V * jnp.arange(W)[None, :, None]
     merged = lax.top_k(values.reshape(B, -1), count)[1]
     return jnp.take_along_axis(flat.reshape(B, -1), merged, axis=1)

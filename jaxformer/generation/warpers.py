@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxformer.generation import selection
 from jaxformer.generation.processors import Context, logits_processor
-from jaxformer.generation.selection import few_largest, kth_largest, largest, largest_float, place_on_line
+from jaxformer.generation.selection import inverse_cdf_index, kth_largest, largest, largest_float, top_k
 
 
 @logits_processor
@@ -76,7 +76,7 @@ class TopP:
         """Return the changed scores [R, V]."""
         R, V = scores.shape
         dropped, kept = self.dropped, self.min_tokens
-        best, tokens = few_largest(scores, min(selection.FEW, V))
+        best, tokens = top_k(scores, min(selection.FEW, V))
         border = jnp.min(best, axis=1, keepdims=True)
         is_above = best > border
         weights = jnp.exp(scores - jnp.max(best, axis=1, keepdims=True))
@@ -106,7 +106,7 @@ class TopP:
             mass, weight = mass_below(least), jnp.max(jnp.where(equal, probabilities, 0.0), axis=1, keepdims=True)
             staying, several = (jnp.sum(mask, axis=1, keepdims=True) for mask in (scores >= least, equal))
             falling = largest(lambda n: (mass + n * weight <= dropped) & (staying - n >= kept) & (n < several), 0, V, R)
-            return least, place_on_line(equal.astype(jnp.float32), falling.astype(jnp.float32))
+            return least, inverse_cdf_index(equal.astype(jnp.float32), falling.astype(jnp.float32))
 
         few_decide = (rest / total <= dropped) & (jnp.sum(is_above, axis=1, keepdims=True) >= kept)
         least, first = lax.cond(jnp.all(few_decide), among_the_few, among_all)

@@ -116,27 +116,27 @@ class Block(nnx.Module):
 
     def _norms(self, dim: int) -> tuple[Norm, Norm | None]:
         """Return the norm of a sub-layer, and the norm of its output where it has two."""
-        sandwich = self.config.placement == "sandwich"
+        sandwich = self.config.norm_order == "pre_and_post"
         return make_norm(self.config.norm, dim), make_norm(self.config.norm, dim) if sandwich else None
 
     def _enter(self, x: jax.Array, norm: Norm) -> jax.Array:
-        """Return the input of a sub-layer: the states, normalized where the placement puts a norm before it."""
-        return norm(x) if self.config.placement in ("pre", "sandwich") else x
+        """Return the input of a sub-layer: the states, normalized where the order puts a norm before it."""
+        return norm(x) if self.config.norm_order in ("pre", "pre_and_post") else x
 
     def _leave(
         self, x: jax.Array, mixed: jax.Array, norm: Norm, output_norm: Norm | None, key: jax.Array | None
     ) -> jax.Array:
-        """Return the residual sum of the states and a sub-layer's output, each normalized where the placement says so.
+        """Return the residual sum of the states and a sub-layer's output, each normalized where the order says so.
 
         The sum gives every layer a path of slope one to the loss, whatever its weights do: without it the gradient of
         a deep stack is a product of as many Jacobians as there are layers.
         """
-        if self.config.placement == "output":
+        if self.config.norm_order == "post_sublayer":
             mixed = norm(mixed)
         elif output_norm is not None:
             mixed = output_norm(mixed)
         total = x + dropout(mixed, self.config.dropout, key)
-        return norm(total) if self.config.placement == "post" else total
+        return norm(total) if self.config.norm_order == "post" else total
 
 
 def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:

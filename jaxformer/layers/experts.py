@@ -54,14 +54,14 @@ class Experts(nnx.Module):
         """The experts of each token, by their scores [R, E]."""
         router = self.config.router
         settings = {
-            "renormalise": router.renormalise,
+            "renormalize": router.renormalize,
             "groups": router.groups,
-            "kept_groups": router.kept_groups,
+            "top_k_groups": router.top_k_groups,
             "scale": router.scale,
         }
         if self.router_bias is None:
-            return softmax_router(logits, self.config.chosen, **settings)
-        return sigmoid_router(logits, self.router_bias[...].astype(jnp.float32), self.config.chosen, **settings)
+            return softmax_router(logits, self.config.top_k, **settings)
+        return sigmoid_router(logits, self.router_bias[...].astype(jnp.float32), self.config.top_k, **settings)
 
 
 def make_feed_forward(config: FeedForwardConfig | MoEConfig, dim: int, *, rngs: nnx.Rngs) -> FeedForward | Experts:

@@ -16,12 +16,12 @@ class FeedForward(nnx.Module):
     """
 
     def __init__(self, config: FeedForwardConfig, dim: int, *, rngs: nnx.Rngs):
-        hidden = 4 * dim if config.hidden is None else config.hidden
+        d_ff = 4 * dim if config.d_ff is None else config.d_ff
         self.dropout, self.limit = config.dropout, config.limit
         self.activation = config.activation  # by name: functions cannot be pickled
-        self.gate = Linear(dim, hidden, axes="DF", bias=config.bias, rngs=rngs) if config.gated else None
-        self.up = Linear(dim, hidden, axes="DF", bias=config.bias, rngs=rngs)
-        self.down = Linear(hidden, dim, axes="FD", bias=config.bias, rngs=rngs)
+        self.gate = Linear(dim, d_ff, axes="DF", bias=config.bias, rngs=rngs) if config.gated else None
+        self.up = Linear(dim, d_ff, axes="DF", bias=config.bias, rngs=rngs)
+        self.down = Linear(d_ff, dim, axes="FD", bias=config.bias, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """[..., D] -> [..., D]."""

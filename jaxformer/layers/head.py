@@ -74,10 +74,10 @@ class Head(nnx.Module):
         head.output = nnx.data(output)
         return head
 
-    def for_steps(self, table: jax.Array, rows: int) -> "Head":
-        """An equal head, whose matrices lie as so many rows read them fastest on CPUs."""
-        head = nnx.clone(self).untied(table, transposed=prefers_transposed(rows, table.shape, table.dtype))
-        replace_linear(head, TransposedLinear, lambda _, __, linear: linear.prefers_transposed(rows))
+    def optimize_for_decoding(self, table: jax.Array, batch_size: int) -> "Head":
+        """Return a copy with weights transposed for decoding `batch_size` rows on CPUs."""
+        head = nnx.clone(self).untied(table, transposed=prefers_transposed(batch_size, table.shape, table.dtype))
+        replace_linear(head, TransposedLinear, lambda _, __, linear: linear.prefers_transposed(batch_size))
         return head
 
 

@@ -81,23 +81,23 @@ class LatentAttention(nnx.Module):
     """
 
     def __init__(self, config: LatentAttentionConfig, dim: int, *, rngs: nnx.Rngs):
-        N, R, H, P = config.heads, config.latent, config.head_dim, config.shared_dim
-        value_dim, bias = config.value_dim or H, config.bias
+        N, R, H, P = config.heads, config.kv_lora_rank, config.qk_nope_head_dim, config.qk_rope_head_dim
+        v_head_dim, bias = config.v_head_dim or H, config.bias
         self.config = config
         self.scale = (H + P) ** -0.5 if config.scale is None else config.scale
-        compressed = config.query_latent
+        compressed = config.q_lora_rank
         self.query_down = Linear(dim, compressed, axes="DR", bias=bias, rngs=rngs) if compressed else None
         self.query_norm = make_norm(config.norm, compressed, axes="R") if compressed and config.norm else None
         self.query = Linear(compressed or dim, (N, H + P), axes="RNH" if compressed else "DNH", bias=False, rngs=rngs)
         self.down = Linear(dim, R + P, axes="DR", bias=bias, rngs=rngs)
         self.latent_norm = make_norm(config.norm, R, axes="R") if config.norm else None
         self.key = Linear(R, (N, H), axes="RNH", bias=False, rngs=rngs)
-        self.value = Linear(R, (N, value_dim), axes="RNH", bias=False, rngs=rngs)
-        self.output = Linear((N, value_dim), dim, axes="NHD", bias=bias, rngs=rngs)
+        self.value = Linear(R, (N, v_head_dim), axes="RNH", bias=False, rngs=rngs)
+        self.output = Linear((N, v_head_dim), dim, axes="NHD", bias=bias, rngs=rngs)
 
     def project_kv(self, x: jax.Array, position_ids: jax.Array | None = None) -> MLACache:
         """Return what keys and values of the states x [B, S, D] at positions [1|B, S] are made from."""
-        latent, shared = jnp.split(self.down(x), [self.config.latent], axis=-1)
+        latent, shared = jnp.split(self.down(x), [self.config.kv_lora_rank], axis=-1)
         if self.latent_norm is not None:
             latent = self.latent_norm(latent)
         shared = self._rotated(shared[:, :, None], position_ids)[:, :, 0]
@@ -105,14 +105,15 @@ class LatentAttention(nnx.Module):
 
     def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> MLACache:
         """Return an empty cache for `batch` sequences of up to `capacity` tokens."""
-        return MLACache.of(jnp.zeros((batch, capacity, self.config.latent + self.config.shared_dim), dtype))
+        return MLACache.of(jnp.zeros((batch, capacity, self.config.kv_lora_rank + self.config.qk_rope_head_dim), dtype))
 
     def absorbs(self, queries: int, slots: int) -> bool:
         """Return whether the absorbed form takes fewer multiplications for so many queries and cached tokens."""
         config = self.config
-        R, H, P, value_dim = config.latent, config.head_dim, config.shared_dim, config.value_dim or config.head_dim
-        expanded = slots * R * (H + value_dim) + queries * slots * (H + P + value_dim)
-        absorbed = queries * R * (H + value_dim) + queries * slots * 2 * (R + P)
+        R, H, P = config.kv_lora_rank, config.qk_nope_head_dim, config.qk_rope_head_dim
+        v_head_dim = config.v_head_dim or H
+        expanded = slots * R * (H + v_head_dim) + queries * slots * (H + P + v_head_dim)
+        absorbed = queries * R * (H + v_head_dim) + queries * slots * 2 * (R + P)
         return absorbed < expanded
 
     def __call__(
@@ -160,13 +161,13 @@ class LatentAttention(nnx.Module):
         mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])  # [B, T, N, H]
         if absorbed:
             weight = self.value.matrix().astype(x.dtype)
-            mixed = jnp.einsum("BTNR,RNH->BTNH", mixed[..., : self.config.latent], weight)
+            mixed = jnp.einsum("BTNR,RNH->BTNH", mixed[..., : self.config.kv_lora_rank], weight)
         weights = unfolded_weights(query, key, options, x.shape[0]) if return_weights else None
         return AttentionOutput(self.output(mixed), cache, weights)
 
     def _latents(self, kv: MLACache) -> jax.Array:
         """Return the latents [B, S, R]."""
-        return kv.unpack()[..., : self.config.latent]
+        return kv.unpack()[..., : self.config.kv_lora_rank]
 
     def _rotated(self, heads: jax.Array, position_ids: jax.Array | None) -> jax.Array:
         """Return the part [B, T, N, P] of queries or keys that has positions, rotated by them."""
@@ -182,7 +183,7 @@ class LatentAttention(nnx.Module):
             x = self.query_down(x)
         if self.query_norm is not None:
             x = self.query_norm(x)
-        own, shared = jnp.split(self.query(x), [self.config.head_dim], axis=-1)
+        own, shared = jnp.split(self.query(x), [self.config.qk_nope_head_dim], axis=-1)
         if absorbed:
             own = jnp.einsum("BTNH,RNH->BTNR", own, self.key.matrix().astype(x.dtype))
         return fold_beams(jnp.concatenate([own, self._rotated(shared, position_ids)], axis=-1), kv.rows)
@@ -191,5 +192,5 @@ class LatentAttention(nnx.Module):
         """Return keys [B, S, N, H + P] of each head, or absorbed [B, S, 1, R + P] of all."""
         if absorbed:
             return kv.unpack()[:, :, None]
-        own, shared = self.key(self._latents(kv)), kv.unpack()[:, :, None, self.config.latent :]
+        own, shared = self.key(self._latents(kv)), kv.unpack()[:, :, None, self.config.kv_lora_rank :]
         return jnp.concatenate([own, jnp.broadcast_to(shared, (*own.shape[:3], shared.shape[-1]))], axis=-1)

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 
 from jaxformer.config import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 from jaxformer.ops import (
-    divide_frequencies,
-    frequencies_of_longer_base,
-    frequencies_of_longer_waves,
+    dynamic_ntk_frequencies,
+    linear_frequencies,
+    llama3_frequencies,
+    longrope_frequencies,
     rotary_frequencies,
     rotate,
     rotation,
-    slow_by_ramp,
-    slow_long_waves,
+    yarn_frequencies,
 )
 
 
@@ -32,15 +32,15 @@ def frequencies_and_magnitude(rope: Rope, width: int, position_ids: jax.Array) -
         case None:
             return plain, 1.0
         case LinearScaling(factor):
-            return jnp.asarray(divide_frequencies(plain, factor)), 1.0
+            return jnp.asarray(linear_frequencies(plain, factor)), 1.0
         case DynamicScaling(factor, length):
             longest = jnp.max(position_ids) + 1
-            stretched = frequencies_of_longer_base(width, rope.base, factor=factor, length=length, longest=longest)
+            stretched = dynamic_ntk_frequencies(width, rope.base, factor=factor, length=length, longest=longest)
             return jnp.where(longest > length, stretched, plain), 1.0
         case Llama3Scaling(factor, low, high, length):
-            return jnp.asarray(slow_long_waves(plain, factor=factor, low=low, high=high, length=length)), 1.0
+            return jnp.asarray(llama3_frequencies(plain, factor=factor, low=low, high=high, length=length)), 1.0
         case YarnScaling() as yarn:
-            slowed = slow_by_ramp(
+            slowed = yarn_frequencies(
                 width,
                 rope.base,
                 factor=yarn.factor,
@@ -52,5 +52,5 @@ def frequencies_and_magnitude(rope: Rope, width: int, position_ids: jax.Array) -
             return jnp.asarray(slowed), yarn.magnitude
         case LongRopeScaling(short, long, length, magnitude):
             is_long = jnp.max(position_ids) + 1 > length
-            far, near = (frequencies_of_longer_waves(width, rope.base, factors) for factors in (long, short))
+            far, near = (longrope_frequencies(width, rope.base, factors) for factors in (long, short))
             return jnp.where(is_long, far, near), magnitude

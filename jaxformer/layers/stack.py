@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import LearnedPositions, RelativePositions, SinusoidalPositions, StackConfig, TokensExcept
-from jaxformer.config.positions import PositionIndex
+from jaxformer.config import LearnedPositions, NonPadPositions, RelativePositions, SinusoidalPositions, StackConfig
+from jaxformer.config.positions import PositionIdsFrom
 from jaxformer.layers.any_attention import LayerCache
 from jaxformer.layers.block import Block, EncoderKV, split_key
 from jaxformer.layers.embedding import LearnedPositionEmbedding, RelativePositionBias, Sinusoids
@@ -109,7 +109,7 @@ class Stack(nnx.Module):
                 dropout_key=keys[index],
                 return_intermediates=return_intermediates,
             )
-            if self.config.rematerialise:
+            if self.config.rematerialize:
                 forward = jax.checkpoint(forward)
             output = forward(x, position_ids=position_ids, bias=bias)
             x = output.states
@@ -127,35 +127,35 @@ class Stack(nnx.Module):
         cross_maps = cross_maps if encoder else ()
         return StackOutput(x, written, Intermediates(tuple(states), maps, cross_maps, routing))
 
-    def for_steps(self, rows: int) -> "Stack":
-        """An equal stack, whose matrices lie as so many rows read them fastest on CPUs."""
+    def optimize_for_decoding(self, batch_size: int) -> "Stack":
+        """Return a copy with weights transposed for decoding `batch_size` rows on CPUs."""
         stack = nnx.clone(self)
         crosses = {id(block.cross) for block in stack.blocks}
 
         def meets_few_rows(module: nnx.Module, name: str, linear: Linear) -> bool:
             # Keys and values of a source are made before the steps, those of latents of all that is remembered.
             of_many = isinstance(module, LatentAttention) or id(module) in crosses
-            return linear.prefers_transposed(rows) and not (of_many and name in ("key", "value"))
+            return linear.prefers_transposed(batch_size) and not (of_many and name in ("key", "value"))
 
         replace_linear(stack, TransposedLinear, meets_few_rows)
         return stack
 
 
 def make_position_ids(
-    rule: PositionIndex, tokens: jax.Array, valid: jax.Array | None = None, start: int | jax.Array = 0
+    rule: PositionIdsFrom, tokens: jax.Array, valid: jax.Array | None = None, start: int | jax.Array = 0
 ) -> jax.Array:
     """Return the positions of tokens by the rule of a configuration: int [1|B, T].
 
     Args:
-        rule: "slot" numbers slots, "valid" real tokens, and `TokensExcept` tokens other than one.
+        rule: "slot" numbers slots, "mask" real tokens, and `NonPadPositions` tokens other than padding.
         tokens: Token ids [B, T], in the slots from `start` on.
         valid: Boolean [B, S], True at real tokens of all slots. None: all are.
         start: Number of slots before the tokens.
     """
     match rule:
-        case TokensExcept(token):
-            return jnp.where(tokens == token, -1, count_positions(tokens != token))
-        case "valid" if valid is not None:
+        case NonPadPositions(pad_id):
+            return jnp.where(tokens == pad_id, -1, count_positions(tokens != pad_id))
+        case "mask" if valid is not None:
             return jax.lax.dynamic_slice_in_dim(count_positions(valid), start, tokens.shape[1], axis=1)
         case _:
             return start + jnp.arange(tokens.shape[1])[None]

@@ -20,11 +20,11 @@ from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import distance_buckets, sinusoidal_positions
 from jaxformer.ops.rotary import Rotation, rotary_frequencies, rotate, rotation
 from jaxformer.ops.rotary_scaling import (
-    divide_frequencies,
-    frequencies_of_longer_base,
-    frequencies_of_longer_waves,
-    slow_by_ramp,
-    slow_long_waves,
+    dynamic_ntk_frequencies,
+    linear_frequencies,
+    llama3_frequencies,
+    longrope_frequencies,
+    yarn_frequencies,
 )
 from jaxformer.ops.routing import Choice, Routing, sigmoid_router, softmax_router
 
@@ -46,14 +46,15 @@ __all__ = [
     "cross_entropy",
     "device_balance_loss",
     "distance_buckets",
-    "divide_frequencies",
     "dot_product_attention",
     "dropout",
+    "dynamic_ntk_frequencies",
     "expert_load",
-    "frequencies_of_longer_base",
-    "frequencies_of_longer_waves",
     "int8_matmul",
     "layer_norm",
+    "linear_frequencies",
+    "llama3_frequencies",
+    "longrope_frequencies",
     "matmul",
     "mix_experts",
     "padding_mask",
@@ -65,10 +66,9 @@ __all__ = [
     "router_z_loss",
     "sigmoid_router",
     "sinusoidal_positions",
-    "slow_by_ramp",
-    "slow_long_waves",
     "softmax_router",
     "token_cross_entropy",
     "update_router_bias",
     "weighted_values",
+    "yarn_frequencies",
 ]

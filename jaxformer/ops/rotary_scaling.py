@@ -14,17 +14,17 @@ import numpy as np
 from jaxformer.ops.rotary import rotary_waves
 
 
-def divide_frequencies(frequencies: jax.Array, factor: float) -> np.ndarray:
+def linear_frequencies(frequencies: jax.Array, factor: float) -> np.ndarray:
     """Frequencies [R/2] divided by a factor, as if positions were nearer to each other (Chen et al. 2023)."""
     return np.asarray(frequencies) / np.float32(factor)
 
 
-def frequencies_of_longer_waves(width: int, base: float, factors: Sequence[float]) -> np.ndarray:
+def longrope_frequencies(width: int, base: float, factors: Sequence[float]) -> np.ndarray:
     """Frequencies [R/2] of waves that are each lengthened by a factor of its own (LongRoPE, Ding et al. 2024)."""
     return 1 / (np.asarray(factors, np.float32) * rotary_waves(width, base))
 
 
-def slow_long_waves(frequencies: jax.Array, *, factor: float, low: float, high: float, length: int) -> np.ndarray:
+def llama3_frequencies(frequencies: jax.Array, *, factor: float, low: float, high: float, length: int) -> np.ndarray:
     """Frequencies [R/2] as Llama 3.1 has them: long waves are slowed down, short ones stay.
 
     They are divided by `factor` where a wave fits less than `low` times into `length`, unchanged where it fits more
@@ -39,7 +39,7 @@ def slow_long_waves(frequencies: jax.Array, *, factor: float, low: float, high: 
     return np.where((wavelengths <= length / low) & (wavelengths >= length / high), mixed, outer)
 
 
-def slow_by_ramp(
+def yarn_frequencies(
     width: int,
     base: float,
     *,
@@ -68,7 +68,7 @@ def slow_by_ramp(
     return 1 / (factor * waves) * (1 - fast) + 1 / waves * fast
 
 
-def frequencies_of_longer_base(width: int, base: float, *, factor: float, length: int, longest: jax.Array) -> jax.Array:
+def dynamic_ntk_frequencies(width: int, base: float, *, factor: float, length: int, longest: jax.Array) -> jax.Array:
     """Frequencies [R/2] of a base that grows once the `longest` sequence, a traced integer, is beyond `length`.
 
     The base is multiplied by (factor n / length - (factor - 1))^(R / (R - 2)) with n = max(longest, length), so that

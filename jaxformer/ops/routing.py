@@ -32,21 +32,21 @@ def softmax_router(
     logits: jax.Array,
     chosen: int,
     *,
-    renormalise: bool = True,
+    renormalize: bool = True,
     groups: int = 1,
-    kept_groups: int = 1,
+    top_k_groups: int = 1,
     scale: float = 1.0,
 ) -> Choice:
     """The `chosen` experts k with the largest softmax of logits [R, E]; their weights are these probabilities * scale.
 
-    renormalise: made to sum to one first, as in Mixtral. That is the softmax of the k chosen logits alone, so the
+    renormalize: made to sum to one first, as in Mixtral. That is the softmax of the k chosen logits alone, so the
     router that chooses first and takes the softmax then, as in gpt-oss, is this one too. (Shazeer et al. 2017,
-    equations 3 to 5.) groups: experts of the `kept_groups` alone whose best ones are best (DeepSeek-AI 2024,
+    equations 3 to 5.) groups: experts of the `top_k_groups` alone whose best ones are best (DeepSeek-AI 2024,
     DeepSeek-V2, section 2.2.2).
     """
     logits = logits.astype(jnp.float32)
-    best, experts = jax.lax.top_k(of_best_groups(logits, groups, kept_groups, best=1), chosen)
-    if renormalise:
+    best, experts = jax.lax.top_k(of_best_groups(logits, groups, top_k_groups, best=1), chosen)
+    if renormalize:
         return Choice(experts, scale * jax.nn.softmax(best, axis=-1))
     return Choice(experts, scale * jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)))
 
@@ -56,22 +56,22 @@ def sigmoid_router(
     bias: jax.Array,
     chosen: int,
     *,
-    renormalise: bool = True,
+    renormalize: bool = True,
     groups: int = 1,
-    kept_groups: int = 1,
+    top_k_groups: int = 1,
     scale: float = 1.0,
 ) -> Choice:
     """The `chosen` experts k with the largest sigmoid of logits [R, E] plus a bias [E].
 
     DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2. The bias decides who is chosen, and is no part of the weights:
     the sigmoids, made to sum to one if asked for, times scale. It balances the load without a loss, and has no
-    gradient. groups: experts of the `kept_groups` alone whose two best ones have the largest sum.
+    gradient. groups: experts of the `top_k_groups` alone whose two best ones have the largest sum.
     """
     scores = jax.nn.sigmoid(logits.astype(jnp.float32))
     biased = jax.lax.stop_gradient(scores + bias[None])
-    _, experts = jax.lax.top_k(of_best_groups(biased, groups, kept_groups, best=2), chosen)
+    _, experts = jax.lax.top_k(of_best_groups(biased, groups, top_k_groups, best=2), chosen)
     weights = jnp.take_along_axis(scores, experts, axis=-1)
-    if renormalise:
+    if renormalize:
         weights /= jnp.sum(weights, axis=-1, keepdims=True) + 1e-20
     return Choice(experts, scale * weights)
 

@@ -11,7 +11,7 @@ from jaxformer.config import (
     HeadConfig,
     LayerNormConfig,
     LearnedPositions,
-    Placement,
+    NormOrder,
     Positions,
     SinusoidalPositions,
     StackConfig,
@@ -90,13 +90,13 @@ def bart_config(hf: dict[str, Any]) -> TransformerConfig:
 def mbart_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of an mBART `config.json`: BART with norms before the sub-layers, and one more after them."""
     hf = read_settings(hf, BART, ALIASES)
-    return _configuration(hf, learned(hf), LayerNormConfig(), shared=True, placement="pre")
+    return _configuration(hf, learned(hf), LayerNormConfig(), shared=True, norm_order="pre")
 
 
 def pegasus_config(hf: dict[str, Any]) -> TransformerConfig:
     """Our configuration of a Pegasus `config.json`: as mBART, with sinusoids and no norm after the embedding."""
     hf = read_settings(hf, BART, ALIASES)
-    return _configuration(hf, SinusoidalPositions(layout="halves"), None, shared=True, placement="pre")
+    return _configuration(hf, SinusoidalPositions(layout="halves"), None, shared=True, norm_order="pre")
 
 
 def marian_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -133,7 +133,7 @@ def _configuration(
     embedding_norm: LayerNormConfig | None,
     *,
     shared: bool,
-    placement: Placement = "post",
+    norm_order: NormOrder = "post",
 ) -> TransformerConfig:
     def stack(name: str, vocab_size: int) -> StackConfig:
         head_width(hf, "d_model", f"{name}_attention_heads")
@@ -144,7 +144,7 @@ def _configuration(
                 hf[f"{name}_ffn_dim"], activation(hf, "activation_function"), dropout=hf["activation_dropout"]
             ),
             cross=attention if name == "decoder" else None,
-            placement=placement,
+            norm_order=norm_order,
             dropout=hf["dropout"],
         )
         return StackConfig(
@@ -152,8 +152,8 @@ def _configuration(
             (block,) * hf[f"{name}_layers"],
             positions,
             embedding_norm=embedding_norm,
-            final_norm=LayerNormConfig() if placement == "pre" else None,
-            position_index="slot",
+            final_norm=LayerNormConfig() if norm_order == "pre" else None,
+            position_ids_from="slot",
             dropout=hf["dropout"],
         )
 

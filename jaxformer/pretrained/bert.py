@@ -12,9 +12,9 @@ from jaxformer.config import (
     HeadConfig,
     LayerNormConfig,
     LearnedPositions,
-    PositionIndex,
+    NonPadPositions,
+    PositionIdsFrom,
     StackConfig,
-    TokensExcept,
     TransformConfig,
     TransformerConfig,
 )
@@ -151,7 +151,7 @@ def roberta_config(hf: dict[str, Any]) -> TransformerConfig:
             f"max_position_embeddings={hf['max_position_embeddings']} leaves no position behind pad_token_id={pad}"
         )
     positions = LearnedPositions(hf["max_position_embeddings"] - pad - 1, offset=pad + 1)
-    return encoder_config(hf, positions, TokensExcept(pad), transformed="gelu", classified="tanh")
+    return encoder_config(hf, positions, NonPadPositions(pad), transformed="gelu", classified="tanh")
 
 
 def distilbert_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -166,7 +166,7 @@ def distilbert_config(hf: dict[str, Any]) -> TransformerConfig:
 def encoder_config(
     hf: dict[str, Any],
     positions: LearnedPositions,
-    position_index: PositionIndex,
+    position_ids_from: PositionIdsFrom,
     *,
     transformed: Activation,
     classified: Activation,
@@ -184,7 +184,7 @@ def encoder_config(
         (block,) * hf["num_hidden_layers"],
         positions,
         embedding_norm=norm,
-        position_index=position_index,
+        position_ids_from=position_ids_from,
         dropout=hf["hidden_dropout_prob"],
     )
     name = next(iter(hf["architectures"] or ()), "Model")

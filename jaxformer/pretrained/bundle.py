@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import tokenizers
 
-from jaxformer.config import LearnedPositions, RelativePositions, TokensExcept
+from jaxformer.config import LearnedPositions, NonPadPositions, RelativePositions
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
 from jaxformer.generation.api import BESIDE
@@ -250,7 +250,7 @@ class Pretrained:
         if not isinstance(stack.positions, LearnedPositions):
             return array
         # RoBERTa's checkpoints count the reserved rows before the first position.
-        first = stack.positions.offset if isinstance(stack.position_index, TokensExcept) else 0
+        first = stack.positions.offset if isinstance(stack.position_ids_from, NonPadPositions) else 0
         outside = array[(array < 0) | (array >= first + stack.positions.length)]
         if outside.size:
             known = first + stack.positions.length

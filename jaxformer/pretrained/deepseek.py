@@ -87,8 +87,8 @@ def deepseek_v2_config(hf: dict[str, Any]) -> TransformerConfig:
     groups = {}
     if hf["topk_method"] == "group_limited_greedy":
         check_groups(hf)
-        groups = {"groups": hf["n_group"], "kept_groups": hf["topk_group"]}
-    router = SoftmaxRouter(renormalise=False, scale=hf["routed_scaling_factor"], **groups)
+        groups = {"groups": hf["n_group"], "top_k_groups": hf["topk_group"]}
+    router = SoftmaxRouter(renormalize=False, scale=hf["routed_scaling_factor"], **groups)
     return config(hf, router, bias=hf["mlp_bias"], layout="interleaved")
 
 
@@ -106,7 +106,7 @@ def config(hf: dict[str, Any], router: Router, *, bias: bool, layout: RotaryLayo
     check_experts(hf, "n_routed_experts")
     if hf["first_k_dense_replace"] > hf["num_hidden_layers"]:
         hf["first_k_dense_replace"] = hf["num_hidden_layers"]
-    widths = {"hidden": hf["moe_intermediate_size"], "activation": activation(hf, "hidden_act")}
+    widths = {"d_ff": hf["moe_intermediate_size"], "activation": activation(hf, "hidden_act")}
     said = rope_parameters(hf)
     # With YaRN the scores grow by the square of what the length of the text asks for.
     everywhere = first_given(said["rope_type"], said["type"], "default") != "default" and said["mscale_all_dim"]
@@ -163,7 +163,7 @@ def deepseek_table(config: TransformerConfig) -> WeightTable:
     """Where DeepSeek keeps its weights: the map from a latent has for each head its key and its value."""
     attention = config.main.blocks[0].attention
     assert isinstance(attention, LatentAttentionConfig)
-    query = (r"\.attention\.query\.", ".self_attn.q_b_proj." if attention.query_latent else ".self_attn.q_proj.")
+    query = (r"\.attention\.query\.", ".self_attn.q_b_proj." if attention.q_lora_rank else ".self_attn.q_proj.")
     further = rf"model\.layers\.{len(config.main.blocks)}\..*"  # a layer that predicts a token more, not used by itself
     return WeightTable(
         (*NORMS, ROUTER_BIAS, ROUTER, SHARED, EXPERTS, PROJECTIONS, *LATENTS, query, *RENAMES),

@@ -63,7 +63,7 @@ def gpt2_settings(config: TransformerConfig, _: int) -> dict[str, Any] | None:
         "n_embd": config.dim,
         "n_layer": len(stack.blocks),
         "n_head": block.attention.heads,
-        "n_inner": block.feed_forward.hidden,
+        "n_inner": block.feed_forward.d_ff,
         "activation_function": activation_name(block.feed_forward),
         "resid_pdrop": block.dropout,
         "embd_pdrop": stack.dropout,
@@ -98,7 +98,7 @@ def deepseek_v3_settings(config: TransformerConfig, longest: int) -> dict[str, A
     if not (isinstance(attention, LatentAttentionConfig) and attention.rope and mixtures):
         return None
     mixture = mixtures[0]
-    router, hidden, shared = mixture.router, mixture.expert.hidden, mixture.shared.hidden if mixture.shared else None
+    router, hidden, shared = mixture.router, mixture.expert.d_ff, mixture.shared.d_ff if mixture.shared else None
     if not (isinstance(router, SigmoidRouter) and hidden and shared):
         return None
     # Without a layer that is not a mixture, what such a layer would be like is of no account.
@@ -106,20 +106,20 @@ def deepseek_v3_settings(config: TransformerConfig, longest: int) -> dict[str, A
         "model_type": "deepseek_v3",
         "architectures": ["DeepseekV3ForCausalLM"],
         "num_key_value_heads": attention.heads,
-        "kv_lora_rank": attention.latent,
-        "q_lora_rank": attention.query_latent,
-        "qk_nope_head_dim": attention.head_dim,
-        "qk_rope_head_dim": attention.shared_dim,
-        "v_head_dim": attention.value_dim or attention.head_dim,
+        "kv_lora_rank": attention.kv_lora_rank,
+        "q_lora_rank": attention.q_lora_rank,
+        "qk_nope_head_dim": attention.qk_nope_head_dim,
+        "qk_rope_head_dim": attention.qk_rope_head_dim,
+        "v_head_dim": attention.v_head_dim or attention.qk_nope_head_dim,
         "rope_interleave": attention.rope.layout == "interleaved",
         "attention_bias": attention.bias,
         "moe_intermediate_size": hidden,
         "n_routed_experts": mixture.experts,
-        "num_experts_per_tok": mixture.chosen,
+        "num_experts_per_tok": mixture.top_k,
         "n_shared_experts": shared // hidden,
         "n_group": router.groups,
-        "topk_group": router.kept_groups,
-        "norm_topk_prob": router.renormalise,
+        "topk_group": router.top_k_groups,
+        "norm_topk_prob": router.renormalize,
         "routed_scaling_factor": router.scale,
         "first_k_dense_replace": len(dense),
     }
@@ -132,7 +132,7 @@ def common(config: TransformerConfig, network: FeedForwardConfig, longest: int) 
     return {
         "vocab_size": config.main.embedding.vocab_size,
         "hidden_size": config.dim,
-        "intermediate_size": network.hidden or 4 * config.dim,
+        "intermediate_size": network.d_ff or 4 * config.dim,
         "num_hidden_layers": len(config.main.blocks),
         "num_attention_heads": block.attention.heads,
         "hidden_act": activation_name(network),
@@ -158,9 +158,9 @@ def explicit(config: TransformerConfig) -> TransformerConfig:
 
     def attention(layer: AnyAttentionConfig) -> AnyAttentionConfig:
         if isinstance(layer, LatentAttentionConfig):
-            width = layer.head_dim + layer.shared_dim
-            value_dim, scale = layer.value_dim or layer.head_dim, layer.scale or width**-0.5
-            return replace(layer, value_dim=value_dim, scale=scale, dropout=0.0)
+            width = layer.qk_nope_head_dim + layer.qk_rope_head_dim
+            v_head_dim, scale = layer.v_head_dim or layer.qk_nope_head_dim, layer.scale or width**-0.5
+            return replace(layer, v_head_dim=v_head_dim, scale=scale, dropout=0.0)
         width = head_width(layer, config.dim)
         output_bias = layer.bias if layer.output_bias is None else layer.output_bias
         filled = {"kv_heads": layer.kv_heads or layer.heads, "head_dim": width, "scale": layer.scale or width**-0.5}
@@ -169,7 +169,7 @@ def explicit(config: TransformerConfig) -> TransformerConfig:
     def network(layer: FeedForwardConfig | MoEConfig) -> FeedForwardConfig | MoEConfig:
         if isinstance(layer, MoEConfig):
             return replace(layer, shared=layer.shared and replace(layer.shared, dropout=0.0))
-        return replace(layer, hidden=layer.hidden or 4 * config.dim, dropout=0.0)
+        return replace(layer, d_ff=layer.d_ff or 4 * config.dim, dropout=0.0)
 
     def block(layer: BlockConfig) -> BlockConfig:
         parts = {"attention": attention(layer.attention), "feed_forward": network(layer.feed_forward)}
@@ -178,6 +178,6 @@ def explicit(config: TransformerConfig) -> TransformerConfig:
     if config.decoder is None:
         return config
     blocks = tuple(map(block, config.decoder.blocks))
-    training = {"dropout": 0.0, "final_dropout": 0.0, "rematerialise": False}
-    stack = replace(config.decoder, blocks=blocks, position_index="slot", **training)
+    training = {"dropout": 0.0, "final_dropout": 0.0, "rematerialize": False}
+    stack = replace(config.decoder, blocks=blocks, position_ids_from="slot", **training)
     return replace(config, decoder=stack)

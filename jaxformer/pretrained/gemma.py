@@ -131,4 +131,4 @@ def sandwich_config(
         return replace(config, scale=scale, softcap=softcap, rope=turned(slides))
 
     norm = RMSNormConfig(hf["rms_norm_eps"], offset=True)
-    return decoder_config(hf, attention, placement="sandwich", norm=norm, scale_embedding=True)
+    return decoder_config(hf, attention, norm_order="pre_and_post", norm=norm, scale_embedding=True)

@@ -72,7 +72,7 @@ def gpt2_config(hf: dict[str, Any]) -> TransformerConfig:
             AttentionConfig(hf["n_head"], scale=scale, dropout=hf["attn_pdrop"]),
             FeedForwardConfig(hf["n_inner"], activation(hf, "activation_function")),
             norm=norm,
-            placement="pre",
+            norm_order="pre",
             dropout=hf["resid_pdrop"],
         )
 
@@ -81,7 +81,7 @@ def gpt2_config(hf: dict[str, Any]) -> TransformerConfig:
         tuple(block(index) for index in range(hf["n_layer"])),
         LearnedPositions(hf["n_positions"]),
         final_norm=norm,
-        position_index="slot",
+        position_ids_from="slot",
         dropout=hf["embd_pdrop"],
     )
     return TransformerConfig(hf["n_embd"], decoder=stack, head=HeadConfig(tied=hf["tie_word_embeddings"]))

@@ -16,7 +16,7 @@ from jaxformer.config import (
     FeedForwardConfig,
     HeadConfig,
     MoEConfig,
-    Placement,
+    NormOrder,
     RMSNormConfig,
     StackConfig,
     TransformerConfig,
@@ -191,7 +191,7 @@ def olmo2_config(hf: dict[str, Any]) -> TransformerConfig:
     hf = read_settings(hf, OLMO2)
     bias, norm = hf["attention_bias"], RMSNormConfig(hf["rms_norm_eps"])
     attention = attention_config(hf, bias=bias, output_bias=bias, query_key_norm=norm)
-    return decoder_config(hf, lambda _: replace(attention, normed="all heads"), placement="output")
+    return decoder_config(hf, lambda _: replace(attention, normed="all heads"), norm_order="post_sublayer")
 
 
 def phi3_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -269,7 +269,7 @@ def decoder_config(
     hf: dict[str, Any],
     attention: Callable[[int], AnyAttentionConfig],
     *,
-    placement: Placement = "pre",
+    norm_order: NormOrder = "pre",
     norm: RMSNormConfig | None = None,
     scale_embedding: bool = False,
     dropout: float = 0.0,
@@ -284,12 +284,12 @@ def decoder_config(
             attention(layer),
             feed_forward(layer) if feed_forward else plain,
             norm=norm,
-            placement=placement,
+            norm_order=norm_order,
             dropout=dropout,
         )
         for layer in range(hf["num_hidden_layers"])
     )
     embedding = EmbeddingConfig(hf["vocab_size"], scale=scale_embedding)
-    stack = StackConfig(embedding, blocks, None, final_norm=norm, position_index="slot")
+    stack = StackConfig(embedding, blocks, None, final_norm=norm, position_ids_from="slot")
     head = HeadConfig(tied=hf["tie_word_embeddings"], softcap=hf.get("final_logit_softcapping"))
     return TransformerConfig(hf["hidden_size"], decoder=stack, head=head)

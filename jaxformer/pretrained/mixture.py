@@ -98,8 +98,8 @@ def qwen3_moe_config(hf: dict[str, Any]) -> TransformerConfig:
     window = hf["sliding_window"] if hf["use_sliding_window"] else None
     attention = attention_config(hf, bias=bias, output_bias=bias, window=window, query_key_norm=norm)
     plain = FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=False)
-    expert = replace(plain, hidden=hf["moe_intermediate_size"])
-    router = SoftmaxRouter(renormalise=hf["norm_topk_prob"])
+    expert = replace(plain, d_ff=hf["moe_intermediate_size"])
+    router = SoftmaxRouter(renormalize=hf["norm_topk_prob"])
     mixture = MoEConfig(hf["num_local_experts"], hf["num_experts_per_tok"], expert, router)
 
     def feed_forward(layer: int) -> FeedForwardConfig | MoEConfig:

@@ -70,7 +70,7 @@ def neox_config(hf: dict[str, Any]) -> TransformerConfig:
         AttentionConfig(heads, bias=hf["attention_bias"], rope=positions, dropout=hf["attention_dropout"]),
         FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act")),
         norm=norm,
-        placement="pre",
+        norm_order="pre",
         parallel=hf["use_parallel_residual"],
         dropout=hf["hidden_dropout"],
     )
@@ -79,7 +79,7 @@ def neox_config(hf: dict[str, Any]) -> TransformerConfig:
         (block,) * hf["num_hidden_layers"],
         None,
         final_norm=norm,
-        position_index="slot",
+        position_ids_from="slot",
         dropout=hf["hidden_dropout"],
     )
     return TransformerConfig(hf["hidden_size"], decoder=stack, head=HeadConfig(tied=hf["tie_word_embeddings"]))

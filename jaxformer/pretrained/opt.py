@@ -71,7 +71,7 @@ def opt_config(hf: dict[str, Any]) -> TransformerConfig:
     block = BlockConfig(
         AttentionConfig(hf["num_attention_heads"], bias=bias, dropout=hf["attention_dropout"]),
         FeedForwardConfig(hf["ffn_dim"], activation(hf, "activation_function"), bias=bias),
-        placement="pre" if before else "post",
+        norm_order="pre" if before else "post",
         dropout=hf["dropout"],
     )
     stack = StackConfig(

@@ -131,7 +131,7 @@ def configuration(hf: dict[str, Any], head_scale: float) -> TransformerConfig:
             (block,) * layers,
             RelativePositions(hf["relative_attention_num_buckets"], hf["relative_attention_max_distance"]),
             final_norm=norm,
-            position_index="slot",
+            position_ids_from="slot",
             dropout=dropout,
             final_dropout=dropout,
         )

@@ -108,7 +108,7 @@ class LanguageTask(Task[LanguageSettings]):
         """The model that the settings name, for the vocabulary of the text."""
         model = self.settings.model
         config = MODELS[model.preset][1](self.texts.tokenizer.vocab_size, model.length, model.dropout)
-        return presets.rematerialised(config) if model.rematerialise else config
+        return presets.rematerialised(config) if model.rematerialize else config
 
     @property
     def row_tokens(self) -> int:

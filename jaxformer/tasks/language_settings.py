@@ -49,7 +49,7 @@ class LanguageModelSettings:
     """how many tokens the model looks back on (default: 64 of tiny, 1024 of gpt2, 128 of deepseek-tiny, else 256)"""
     dropout: float = 0.0
     """dropout rate on embeddings, sub-layers and attention weights"""
-    rematerialise: bool = False
+    rematerialize: bool = False
     """compute each block twice instead of storing what is inside it: slower, in less memory"""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from jaxformer.config import Placement
+from jaxformer.config import NormOrder
 from jaxformer.data import Symbols
 from jaxformer.errors import InputError
 from jaxformer.flags import optional
@@ -23,16 +23,16 @@ class ModelSettings:
     """layers of the encoder, and as many of the decoder"""
     heads: int = 8
     """attention heads; they must divide the width"""
-    hidden: Annotated[int | None, optional("INT")] = None
+    d_ff: Annotated[int | None, optional("INT")] = None
     """inner width of the feed-forward network (default: 4 x dim)"""
-    placement: Placement = "pre"
+    norm_order: NormOrder = "pre"
     """norm before each sub-layer, or after each residual sum as in the paper"""
     dropout: float = 0.0
     """dropout rate on embeddings, sub-layers and attention weights"""
 
     def __post_init__(self) -> None:
         """Raise InputError for sizes below 1, and beyond all that is built."""
-        most = {"dim": MAX_WIDTH, "layers": MAX_DEPTH, "heads": MAX_WIDTH, "hidden": MAX_WIDTH}
+        most = {"dim": MAX_WIDTH, "layers": MAX_DEPTH, "heads": MAX_WIDTH, "d_ff": MAX_WIDTH}
         for name, bound in most.items():
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1, bound)

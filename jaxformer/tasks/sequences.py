@@ -113,8 +113,8 @@ class SequenceTask(Task[SequenceSettings]):
             dim=model.dim,
             layers=model.layers,
             heads=model.heads,
-            hidden=model.hidden,
-            placement=model.placement,
+            d_ff=model.d_ff,
+            norm_order=model.norm_order,
             dropout=model.dropout,
         )
 

@@ -15,7 +15,7 @@ from jaxformer.training.step import TrainState, TrainStep
 from jaxformer.training.stop import InterruptedRunError, Stop, preempted, stop_requests
 
 WINDOW = 20  # steps that a judgement on the loss looks back over
-ADVICE = "try a lower --learning-rate, a longer --warmup-steps, or --placement pre"
+ADVICE = "try a lower --learning-rate, a longer --warmup-steps, or --norm-order pre"
 
 
 @runtime_checkable

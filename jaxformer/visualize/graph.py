@@ -18,7 +18,7 @@ from jaxformer.config import (
     LearnedPositions,
     MoEConfig,
     NormConfig,
-    Placement,
+    NormOrder,
     Positions,
     RelativePositions,
     SinusoidalPositions,
@@ -56,7 +56,7 @@ class SubLayer:
 
     box: Box
     norm: Box
-    placement: Placement
+    norm_order: NormOrder
     sees_source: bool = False
 
 
@@ -193,20 +193,20 @@ def draw_sub_layer(pen: Pen, sub_layer: SubLayer) -> None:
     pen.climb(head=False)
     fork = pen.y - 0.14
     pen.arrow((pen.x, pen.y - 0.01), (pen.x, pen.y))
-    if sub_layer.placement in ("pre", "sandwich"):
+    if sub_layer.norm_order in ("pre", "pre_and_post"):
         pen.box(sub_layer.norm)
         pen.climb()
     if sub_layer.sees_source:
         pen.entries += ((pen.x - WIDTH / 2, pen.y + sub_layer.box.height / 2),)
     pen.box(sub_layer.box)
     pen.climb()
-    if sub_layer.placement in ("output", "sandwich"):
+    if sub_layer.norm_order in ("post_sublayer", "pre_and_post"):
         pen.box(sub_layer.norm)
         pen.climb()
     middle = pen.plus()
     outside = pen.x + pen.side * (WIDTH / 2 + DETOUR)
     pen.arrow((pen.x, fork), (outside, fork), (outside, middle), (pen.x + pen.side * 0.11, middle))
-    if sub_layer.placement == "post":
+    if sub_layer.norm_order == "post":
         pen.climb()
         pen.box(sub_layer.norm)
 
@@ -249,22 +249,22 @@ def folded(blocks: tuple[BlockConfig, ...]) -> list[tuple[tuple[BlockConfig, ...
 def sub_layers(block: BlockConfig, config: TransformerConfig, length: str) -> list[SubLayer]:
     """What one layer does, in order."""
     name = "Self-attention" if length == "S" else "Causal self-attention"
-    norm, placement = norm_box(block.norm), block.placement
-    found = [SubLayer(attention_box(block.attention, name, config.dim, length, length), norm, placement)]
+    norm, norm_order = norm_box(block.norm), block.norm_order
+    found = [SubLayer(attention_box(block.attention, name, config.dim, length, length), norm, norm_order)]
     if block.cross:
         box = attention_box(block.cross, "Cross-attention", config.dim, length, "S")
-        found.append(SubLayer(box, norm, placement, sees_source=True))
+        found.append(SubLayer(box, norm, norm_order, sees_source=True))
     box = feed_forward_box(block.feed_forward, config.dim)
     if block.parallel:
         box = replace(box, details=(*box.details, "reads what attention reads"))
-    return [*found, SubLayer(box, norm, placement)]
+    return [*found, SubLayer(box, norm, norm_order)]
 
 
 def attention_box(config: AnyAttentionConfig, label: str, dim: int, queries: str, keys: str) -> Box:
     """Heads, their width, the shape of the maps, and what is unlike the paper."""
     if isinstance(config, LatentAttentionConfig):
-        N, H, P = config.heads, config.head_dim, config.shared_dim
-        heads = f"{N} heads of width {H} + {P} shared, latent {config.latent}"
+        N, H, P = config.heads, config.qk_nope_head_dim, config.qk_rope_head_dim
+        heads = f"{N} heads of width {H} + {P} shared, latent {config.kv_lora_rank}"
         details = (heads, "rotary positions" if config.rope else "", f"maps [B, {N}, {queries}, {keys}]")
         return Box(label, tuple(filter(None, details)), ATTENTION)
     N, K, H = config.heads, config.kv_heads or config.heads, head_width(config, dim)
@@ -282,14 +282,14 @@ def feed_forward_box(config: FeedForwardConfig | MoEConfig, dim: int) -> Box:
     """The widths and the activation of a feed-forward network, or of each expert and how many a token goes through."""
     if isinstance(config, MoEConfig):
         (inside,) = feed_forward_box(config.expert, dim).details
-        details = [f"{config.chosen} of {config.experts}, each {inside}"]
+        details = [f"{config.top_k} of {config.experts}, each {inside}"]
         if config.shared:
             details.append(f"and for all {feed_forward_box(config.shared, dim).details[0]}")
         return Box("Experts", tuple(details), FEED_FORWARD)
-    hidden = 4 * dim if config.hidden is None else config.hidden
+    d_ff = 4 * dim if config.d_ff is None else config.d_ff
     activation = {"relu": "ReLU", "silu": "SiLU"}.get(config.activation, config.activation.upper().replace("_", " "))
     kind = f"{activation} gate" if config.gated else activation
-    return Box("Feed-forward", (f"{dim} \u2192 {hidden} \u2192 {dim}, {kind}",), FEED_FORWARD)
+    return Box("Feed-forward", (f"{dim} \u2192 {d_ff} \u2192 {dim}, {kind}",), FEED_FORWARD)
 
 
 def norm_box(config: NormConfig) -> Box:

@@ -15,7 +15,7 @@ from jaxformer.config import AttentionConfig, FeedForwardConfig, MoEConfig
 from jaxformer.presets import symbols
 from jaxformer.tasks import Copy, ModelSettings, SequenceSettings, find_task
 
-SMALL = encoder_decoder(41, source_vocab_size=53, dim=24, layers=3, heads=2, hidden=31)
+SMALL = encoder_decoder(41, source_vocab_size=53, dim=24, layers=3, heads=2, d_ff=31)
 
 
 def printed(capsys, *argv: str) -> str:

@@ -186,7 +186,7 @@ def test_the_built_in_text_needs_no_data(folder: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 def test_the_modern_model_trains_and_continues(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--preset", "small-modern", "--accumulate", "2", "--rematerialise", "--tokenizer", "bpe"]
+    flags = ["--preset", "small-modern", "--accumulate", "2", "--rematerialize", "--tokenizer", "bpe"]
     train([*FLAGS, *flags, "--vocab-size", "290", "--steps", "2", "--evaluate-batches", "1", "--output", "modern"])
     capsys.readouterr()
     (line,) = continued(capsys, "--checkpoint", "modern", "--prompt", "The \u263a", "--max-new-tokens", "20")

@@ -85,11 +85,11 @@ class ChainModel:
         """Hashes of nothing."""
         return ChainCache(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32) if encoded is None else encoded)
 
-    def for_decoding(self) -> "ChainModel":
+    def with_position_ids_from(self, rule: str) -> "ChainModel":
         """Nothing to prepare."""
         return self
 
-    def for_steps(self, rows: int) -> "ChainModel":
+    def optimize_for_decoding(self, batch_size: int) -> "ChainModel":
         """As it is."""
         return self
 

@@ -70,10 +70,10 @@ def test_a_model_that_cannot_be_referred_to_weakly_is_not_kept() -> None:
     class Tuple(NamedTuple):
         table: jax.Array
 
-        def for_decoding(self) -> "Tuple":
+        def with_position_ids_from(self, rule: str) -> "Tuple":
             return self
 
-        def for_steps(self, rows: int) -> "Tuple":
+        def optimize_for_decoding(self, batch_size: int) -> "Tuple":
             return self
 
     model = Tuple(jnp.ones(3))

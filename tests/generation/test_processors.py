@@ -116,9 +116,9 @@ def test_the_few_largest(kind: str, size: int, count: int, rng: np.random.Genera
         scores = np.full_like(scores, -np.inf)
         scores[:, rng.permutation(size)[: size if kind == "equal" else max(1, count // 2)]] = 2.0
     scores += np.float32(0.0)  # no -0.0, which `top_k` puts behind 0.0
-    find = jax.jit(partial(selection.few_largest, count=count, first_of_equals=True))
+    find = jax.jit(partial(selection.top_k, count=count, first_of_equals=True))
     values, places = map(np.asarray, find(scores))
-    np.testing.assert_array_equal(selection.few_largest(scores, count)[0], values)
+    np.testing.assert_array_equal(selection.top_k(scores, count)[0], values)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(values, np.take_along_axis(scores, order, axis=1))
     np.testing.assert_array_equal(np.where(np.isinf(values), -1, places), np.where(np.isinf(values), -1, order))
@@ -131,7 +131,7 @@ def test_of_equal_scores_the_first_comes_first() -> None:
     scores = np.arange(-4000, 0, dtype=np.float32)[None]
     below = 4000 // selection.DEPTH
     scores[0, [40, 40 + 3 * below, 12 + 3 * below]] = [9, 7, 7]
-    places = selection.few_largest(scores, 3, first_of_equals=True)[1]
+    places = selection.top_k(scores, 3, first_of_equals=True)[1]
     assert places.tolist() == [[40, 12 + 3 * below, 40 + 3 * below]]
 
 

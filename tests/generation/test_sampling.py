@@ -11,7 +11,7 @@ from generation.chain import CODES, empty_cache, logits_after, make_step, make_t
 
 from jaxformer.errors import InputError
 from jaxformer.generation import decode
-from jaxformer.generation.selection import draw_token, place_on_line
+from jaxformer.generation.selection import draw_token, inverse_cdf_index
 
 V = 11
 
@@ -116,10 +116,10 @@ def test_a_mark_finds_its_stretch_of_the_line(V: int, rng: np.random.Generator) 
     ends = np.cumsum(lengths, axis=1)
     marks = np.floor(rng.random((40, 1)) * ends[:, -1:])
     expected = [np.searchsorted(row, mark, side="right") for row, mark in zip(ends, marks[:, 0], strict=True)]
-    found = place_on_line(jnp.asarray(lengths, jnp.float32), jnp.asarray(marks, jnp.float32))[:, 0]
+    found = inverse_cdf_index(jnp.asarray(lengths, jnp.float32), jnp.asarray(marks, jnp.float32))[:, 0]
     assert found.tolist() == expected
     assert (np.take_along_axis(lengths, np.asarray(found)[:, None], axis=1) > 0).all()
-    behind = place_on_line(jnp.asarray(lengths, jnp.float32), jnp.asarray(ends[:, -1:], jnp.float32))[:, 0]
+    behind = inverse_cdf_index(jnp.asarray(lengths, jnp.float32), jnp.asarray(ends[:, -1:], jnp.float32))[:, 0]
     assert behind.tolist() == [np.flatnonzero(row)[-1] for row in lengths]
 
 

@@ -19,7 +19,7 @@ KINDS = {
     "as many keys as queries": AttentionConfig(heads=3, head_dim=16),
     "a key for two queries": AttentionConfig(heads=4, kv_heads=2, head_dim=16),
     "a key for all": AttentionConfig(heads=3, kv_heads=1, head_dim=16),
-    "latents": LatentAttentionConfig(heads=3, latent=24, head_dim=16, shared_dim=8),
+    "latents": LatentAttentionConfig(heads=3, kv_lora_rank=24, qk_nope_head_dim=16, qk_rope_head_dim=8),
 }
 
 

@@ -32,7 +32,7 @@ def make(config: LatentAttentionConfig) -> LatentAttention:
 def by_hand(module: LatentAttention, x: jax.Array, y: jax.Array, valid: jax.Array, start: int | None) -> jax.Array:
     """Queries of x over the states y, head by head. start: the slot of the first query of a causal layer."""
     config, places = module.config, jnp.arange(y.shape[1])
-    R, H = config.latent, config.head_dim
+    R, H = config.kv_lora_rank, config.qk_nope_head_dim
 
     def normed(vector: jax.Array, norm: Any) -> jax.Array:
         if norm is None:
@@ -50,7 +50,7 @@ def by_hand(module: LatentAttention, x: jax.Array, y: jax.Array, valid: jax.Arra
         q = normed(x @ module.query_down.weight[...] + module.query_down.bias[...], module.query_norm)
     down = y @ module.down.weight[...] + (0 if module.down.bias is None else module.down.bias[...])
     latent, shared = normed(down[..., :R], module.latent_norm), turned(down[..., R:], places)
-    scale = (H + config.shared_dim) ** -0.5 if config.scale is None else config.scale
+    scale = (H + config.qk_rope_head_dim) ** -0.5 if config.scale is None else config.scale
     visible = jnp.broadcast_to(valid[:, None], (len(x), x.shape[1], y.shape[1]))
     at = jnp.arange(x.shape[1]) + (start or 0)
     if start is not None:
@@ -148,7 +148,10 @@ def test_keys_stay_turned_as_they_were_written(rng: np.random.Generator) -> None
 
 @pytest.mark.parametrize(
     ("widths", "message"),
-    [({"latent": 0}, "at least one, not latent=0"), ({"shared_dim": -1}, "cannot have a width of -1")],
+    [
+        ({"kv_lora_rank": 0}, "at least one, not kv_lora_rank=0"),
+        ({"qk_rope_head_dim": -1}, "cannot have a width of -1"),
+    ],
 )
 def test_impossible_widths_are_refused(widths: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):

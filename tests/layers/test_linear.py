@@ -19,7 +19,9 @@ def deepseek_wide() -> TransformerConfig:
     """With latents so wide that the maps from them are large."""
     config = deepseek_tiny(31)
     assert config.decoder is not None
-    blocks = tuple(replace(block, attention=replace(block.attention, latent=128)) for block in config.decoder.blocks)
+    blocks = tuple(
+        replace(block, attention=replace(block.attention, kv_lora_rank=128)) for block in config.decoder.blocks
+    )
     return replace(config, decoder=replace(config.decoder, blocks=blocks))
 
 
@@ -49,7 +51,7 @@ def test_the_transposed_map_is_the_same(dtype: jnp.dtype, rng: np.random.Generat
 def test_steps_of_a_few_rows_have_large_maps_transposed(config: TransformerConfig, transposed: str) -> None:
     """In the decoder alone; steps of many rows keep them; logits and caches stay what they were."""
     model = Transformer(config, rngs=nnx.Rngs(0))
-    few, many = model.for_steps(FEW_ROWS), model.for_steps(FEW_ROWS + 1)
+    few, many = model.optimize_for_decoding(FEW_ROWS), model.optimize_for_decoding(FEW_ROWS + 1)
     assert transposed_maps(few) == set(transposed.split())
     assert transposed_maps(many) == transposed_maps(model) == set()
     rows = np.arange(FEW_ROWS)[:, None]
@@ -62,7 +64,7 @@ def test_steps_of_a_few_rows_have_large_maps_transposed(config: TransformerConfi
 @pytest.mark.parametrize(("vocab_size", "few_are_tied"), [(31, False), (131, True)])
 def test_a_large_tied_table_serves_a_few_rows_as_it_lies(vocab_size: int, few_are_tied: bool) -> None:
     model = Transformer(decoder_only(vocab_size, length=24, dim=128, layers=1, heads=4), rngs=nnx.Rngs(0))
-    few, many = (model.for_steps(rows).head for rows in (FEW_ROWS, FEW_ROWS + 1))
+    few, many = (model.optimize_for_decoding(rows).head for rows in (FEW_ROWS, FEW_ROWS + 1))
     assert isinstance(few, Head)
     assert isinstance(many, Head)
     assert isinstance(few.output, TransposedLinear) == few_are_tied

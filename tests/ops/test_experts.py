@@ -107,17 +107,17 @@ def test_compiled_work_does_not_grow_with_the_experts(backward: bool) -> None:
     assert many - few < whole / 20  # a router's softmax over more experts, and zeros where their gradients will be
 
 
-@pytest.mark.parametrize("renormalise", [True, False])
-def test_the_softmax_router_is_softmax_and_top_k(rng: np.random.Generator, renormalise: bool) -> None:
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_the_softmax_router_is_softmax_and_top_k(rng: np.random.Generator, renormalize: bool) -> None:
     """As Mixtral and Qwen3-MoE have it: a softmax over all experts, of which the largest are taken."""
     logits = rng.normal(size=(R, E)).astype(np.float32)
     weights, experts = torch.softmax(torch.tensor(logits), -1).topk(CHOSEN)
-    if renormalise:
+    if renormalize:
         weights = weights / weights.sum(-1, keepdim=True)
         # gpt-oss: the largest, then a softmax over these.
         late = torch.softmax(torch.tensor(logits).topk(CHOSEN).values, -1)
         np.testing.assert_allclose(late, weights, rtol=1e-6)
-    choice = softmax_router(jnp.asarray(logits), CHOSEN, renormalise=renormalise)
+    choice = softmax_router(jnp.asarray(logits), CHOSEN, renormalize=renormalize)
     np.testing.assert_array_equal(choice.experts, experts)
     np.testing.assert_allclose(choice.weights, weights, rtol=1e-6)
 
@@ -154,18 +154,18 @@ def test_the_routers_of_deepseek(rng: np.random.Generator, groups: dict[str, int
         "routed_scaling_factor": 1.7,
         **groups,
     }
-    ours = {"groups": groups["n_group"], "kept_groups": groups["topk_group"], "scale": 1.7}
+    ours = {"groups": groups["n_group"], "top_k_groups": groups["topk_group"], "scale": 1.7}
     method = "greedy" if groups["n_group"] == 1 else "group_limited_greedy"
     router = DeepseekV2TopkRouter(DeepseekV2Config(n_routed_experts=12, topk_method=method, **settings))
-    expected, found = deepseek(router, states, weight), ordered(softmax_router(logits, 3, renormalise=False, **ours))
+    expected, found = deepseek(router, states, weight), ordered(softmax_router(logits, 3, renormalize=False, **ours))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1], rtol=2e-6)
-    for renormalise in (True, False):
-        config = DeepseekV3Config(n_routed_experts=12, norm_topk_prob=renormalise, **settings)
+    for renormalize in (True, False):
+        config = DeepseekV3Config(n_routed_experts=12, norm_topk_prob=renormalize, **settings)
         router = DeepseekV3TopkRouter(config)
         router.e_score_correction_bias.copy_(torch.tensor(correction))
         expected = deepseek(router, states, weight)
-        found = ordered(sigmoid_router(logits, jnp.asarray(correction), 3, renormalise=renormalise, **ours))
+        found = ordered(sigmoid_router(logits, jnp.asarray(correction), 3, renormalize=renormalize, **ours))
         np.testing.assert_array_equal(found[0], expected[0])
         np.testing.assert_allclose(found[1], expected[1], rtol=2e-6)
 

@@ -122,10 +122,10 @@ def routing_margin(pair: Pair, call: dict[str, Any], sequences: np.ndarray) -> f
         grouped = np.sort(scores.reshape(len(scores), router.groups, -1), axis=-1)
         strength = grouped[..., -best:].sum(axis=-1)
         ranked = np.sort(strength, axis=-1)[:, ::-1]
-        if router.groups > router.kept_groups:
-            margins.append(np.min(ranked[:, router.kept_groups - 1] - ranked[:, router.kept_groups]))
-        kept = np.where(strength >= ranked[:, [router.kept_groups - 1]], 0, -np.inf)[..., None]
+        if router.groups > router.top_k_groups:
+            margins.append(np.min(ranked[:, router.top_k_groups - 1] - ranked[:, router.top_k_groups]))
+        kept = np.where(strength >= ranked[:, [router.top_k_groups - 1]], 0, -np.inf)[..., None]
         among = np.sort((grouped + kept).reshape(len(scores), -1), axis=-1)[:, ::-1]
-        chosen = experts.config.chosen
+        chosen = experts.config.top_k
         margins.append(np.min(among[:, chosen - 1] - among[:, chosen]))
     return float(min(margins))

@@ -77,7 +77,7 @@ def test_experts_are_counted():
 
 
 def test_pre_norm_stands_below_and_ends_the_stack():
-    figure = graph_figure(encoder_decoder(11, dim=12, layers=3, heads=2, placement="pre"))
+    figure = graph_figure(encoder_decoder(11, dim=12, layers=3, heads=2, norm_order="pre"))
     norms = height(figure, "LayerNorm")
     assert norms[0] < height(figure, "Self-attention")[0]
     assert norms[2] > height(figure, "Feed-forward")[0]  # the final norm of the encoder
@@ -115,7 +115,7 @@ def test_untied_head_with_a_bias():
 
 
 def test_equal_layers_are_folded():
-    a, b = BlockConfig(), BlockConfig(placement="pre")
+    a, b = BlockConfig(), BlockConfig(norm_order="pre")
     assert folded((a,)) == [((a,), 1)]
     assert folded((a, a, a)) == [((a,), 3)]
     assert folded((a, b) * 3) == [((a, b), 3)]
