@@ -48,7 +48,8 @@ print(jaxformer.generate(lm.model, [[3, 4, 5]], max_new_tokens=4, num_beams=2).s
 NEEDS = {
     "import jaxformer.training": "train",
     "import jaxformer.visualize": "plots",
-    "from jaxformer import data; data.training_batches(data.TASKS['copy'](data.Symbols()), 4, 0)": "train",
+    "from jaxformer import data; data.batches_ahead([0, 1], 1)": "train",
+    "import jaxformer.tasks": "cli",
     "import jaxformer; jaxformer.allow_regex('a', texts=['a', ''], eos=1)": "regex",
     "import jaxformer; jaxformer.from_pretrained('owner/name')": "hub",
     "from jaxformer.pretrained.chat import ChatTemplate; ChatTemplate('', '', {}).render([])": "chat",
