@@ -21,7 +21,7 @@ from jaxformer.training import Checkpoints, TrainState, init_state, make_optimiz
 
 ROOT = Path("runs")
 DESCRIPTION, RESULTS, CHECKPOINTS = "run.json", "results.json", "checkpoints"
-FORMAT = 2  # raised whenever older checkpoints can no longer be read
+FORMAT = 3  # raised whenever older checkpoints can no longer be read
 ABOUT: dict[str, Field] = {
     "version": text("unknown"),
     "format": integer(1),
