@@ -196,7 +196,7 @@ def test_a_damaged_description_is_named(
         (["--task", "copy", "--dim", "2147483648"], "dim must be at most 1048576, not 2147483648"),
         (["--task", "copy", "--dim", "1048576"], "parameters needs"),
         (["--task", "copy", "--heads", HUGE], "heads must be at most 1048576"),
-        (["--task", "copy", "--d-ff", HUGE], "hidden must be at most 1048576"),
+        (["--task", "copy", "--d-ff", HUGE], "d_ff must be at most 1048576"),
         (["--task", "copy", "--layers", "1000000000"], "layers must be at most 256"),
         (["--task", "copy", "--batch-size", HUGE], "batch_size must be at most 1048576"),
         (["--task", "copy", "--batch-size", "1048576", "--symbols", "4096"], "rows of 17 tokens need"),
