@@ -7,6 +7,7 @@ from jaxformer.config import TransformerConfig, from_dict, to_dict
 from jaxformer.errors import InputError
 from jaxformer.generation import (
     GenerationConfig,
+    Generator,
     Session,
     allow_phrases,
     allow_regex,
@@ -51,6 +52,7 @@ __all__ = [
     "AttentionMask",
     "Cache",
     "GenerationConfig",
+    "Generator",
     "InputError",
     "ModelOutput",
     "Session",

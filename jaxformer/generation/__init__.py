@@ -7,13 +7,14 @@ from jaxformer.generation.automata import regex_automaton as allow_regex
 from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.engine import Generated, decode, select_rows
 from jaxformer.generation.processors import Context, LogitsProcessor, logits_processor
-from jaxformer.generation.session import Session, stream
+from jaxformer.generation.session import Generator, Session, stream
 
 __all__ = [
     "Automaton",
     "Context",
     "Generated",
     "GenerationConfig",
+    "Generator",
     "LogitsProcessor",
     "Session",
     "allow_phrases",

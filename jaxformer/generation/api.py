@@ -16,9 +16,9 @@ from jaxformer.generation.automata import check_texts
 from jaxformer.generation.compiling import compiled
 from jaxformer.generation.config import GenerationConfig, as_tuple
 from jaxformer.generation.engine import Generated, begin, in_float32, returned, strategy_of
-from jaxformer.generation.layout import laid_out
 from jaxformer.generation.loop import Found, Search, finish
 from jaxformer.generation.observation import Observable, look_again
+from jaxformer.generation.prepared import model_and_weights
 from jaxformer.generation.processors import check_processors
 from jaxformer.generation.spec import SLOTS, Allowed, SearchSpec, as_pairs, machines, make_spec
 
@@ -76,7 +76,7 @@ class Model(Observable, Protocol):
 
 
 def generate(
-    model: Model,
+    model: Any,
     inputs: Any = None,
     config: GenerationConfig | None = None,
     *,
@@ -88,7 +88,7 @@ def generate(
     logits_processors: Any = (),
     **settings: Any,
 ) -> Generated:
-    """Sequences that a Transformer generates from token ids `inputs` [B, S].
+    """Sequences that a Transformer (or its `Generator`) generates from token ids `inputs` [B, S].
 
     Encoder-decoder: inputs are the source, of which `inputs_mask` [B, S] hides padding (None: all is attended to);
     generation starts from decoder_start_token_id, or from `decoder_input_ids` [B, P], before which the start token is
@@ -106,6 +106,7 @@ def generate(
     depends on values (`decoder_input_ids` must begin with the start token). No gradient flows through it.
     """
     config = GenerationConfig.of(config, settings)
+    model, weights = model_and_weights(model)
     request = make_request(
         model,
         inputs,
@@ -117,7 +118,7 @@ def generate(
         key=key,
         logits_processors=logits_processors,
     )
-    found, maps = generate_compiled(*laid_out(model, request.rows), request)
+    found, maps = generate_compiled(*weights.layouts(model, request.rows), request)
     source_length = 0 if request.source is None else np.shape(inputs)[1]
     return returned(found, config, request.spec, maps, source_length)
 

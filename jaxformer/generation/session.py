@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.generation.api import BESIDE, Model, begin_request, make_request, select_cache_rows
+from jaxformer.generation.api import BESIDE, Model, begin_request, generate, make_request, select_cache_rows
 from jaxformer.generation.arrays import is_traced
 from jaxformer.generation.compiling import Compiled, compiled
 from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.engine import Generated, check_drawn, in_float32, returned, strategy_of
-from jaxformer.generation.layout import laid_out
 from jaxformer.generation.loop import Found, Search, proceed
+from jaxformer.generation.prepared import PreparedWeights, model_and_weights
 from jaxformer.generation.spec import SearchSpec
 
 
@@ -31,7 +31,7 @@ class Session:
 
     def __init__(
         self,
-        model: Model,
+        model: Any,
         inputs: Any = None,
         config: GenerationConfig | None = None,
         **arguments: Any,
@@ -42,11 +42,12 @@ class Session:
         self.config = GenerationConfig.of(config, settings)
         if self.config.output_attentions:
             raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
+        model, weights = model_and_weights(model)
         if is_traced(model):
             raise InputError("a session runs programs of its own: inside jax.jit call generate")
         request = make_request(model, inputs, self.config, **given)
         self.spec = request.spec
-        reading, self.stepping = laid_out(model, request.rows)
+        reading, self.stepping = weights.layouts(model, request.rows)
         self.state = begin_compiled(reading, self.stepping, request)
 
     @property
@@ -69,7 +70,7 @@ class Session:
 
 
 def stream(
-    model: Model, inputs: Any = None, config: GenerationConfig | None = None, **settings: Any
+    model: Any, inputs: Any = None, config: GenerationConfig | None = None, **settings: Any
 ) -> Iterator[np.ndarray]:
     """The new tokens of `generate`, as they are produced: parts int32 [R, n], side by side what `generate` appends.
 
@@ -96,6 +97,35 @@ def produced(session: Session) -> Iterator[np.ndarray]:
             return
         sent = end
         session.advance()
+
+
+class Generator:
+    """Generates with one model, and owns its weights as prepared for decoding: they live as long as it does.
+
+    Its methods are the functions `generate`, `stream` and `Session` without their first argument. Those keep prepared
+    weights as long as the model lives; a generator lets you decide.
+
+        generator = jaxformer.Generator(model)
+        generator.generate(prompts, num_beams=4).sequences
+
+    Args:
+        model: A `Transformer`, or another model that `generate` takes.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.prepared_weights = model, PreparedWeights()
+
+    def generate(self, *arguments: Any, **settings: Any) -> Generated:
+        """Return what `jaxformer.generate` returns."""
+        return generate(self, *arguments, **settings)
+
+    def stream(self, *arguments: Any, **settings: Any) -> Iterator[np.ndarray]:
+        """Return what `jaxformer.stream` returns."""
+        return stream(self, *arguments, **settings)
+
+    def session(self, *arguments: Any, **settings: Any) -> Session:
+        """Return a `jaxformer.Session`."""
+        return Session(self, *arguments, **settings)
 
 
 begin_compiled = Compiled(begin_request)  # what is compiled for the prompts

@@ -4,15 +4,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxformer import backends
 from jaxformer.config import FeedForwardConfig, MoEConfig, SigmoidRouter, SoftmaxRouter
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.variables import RouterBias
-from jaxformer.ops import Choice, Routing, mix_experts, sigmoid_router, softmax_router
+from jaxformer.ops import Choice, Routing, mix_experts, mix_grouped, sigmoid_router, softmax_router
 
 
 class Experts(nnx.Module):
-    """A router sends each token to a few of many feed-forward networks; a shared one, if there is any, hears all."""
+    """Mixture of experts with top-k routing and an optional shared expert.
+
+    On CPUs a loop over blocks of tokens reads the weights of chosen experts only (`mix_experts`); elsewhere grouped
+    products do (`mix_grouped`).
+    """
 
     def __init__(self, config: MoEConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -32,7 +37,12 @@ class Experts(nnx.Module):
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         rows = x.reshape(-1, x.shape[-1])
-        mixed = mix_experts(FeedForward.__call__, self.experts, rows, self.choose(self.logits(rows))).reshape(x.shape)
+        choice = self.choose(self.logits(rows))
+        if backends.is_cpu() or not isinstance(self.experts.up, Linear):  # where grouped products would expand
+            mixed = mix_experts(FeedForward.__call__, self.experts, rows, choice)
+        else:
+            mixed = mix_grouped(self.experts.grouped, rows, choice, self.config.experts)
+        mixed = mixed.reshape(x.shape)
         return mixed if self.shared is None else mixed + self.shared(x, dropout_key=dropout_key)
 
     def routing(self, x: jax.Array) -> Routing:

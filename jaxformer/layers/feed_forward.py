@@ -25,12 +25,24 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """[..., D] -> [..., D]."""
-        inner, activation = self.up(x), ACTIVATIONS[self.activation]
-        if self.gate is None:
-            inner = activation(inner)
-        elif self.limit is None:
-            inner = activation(self.gate(x)) * inner
-        else:
-            gate = jnp.minimum(self.gate(x), self.limit)
-            inner = activation(gate) * (1 + jnp.clip(inner, -self.limit, self.limit))
+        inner = self._inner(self.up(x), None if self.gate is None else self.gate(x))
         return self.down(dropout(inner, self.dropout, dropout_key))
+
+    def grouped(self, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
+        """Return each row through its own network, where the weights have an axis of experts more.
+
+        Args:
+            x: Rows [n, D], sorted by expert.
+            group_sizes: Number of rows of each expert, int32 [E].
+        """
+        gate = None if self.gate is None else self.gate.grouped(x, group_sizes)
+        return self.down.grouped(self._inner(self.up.grouped(x, group_sizes), gate), group_sizes)
+
+    def _inner(self, up: jax.Array, gate: jax.Array | None) -> jax.Array:
+        """Return the inner units [..., F] from both projections."""
+        activation = ACTIVATIONS[self.activation]
+        if gate is None:
+            return activation(up)
+        if self.limit is None:
+            return activation(gate) * up
+        return activation(jnp.minimum(gate, self.limit)) * (1 + jnp.clip(up, -self.limit, self.limit))

@@ -80,6 +80,19 @@ class Linear(LinearMap):
         """`x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
         return matmul(x, self.weight[...].astype(x.dtype).reshape(x.shape[-1], math.prod(self.outputs)))
 
+    def grouped(self, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
+        """Return each row of x times the map of its expert, in the type of x.
+
+        Args:
+            x: Rows [n, I], sorted by expert.
+            group_sizes: Number of rows of each expert, int32 [E]; the weight is [E, I, O].
+        """
+        weight = self.weight[...].astype(x.dtype)
+        y = jax.lax.ragged_dot(x, weight, group_sizes, preferred_element_type=jnp.float32).astype(x.dtype)
+        if self.bias is None:
+            return y
+        return y + jnp.repeat(self.bias[...].astype(x.dtype), group_sizes, axis=0, total_repeat_length=x.shape[0])
+
     def matrix(self) -> jax.Array:
         """The weight [inputs, outputs]."""
         return self.weight[...]

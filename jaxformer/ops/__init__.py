@@ -11,7 +11,7 @@ from jaxformer.ops.balance import (
     update_router_bias,
 )
 from jaxformer.ops.dropout import dropout
-from jaxformer.ops.experts import mix_experts
+from jaxformer.ops.experts import mix_experts, mix_grouped
 from jaxformer.ops.int8 import Quantized, int8_matmul, quantize
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import AttentionMask, as_mask, causal_mask, count_positions, padding_mask
@@ -57,6 +57,7 @@ __all__ = [
     "longrope_frequencies",
     "matmul",
     "mix_experts",
+    "mix_grouped",
     "padding_mask",
     "quantize",
     "rms_norm",

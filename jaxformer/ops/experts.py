@@ -56,6 +56,28 @@ def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: Choice, *, s
     return jnp.einsum("RK,RKD->RD", choice.weights.astype(x.dtype), mixed)
 
 
+def mix_grouped(
+    grouped: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, choice: Choice, count: int
+) -> jax.Array:
+    """Return what `mix_experts` returns, by products of rows that are grouped by expert.
+
+    `jax.lax.ragged_dot` computes these on GPUs and TPUs with as much work as there are rows. On CPUs it would compute
+    every expert for every row.
+
+    Args:
+        grouped: Function of rows [n, D], sorted by expert, and the number of rows of each expert, int32 [E].
+        x: Tokens [R, D].
+        choice: Experts and weights [R, k].
+        count: Number of experts E.
+    """
+    k, flat = choice.experts.shape[1], choice.experts.reshape(-1)
+    order = jnp.argsort(flat)  # [R k]
+    group_sizes = jnp.zeros(count, jnp.int32).at[flat].add(1)
+    outputs = grouped(x[order // k], group_sizes)
+    unsorted = jnp.zeros_like(outputs).at[order].set(outputs).reshape(*choice.experts.shape, -1)  # [R, k, D]
+    return jnp.einsum("RK,RKD->RD", choice.weights.astype(x.dtype), unsorted)
+
+
 def arrange(experts: jax.Array, count: int, size: int) -> Layout:
     """The layout of chosen experts [R, k], out of `count`, in blocks of `size` rows."""
     rows = experts.size

@@ -1,4 +1,4 @@
-"""Layouts of caches: whichever it is, the answers are the same."""
+"""What backends do differently, caches and experts: whichever it is, the answers are the same."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,9 @@ from flax import nnx
 
 from jaxformer import AttentionMask, Transformer, backends, decoder_only, encoder_decoder, generate, modern_decoder_only
 from jaxformer.backends import KVCache, PackedKVCache, kv_cache
-from jaxformer.config import AttentionConfig, LatentAttentionConfig, Rope
+from jaxformer.config import AttentionConfig, FeedForwardConfig, LatentAttentionConfig, MoEConfig, Rope, SoftmaxRouter
 from jaxformer.layers.any_attention import make_attention
+from jaxformer.layers.experts import Experts
 from jaxformer.presets import deepseek_tiny
 
 V = 29
@@ -18,6 +19,11 @@ MODELS = {
     "modern": modern_decoder_only(V, dim=24, layers=1, heads=4, kv_heads=2),
     "encoder-decoder": encoder_decoder(V, dim=24, layers=1, heads=2),
     "deepseek": deepseek_tiny(V),
+}
+EXPERTS = {
+    "plain": FeedForwardConfig(9, "gelu"),
+    "gated": FeedForwardConfig(9, "silu", gated=True, bias=False),
+    "limited": FeedForwardConfig(9, "quick_gelu", gated=True, limit=0.5),
 }
 ATTENTIONS = {
     "grouped": AttentionConfig(4, kv_heads=2, head_dim=6, rope=Rope()),
@@ -89,3 +95,26 @@ def test_the_methods_of_a_cache(layout: str, rng: np.random.Generator) -> None:
         copied[:, 2:5] = key[rows, 2:5]
         np.testing.assert_array_equal(cache.copy_slots(rows, 2, 3).unpack()[0], copied)
         np.testing.assert_array_equal(cache.prefix(4).unpack()[1], value[:, :4])
+
+
+@pytest.mark.parametrize("expert", EXPERTS.values(), ids=EXPERTS)
+def test_grouped_experts_equal_the_loop_over_blocks(expert: FeedForwardConfig, rng: np.random.Generator) -> None:
+    """In value and gradient, also where an expert has no token."""
+    layer = Experts(MoEConfig(5, 2, expert, SoftmaxRouter(bias=True)), 12, rngs=nnx.Rngs(0))
+    layer.router.bias[...] = jnp.array([3.0, 0.0, 1.0, -50.0, 0.0])
+    layer = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), layer)
+    x = jnp.asarray(rng.normal(size=(3, 7, 12)), jnp.float32)
+
+    def found(name: str) -> tuple:
+        with backends.using(name):
+            return jax.jit(jax.value_and_grad(lambda layer, x: jnp.sum(jnp.sin(layer(x))), (0, 1)))(layer, x)
+
+    loop, grouped = found("cpu"), found("default")
+    assert "ragged_dot" in str(jax.make_jaxpr(in_default)(layer, x))
+    for ours, theirs in zip(jax.tree.leaves(grouped), jax.tree.leaves(loop), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, float(jnp.abs(theirs).max())))
+
+
+def in_default(layer: Experts, x: jax.Array) -> jax.Array:
+    with backends.using("default"):
+        return layer(x)

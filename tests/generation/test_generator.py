@@ -1,4 +1,4 @@
-"""Models laid out for steps are kept as long as they are right, and no longer."""
+"""Weights prepared for decoding are kept as long as they are right, and no longer."""
 
 import gc
 from typing import NamedTuple
@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer import Transformer, decoder_only, generate
+from jaxformer import Generator, Transformer, decoder_only, generate
 from jaxformer.backends.cpu import FEW_ROWS
-from jaxformer.generation.layout import KEPT, laid_out
+from jaxformer.generation.compiling import Flat
+from jaxformer.generation.prepared import OF_MODELS, model_and_weights
 
 
 def make_model(seed: int = 0) -> Transformer:
     return Transformer(decoder_only(131, length=24, dim=128, layers=1, heads=4), rngs=nnx.Rngs(seed))
+
+
+def laid_out(model: object, rows: int) -> tuple[Flat, Flat]:
+    """The model as it reads, and as it decodes so many rows."""
+    model, weights = model_and_weights(model)
+    return weights.layouts(model, rows)
 
 
 def test_a_model_is_laid_out_once_for_few_rows_and_once_for_many() -> None:
@@ -50,20 +57,35 @@ def test_new_weights_are_laid_out_anew() -> None:
 
 
 def test_what_is_kept_goes_with_the_model() -> None:
-    model = make_model()
+    model, before = make_model(), len(OF_MODELS)
     laid_out(model, 1), laid_out(model, 9)
-    keys = [(id(model), rows) for rows in (FEW_ROWS, FEW_ROWS + 1)]
-    assert all(key in KEPT for key in keys)
+    assert len(OF_MODELS[model].kept) == 2
+    assert len(OF_MODELS) == before + 1
     del model
     gc.collect()
-    assert not any(key in KEPT for key in keys)
+    assert len(OF_MODELS) == before
+
+
+def test_a_generator_owns_what_it_prepares() -> None:
+    """And generates what the functions do."""
+    model = make_model()
+    generator, call = Generator(model), {"max_new_tokens": 5, "eos_token_id": None, "pad_token_id": 0}
+    expected = generate(make_model(), [[3, 4]], **call).sequences
+    np.testing.assert_array_equal(generator.generate([[3, 4]], **call).sequences, expected)
+    np.testing.assert_array_equal(np.concatenate(list(generator.stream([[3, 4]], **call)), axis=1), expected[:, 2:])
+    session = generator.session([[3, 4]], **call)
+    while not session.finished:
+        session.advance()
+    np.testing.assert_array_equal(session.result().sequences, expected)
+    assert model not in OF_MODELS
+    assert laid_out(generator, 1)[1] is laid_out(generator, 1)[1]
 
 
 def test_arrays_that_can_change_are_not_kept() -> None:
     model = jax.tree.map(np.array, make_model())
     _, before = laid_out(model, 1)
     assert laid_out(model, 1)[1] is not before
-    assert not any(key[0] == id(model) for key in KEPT)
+    assert not OF_MODELS[model].kept
 
 
 def test_a_model_that_cannot_be_referred_to_weakly_is_not_kept() -> None:
