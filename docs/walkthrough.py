@@ -391,8 +391,8 @@ print(f"one matrix moves every position by five: largest error {np.abs(here @ sh
 
 alike = sinusoids @ sinusoids.T
 asked, offered = jax.random.normal(jax.random.key(5), (2, 1, 1, 1, 32))
-turn = jaxformer.rotation(places := jnp.arange(64)[None], jaxformer.rotary_frequencies(32))
-turned = [jaxformer.rotate(jnp.repeat(x, 64, axis=1), turn) for x in (asked, offered)]
+turn = jaxformer.rope_cos_sin(places := jnp.arange(64)[None], jaxformer.rotary_frequencies(32))
+turned = [jaxformer.apply_rope(jnp.repeat(x, 64, axis=1), turn) for x in (asked, offered)]
 rotary = np.asarray(attention_scores(*turned)[0, 0])
 
 figure, (left, middle, right) = panels(3, width=11)

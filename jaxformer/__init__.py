@@ -19,6 +19,7 @@ from jaxformer.generation import (
 from jaxformer.model import Cache, ModelOutput, Transformer
 from jaxformer.ops import (
     AttentionMask,
+    apply_rope,
     attention_scores,
     attention_weights,
     causal_mask,
@@ -27,9 +28,8 @@ from jaxformer.ops import (
     layer_norm,
     padding_mask,
     rms_norm,
+    rope_cos_sin,
     rotary_frequencies,
-    rotate,
-    rotation,
     sinusoidal_positions,
     token_cross_entropy,
 )
@@ -60,6 +60,7 @@ __all__ = [
     "TransformerConfig",
     "allow_phrases",
     "allow_regex",
+    "apply_rope",
     "as_pretrained",
     "attention_scores",
     "attention_weights",
@@ -81,9 +82,8 @@ __all__ = [
     "paper_base",
     "paper_big",
     "rms_norm",
+    "rope_cos_sin",
     "rotary_frequencies",
-    "rotate",
-    "rotation",
     "save_pretrained",
     "sinusoidal_positions",
     "stream",

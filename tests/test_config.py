@@ -93,8 +93,8 @@ SCALED = tuple(
         (LinearScaling(2.0), "pre_and_post", True),
         (DynamicScaling(2.0, 3), "post_sublayer", False),
         (Llama3Scaling(2.0, 0.5, 1.5, 8), "pre", True),
-        (YarnScaling(3.0, 60, 2.0, 0.1, truncate=False, magnitude=1.1), "pre_and_post", False),
-        (LongRopeScaling(SHORT, LONG, 9, magnitude=1.2), "post_sublayer", False),
+        (YarnScaling(3.0, 60, 2.0, 0.1, truncate=False, attention_factor=1.1), "pre_and_post", False),
+        (LongRopeScaling(SHORT, LONG, 9, attention_factor=1.2), "post_sublayer", False),
         (LongRopeScaling(SHORT, LONG, 3), "pre", False),
     )
 )
@@ -197,7 +197,7 @@ OTHER = {
     "beta_fast": 1.5,
     "beta_slow": 0.3,
     "truncate": True,
-    "magnitude": 1.5,
+    "attention_factor": 1.5,
     "short": (1.6, 1.2, 1.3, 1.4, 1.5),
     "long": (2.6, 2.1, 2.2, 2.3, 2.4),
     "transform": None,

@@ -32,8 +32,8 @@ from jaxformer.training import (
     Checkpoints,
     DivergedError,
     InterruptedRunError,
-    Plan,
-    Recorder,
+    LoopConfig,
+    MetricLogger,
     draw_loss,
     fit,
     learning_rates,
@@ -211,13 +211,13 @@ def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: b
     )
     every = task.evaluate_every
     evaluate = None if every is None else (lambda params: task.validate(nnx.merge(graphdef, params)))
-    plan = Plan(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1)
+    plan = LoopConfig(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1)
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
             go_to(batches, position)
         taken = int(state.step)
-        with Recorder(folder, first_step=taken, steps=settings.steps, tensorboard=tensorboard) as recorder:
+        with MetricLogger(folder, first_step=taken, steps=settings.steps, tensorboard=tensorboard) as recorder:
             return fit(state, step, batches, plan, recorder, checkpoints)[1]
 
 

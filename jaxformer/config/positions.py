@@ -80,8 +80,8 @@ class YarnScaling:
     """Slow pairs are slowed down by `factor`, fast ones stay, with a ramp between them (YaRN, Peng et al. 2023).
 
     A pair is fast that turns more than `beta_fast` times in the trained `length`, slow below `beta_slow` times.
-    truncate: the ramp begins and ends at whole dimensions. magnitude: factor on cosines and sines, that is its square
-    on the scores.
+    truncate: the ramp begins and ends at whole dimensions. attention_factor: factor on cosines and
+    sines, that is its square on the scores.
     """
 
     factor: float
@@ -89,21 +89,21 @@ class YarnScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
-    magnitude: float = 1.0
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class LongRopeScaling:
     """Each pair is slowed down by a factor of its own (LongRoPE, Ding et al. 2024).
 
-    The factors are `short`, or `long` once the longest position is beyond the trained `length`. magnitude: factor on
-    cosines and sines.
+    The factors are `short`, or `long` once the longest position is beyond the trained `length`. attention_factor:
+    factor on cosines and sines.
     """
 
     short: tuple[float, ...]
     long: tuple[float, ...]
     length: int
-    magnitude: float = 1.0
+    attention_factor: float = 1.0
 
 
 RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongRopeScaling
@@ -114,8 +114,8 @@ class Rope:
     """Rotary positions: queries and keys are turned by angles in proportion to their position (Su et al. 2021).
 
     base: the slowest pair of dimensions turns once in 2 pi x base positions. width: how many dimensions of a head are
-    turned (None: all). layout: which dimensions make a pair, see `jaxformer.ops.rotate`. scaling: how a model that was
-    trained on shorter sequences reaches farther (None: it does not).
+    turned (None: all). layout: which dimensions make a pair, see `jaxformer.ops.apply_rope`. scaling: how a model that
+    was trained on shorter sequences reaches farther (None: it does not).
     """
 
     base: float = 10000.0

@@ -226,7 +226,7 @@ def side_by_side(machines: Sequence[Automaton]) -> Automaton:
     return automaton(pairs.ravel(), np.concatenate(tables), final, np.concatenate(start))
 
 
-def roomy(machine: Automaton, batch: int) -> Any:
+def pad_to_bucket(machine: Automaton, batch: int) -> Any:
     """The automaton with room for more states and columns, so that a similar one is not another program."""
     S, C = machine.next.shape
     rows, columns = (1 << (size - 1).bit_length() for size in (S, C))

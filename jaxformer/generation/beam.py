@@ -16,7 +16,7 @@ from jaxformer.generation.processors import process
 from jaxformer.generation.selection import best_candidates, draw_candidates, row_keys
 from jaxformer.generation.spec import FSMStates, SearchSpec, ends_with, first_states, make_context, next_states
 
-OUT = -1e9  # added to a score that must not win; several still compare
+NEG_INF = -1e9  # added to a score that must not win; several still compare
 EXHAUSTIVE, NEVER = 1, 2  # codes of early_stopping: True and "never"
 
 
@@ -80,8 +80,10 @@ def init(spec: SearchSpec, tokens: jax.Array) -> BeamState:
     B, W, _ = tokens.shape
     length = jnp.asarray(spec.prompt_length, jnp.int32)
     origins = jnp.full_like(tokens, -1)
-    none = Finished(tokens, jnp.full((B, W), OUT), origins, jnp.zeros((B, W), bool), jnp.full((B, W), length))
-    others = OUT if spec.constraint_fsm is None else -jnp.inf  # a grammar may leave so few that these would be found
+    none = Finished(tokens, jnp.full((B, W), NEG_INF), origins, jnp.zeros((B, W), bool), jnp.full((B, W), length))
+    others = (
+        NEG_INF if spec.constraint_fsm is None else -jnp.inf
+    )  # a grammar may leave so few that these would be found
     first = jnp.broadcast_to(jnp.where(jnp.arange(W) == 0, 0.0, others)[None], (B, W))
     states = jax.tree.map(lambda each: each.reshape(B, W), first_states(spec))
     return BeamState(Beams(tokens, first, origins, states), none, jnp.ones(B, bool), jnp.array(False), length)
@@ -97,7 +99,7 @@ def advance(spec: SearchSpec, state: BeamState, logits: jax.Array) -> Advanced:
     length = state.length + 1
     newest = lax.dynamic_index_in_dim(candidates.tokens, state.length, axis=2, keepdims=False)
     ends = ends_with(spec, candidates.states, newest) | (length >= spec.max_length)
-    running_scores, chosen = lax.top_k(candidates.scores + OUT * ends, W)
+    running_scores, chosen = lax.top_k(candidates.scores + NEG_INF * ends, W)
     running = take(candidates, chosen)._replace(scores=running_scores)
     done = keep_finished(spec, state, candidates, ends)
     parents = jnp.take_along_axis(parents, chosen, axis=1) + W * jnp.arange(B)[:, None]
@@ -139,7 +141,7 @@ def keep_finished(spec: SearchSpec, state: BeamState, candidates: Beams, ends: j
         enters &= ~jnp.isneginf(candidates.scores)
     full = jnp.all(state.done.real, axis=1) & (spec.early_stopping == EXHAUSTIVE)
     scores = candidates.scores / (length - spec.prompt_length).astype(jnp.float32) ** spec.length_penalty
-    scores += OUT * full[:, None] + OUT * ~state.improvable[:, None] + OUT * ~enters
+    scores += NEG_INF * full[:, None] + NEG_INF * ~state.improvable[:, None] + NEG_INF * ~enters
     entering = Finished(candidates.tokens, scores, candidates.origins, enters, jnp.full((B, K), length))
     merged = Finished(*(jnp.concatenate(pair, axis=1) for pair in zip(state.done, entering, strict=True)))
     return take(merged, lax.top_k(merged.scores, W)[1])

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation.arrays import fill_right, is_traced, mask_array, round_up, token_array
-from jaxformer.generation.beam import BEAM, OUT
+from jaxformer.generation.beam import BEAM, NEG_INF
 from jaxformer.generation.compiling import compiled
 from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.loop import Found, Record, Search, Select, Step, Strategy, choose, finish
@@ -148,7 +148,7 @@ def returned(
     if config.num_beams == 1:
         check_drawn(tokens, prompt, lengths)
     if spec.constraint_fsm is not None and config.num_beams > 1:
-        empty = scores < OUT / 2  # places that no allowed sequence took
+        empty = scores < NEG_INF / 2  # places that no allowed sequence took
         scores, lengths = np.where(empty, -np.inf, scores), np.where(empty, prompt, lengths)
         tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, max(config.padding, 0))
     longest, steps = lengths.max(), int(found.length) - prompt

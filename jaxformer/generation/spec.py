@@ -12,7 +12,7 @@ import numpy as np
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation import processors, warpers
 from jaxformer.generation.arrays import MANY, fill_right, round_up, token_array
-from jaxformer.generation.automata import Automaton, check_texts, ends_of, roomy, side_by_side, stop_automaton
+from jaxformer.generation.automata import Automaton, check_texts, ends_of, pad_to_bucket, side_by_side, stop_automaton
 from jaxformer.generation.config import GenerationConfig, TokenIds, as_tuple
 from jaxformer.generation.processors import Context, LogitsProcessor
 
@@ -263,7 +263,7 @@ def stop_fsm(config: GenerationConfig, token_texts: Sequence[str] | None, prompt
     if unsaid.size:
         raise InputError(f"the prompt has token {unsaid[0]}, but token_texts are {len(token_texts)}: give one for each")
     strings = [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings
-    return roomy(stop_automaton(strings, token_texts, prompt), len(prompt))
+    return pad_to_bucket(stop_automaton(strings, token_texts, prompt), len(prompt))
 
 
 def machines(allowed: Allowed) -> list[Automaton]:
@@ -284,10 +284,10 @@ def constraint_fsm(config: GenerationConfig, allowed: Automaton | Sequence[Autom
         if ends != sorted({*config.eos_ids}):
             raise InputError(f"allowed ends with the EOS tokens {ends}, but eos_token_id is {config.eos_token_id}")
     if isinstance(allowed, Automaton):
-        return roomy(allowed, batch)
+        return pad_to_bucket(allowed, batch)
     if len(allowed) != batch:
         raise InputError(f"there are {batch} inputs, but {len(allowed)} automata of what is allowed")
-    return roomy(side_by_side(allowed), batch)
+    return pad_to_bucket(side_by_side(allowed), batch)
 
 
 def is_any(tokens: jax.Array, ids: jax.Array) -> jax.Array:

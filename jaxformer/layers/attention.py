@@ -11,7 +11,7 @@ from jaxformer.config import AttentionConfig, head_width
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import Norm, make_norm
-from jaxformer.layers.rotary import apply_rope
+from jaxformer.layers.rotary import rotate_heads
 from jaxformer.ops import AttentionMask, attention_weights, dot_product_attention, dropout, weighted_values
 
 
@@ -119,7 +119,7 @@ class Attention(nnx.Module):
             return heads
         if position_ids is None:
             raise InputError("rotary positions need position_ids")
-        return apply_rope(heads, position_ids, self.config.rope)
+        return rotate_heads(heads, position_ids, self.config.rope)
 
     def _options(self, mask: AttentionMask) -> dict[str, Any]:
         """Return the keywords of the attention operations."""

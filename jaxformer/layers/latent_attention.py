@@ -14,7 +14,7 @@ from jaxformer.errors import InputError
 from jaxformer.layers.attention import AttentionOutput, attend, fold_beams, unfolded_weights
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import make_norm
-from jaxformer.layers.rotary import apply_rope
+from jaxformer.layers.rotary import rotate_heads
 from jaxformer.ops import AttentionMask
 
 
@@ -175,7 +175,7 @@ class LatentAttention(nnx.Module):
             return heads
         if position_ids is None:
             raise InputError("rotary positions need position_ids")
-        return apply_rope(heads, position_ids, self.config.rope)
+        return rotate_heads(heads, position_ids, self.config.rope)
 
     def _queries(self, x: jax.Array, kv: MLACache, position_ids: jax.Array | None, absorbed: bool) -> jax.Array:
         """Return queries [B, R/B T, N, H + P], or absorbed [.., R + P]; rows that share keys are folded."""

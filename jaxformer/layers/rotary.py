@@ -5,27 +5,27 @@ import jax.numpy as jnp
 
 from jaxformer.config import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 from jaxformer.ops import (
+    apply_rope,
     dynamic_ntk_frequencies,
     linear_frequencies,
     llama3_frequencies,
     longrope_frequencies,
+    rope_cos_sin,
     rotary_frequencies,
-    rotate,
-    rotation,
     yarn_frequencies,
 )
 
 
-def apply_rope(heads: jax.Array, position_ids: jax.Array, rope: Rope) -> jax.Array:
+def rotate_heads(heads: jax.Array, position_ids: jax.Array, rope: Rope) -> jax.Array:
     """Return queries or keys [B, T, N, H] rotated by their positions, integers [B|1, T].
 
     Dynamic and LongRoPE scaling look at the longest position of the call, all others at each position alone.
     """
-    frequencies, magnitude = frequencies_and_magnitude(rope, rope.width or heads.shape[-1], position_ids)
-    return rotate(heads, rotation(position_ids, frequencies, magnitude), layout=rope.layout)
+    frequencies, attention_factor = frequencies_and_factor(rope, rope.width or heads.shape[-1], position_ids)
+    return apply_rope(heads, rope_cos_sin(position_ids, frequencies, attention_factor), layout=rope.layout)
 
 
-def frequencies_and_magnitude(rope: Rope, width: int, position_ids: jax.Array) -> tuple[jax.Array, float]:
+def frequencies_and_factor(rope: Rope, width: int, position_ids: jax.Array) -> tuple[jax.Array, float]:
     """Radians per position for each pair [R/2], and the factor on cosines and sines."""
     plain = rotary_frequencies(width, rope.base)
     match rope.scaling:
@@ -49,8 +49,8 @@ def frequencies_and_magnitude(rope: Rope, width: int, position_ids: jax.Array) -
                 beta_slow=yarn.beta_slow,
                 truncate=yarn.truncate,
             )
-            return jnp.asarray(slowed), yarn.magnitude
-        case LongRopeScaling(short, long, length, magnitude):
+            return jnp.asarray(slowed), yarn.attention_factor
+        case LongRopeScaling(short, long, length, attention_factor):
             is_long = jnp.max(position_ids) + 1 > length
             far, near = (longrope_frequencies(width, rope.base, factors) for factors in (long, short))
-            return jnp.where(is_long, far, near), magnitude
+            return jnp.where(is_long, far, near), attention_factor

@@ -18,7 +18,7 @@ from jaxformer.ops.masks import AttentionMask, as_mask, causal_mask, count_posit
 from jaxformer.ops.matmul import matmul
 from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import distance_buckets, sinusoidal_positions
-from jaxformer.ops.rotary import Rotation, rotary_frequencies, rotate, rotation
+from jaxformer.ops.rotary import CosSin, apply_rope, rope_cos_sin, rotary_frequencies
 from jaxformer.ops.rotary_scaling import (
     dynamic_ntk_frequencies,
     linear_frequencies,
@@ -33,9 +33,10 @@ __all__ = [
     "Activation",
     "AttentionMask",
     "Choice",
+    "CosSin",
     "Quantized",
-    "Rotation",
     "Routing",
+    "apply_rope",
     "as_mask",
     "attention_scores",
     "attention_weights",
@@ -61,9 +62,8 @@ __all__ = [
     "padding_mask",
     "quantize",
     "rms_norm",
+    "rope_cos_sin",
     "rotary_frequencies",
-    "rotate",
-    "rotation",
     "router_z_loss",
     "sigmoid_router",
     "sinusoidal_positions",

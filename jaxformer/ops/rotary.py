@@ -11,7 +11,7 @@ from jaxformer.errors import InputError
 RotaryLayout = Literal["halves", "interleaved"]
 
 
-class Rotation(NamedTuple):
+class CosSin(NamedTuple):
     """Cosines and sines of each position's angles, both float32 [B|1, T, R/2] for R rotated dimensions."""
 
     cosines: jax.Array
@@ -39,16 +39,16 @@ def rotary_waves(width: int, base: float) -> np.ndarray:
         return np.asarray(base ** jnp.asarray(exponents))  # NumPy's power is up to two units in the last place off
 
 
-def rotation(position_ids: jax.Array, frequencies: jax.Array, magnitude: float = 1.0) -> Rotation:
-    """The angle of every position and pair, as its cosine and sine, each times `magnitude`.
+def rope_cos_sin(position_ids: jax.Array, frequencies: jax.Array, attention_factor: float = 1.0) -> CosSin:
+    """The angle of every position and pair, as its cosine and sine, each times `attention_factor`.
 
     position_ids: integers [B|1, T].
     """
     angles = position_ids[..., None].astype(jnp.float32) * frequencies[None, None]
-    return Rotation(jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude)
+    return CosSin(jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor)
 
 
-def rotate(x: jax.Array, by: Rotation, *, layout: RotaryLayout = "halves") -> jax.Array:
+def apply_rope(x: jax.Array, by: CosSin, *, layout: RotaryLayout = "halves") -> jax.Array:
     """Queries or keys x [B, T, N, H] with their first R dimensions turned; the others stay as they are.
 
     A pair (a, b) becomes (a cos - b sin, a sin + b cos), equation 34. The score of a query and a key then depends on

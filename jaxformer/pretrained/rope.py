@@ -145,10 +145,10 @@ def scaling(hf: dict[str, Any], said: dict[str, Any]) -> RopeScaling | None:
             return yarn(said, longest, trained)
         case "longrope":
             factor = said["factor"] or longest / trained
-            magnitude = said["attention_factor"]
-            if magnitude is None:
-                magnitude = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-            return LongRopeScaling(tuple(said["short_factor"]), tuple(said["long_factor"]), trained, magnitude)
+            attention_factor = said["attention_factor"]
+            if attention_factor is None:
+                attention_factor = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+            return LongRopeScaling(tuple(said["short_factor"]), tuple(said["long_factor"]), trained, attention_factor)
     known = "default, linear, dynamic, llama3, yarn, longrope"
     raise InputError(f"rope_type={kind!r} is not supported: known are {known}")
 
@@ -156,16 +156,16 @@ def scaling(hf: dict[str, Any], said: dict[str, Any]) -> RopeScaling | None:
 def yarn(said: dict[str, Any], longest: int, trained: int) -> YarnScaling:
     """Return YaRN, whose factor on cosines and sines is given, or follows from how far it reaches."""
     factor = said["factor"] or longest / trained
-    magnitude, some, everywhere = said["attention_factor"], said["mscale"], said["mscale_all_dim"]
-    if magnitude is None:
-        magnitude = grown(factor, some) / grown(factor, everywhere) if some and everywhere else grown(factor)
+    attention_factor, some, everywhere = said["attention_factor"], said["mscale"], said["mscale_all_dim"]
+    if attention_factor is None:
+        attention_factor = grown(factor, some) / grown(factor, everywhere) if some and everywhere else grown(factor)
     return YarnScaling(
         float(factor),
         trained,
         float(said["beta_fast"] or 32),
         float(said["beta_slow"] or 1),
         said["truncate"],
-        float(magnitude),
+        float(attention_factor),
     )
 
 

@@ -8,9 +8,9 @@ require_extra("train", "jaxformer.training")
 from jaxformer.training.balance import BalanceConfig, penalty, update_router_biases
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.diagnosis import Finding, diagnose
-from jaxformer.training.loop import Course, DivergedError, Plan, fit
+from jaxformer.training.loop import DivergedError, LoopConfig, LossMonitor, fit
 from jaxformer.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
-from jaxformer.training.record import EVALUATIONS, METRICS, Recorder, read_lines, replace_text
+from jaxformer.training.record import EVALUATIONS, METRICS, MetricLogger, read_lines, replace_text
 from jaxformer.training.report import draw_loss, write_report
 from jaxformer.training.step import Loss, LossFunction, Metrics, TrainState, cast, init_state, make_train_step
 from jaxformer.training.stop import InterruptedRunError
@@ -20,16 +20,16 @@ __all__ = [
     "METRICS",
     "BalanceConfig",
     "Checkpoints",
-    "Course",
     "DivergedError",
     "Finding",
     "InterruptedRunError",
+    "LoopConfig",
     "Loss",
     "LossFunction",
+    "LossMonitor",
+    "MetricLogger",
     "Metrics",
     "OptimizerConfig",
-    "Plan",
-    "Recorder",
     "TrainState",
     "cast",
     "diagnose",

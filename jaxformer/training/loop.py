@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Protocol, runtime_checkable
 
 from jaxformer.training.checkpoint import Checkpoints
-from jaxformer.training.record import Line, Recorder
+from jaxformer.training.record import Line, MetricLogger
 from jaxformer.training.step import TrainState, TrainStep
 from jaxformer.training.stop import InterruptedRunError, Stop, preempted, stop_requests
 
@@ -37,7 +37,7 @@ class DivergedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopConfig:
     """How far to train, how often to save and to evaluate. tokens: how many real target tokens a batch holds.
 
     evaluate: parameters -> what is known of them on held-out data, its mean loss under "loss" (None: never).
@@ -54,8 +54,8 @@ def fit(
     state: TrainState,
     step: TrainStep,
     batches: Batches,
-    plan: Plan,
-    recorder: Recorder,
+    plan: LoopConfig,
+    recorder: MetricLogger,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, float]:
     """Train up to `plan.steps` steps.
@@ -80,7 +80,7 @@ def fit(
         InterruptedRunError: Somebody asked to stop, and the state is saved.
         OSError: A checkpoint or the record cannot be written.
     """
-    course, stop = Course(recorder.earlier, recorder.evaluations), Stop()
+    course, stop = LossMonitor(recorder.earlier, recorder.evaluations), Stop()
     with ExitStack() as signals:
         first = int(state.step) + 1
         for number in range(first, plan.steps + 1):
@@ -108,7 +108,7 @@ def fit(
     return state, course.loss
 
 
-class Course:
+class LossMonitor:
     """Where a run is heading, from its recorded lines; a resumed run begins with those of its earlier steps."""
 
     def __init__(self, lines: Iterable[Line] = (), evaluations: Sequence[Line] = ()):

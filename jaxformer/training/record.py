@@ -53,7 +53,7 @@ FIELDS: dict[str, Schema] = {
 REQUIRED = {METRICS: ("step", "loss", "skipped"), EVALUATIONS: ("step", "loss")}
 
 
-class Recorder:
+class MetricLogger:
     """The record of one run: each step is one line of `metrics.jsonl`, and moves the progress bar.
 
     In models with experts a line says under "expert_load", by layer, which share of the choices fell on each of them.

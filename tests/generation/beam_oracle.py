@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-OUT = -1e9  # the score of a place that nothing has taken yet
+NEG_INF = -1e9  # the score of a place that nothing has taken yet
 
 Processor = Callable[[list[float], list[int], int], list[float]]  # (scores, tokens so far, prompt length) -> scores
 
@@ -62,8 +62,8 @@ def beam_search(
     prompt, width = len(prompts[0]), settings.num_beams
     searches = [
         Search(
-            running=[Beam(list(tokens), 0.0)] + [Beam(list(tokens), OUT)] * (width - 1),
-            finished=[Beam(list(tokens), OUT, real=False)] * width,
+            running=[Beam(list(tokens), 0.0)] + [Beam(list(tokens), NEG_INF)] * (width - 1),
+            finished=[Beam(list(tokens), NEG_INF, real=False)] * width,
         )
         for tokens in prompts
     ]
@@ -95,7 +95,7 @@ def advance(search: Search, logits: Callable, prompt: int, settings: Settings) -
     candidates = best(candidates, max(2, 1 + len(settings.eos)) * width)
     ends = [beam.tokens[-1] in settings.eos or length >= settings.max_length for beam in candidates]
     search.running = best(
-        [replace(beam, score=beam.score + OUT * end) for beam, end in zip(candidates, ends, strict=True)], width
+        [replace(beam, score=beam.score + NEG_INF * end) for beam, end in zip(candidates, ends, strict=True)], width
     )
     # Only the first `width` candidates may finish. Their length is what was generated, EOS included.
     full = all(beam.real for beam in search.finished) and settings.early_stopping is True
@@ -110,5 +110,5 @@ def advance(search: Search, logits: Callable, prompt: int, settings: Settings) -
     reaches = settings.early_stopping == "never" and penalty > 0
     possible = search.running[0].score / ((settings.max_length if reaches else length) - prompt) ** penalty
     worst = min(beam.score for beam in search.finished)
-    search.improvable &= any(possible > (worst if beam.real else OUT) for beam in search.finished)
+    search.improvable &= any(possible > (worst if beam.real else NEG_INF) for beam in search.finished)
     search.all_ended = all(ends)

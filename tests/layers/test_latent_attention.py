@@ -12,7 +12,7 @@ from flax import nnx
 from jaxformer import InputError, Transformer, decoder_only
 from jaxformer.config import LatentAttentionConfig, Rope
 from jaxformer.layers import LatentAttention, MLACache
-from jaxformer.ops import AttentionMask, rotary_frequencies, rotate, rotation
+from jaxformer.ops import AttentionMask, apply_rope, rope_cos_sin, rotary_frequencies
 
 B, T, S, D = 3, 5, 9, 14
 SELF = LatentAttentionConfig(4, 10, 7, 6, 4, 5, rope=Rope(50.0, layout="interleaved"), bias=True)
@@ -42,8 +42,8 @@ def by_hand(module: LatentAttention, x: jax.Array, y: jax.Array, valid: jax.Arra
     def turned(vector: jax.Array, positions: jax.Array) -> jax.Array:
         if config.rope is None:
             return vector
-        by = rotation(positions[None], rotary_frequencies(vector.shape[-1], config.rope.base))
-        return rotate(vector[:, :, None], by, layout=config.rope.layout)[:, :, 0]
+        by = rope_cos_sin(positions[None], rotary_frequencies(vector.shape[-1], config.rope.base))
+        return apply_rope(vector[:, :, None], by, layout=config.rope.layout)[:, :, 0]
 
     q = x
     if module.query_down is not None:

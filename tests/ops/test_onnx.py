@@ -13,14 +13,14 @@ from onnx_cases import Case, node_cases
 from ops.structures import options_of
 
 from jaxformer.ops import (
-    Rotation,
+    CosSin,
+    apply_rope,
     attention_scores,
     attention_weights,
     cross_entropy,
     dot_product_attention,
     layer_norm,
     rms_norm,
-    rotate,
     token_cross_entropy,
 )
 
@@ -205,5 +205,5 @@ def test_rotary_positions(case: Case) -> None:
     if "position_ids" in case.inputs:
         tables = (table[case.inputs["position_ids"]] for table in tables)
     layout = "interleaved" if case.attributes.get("interleaved") else "halves"
-    turned = rotate(heads, Rotation(*tables), layout=layout)
+    turned = apply_rope(heads, CosSin(*tables), layout=layout)
     assert_close(jnp.swapaxes(turned, 1, 2) if heads_first else turned.reshape(x.shape), case.outputs["Y"], case)

@@ -11,8 +11,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from jaxformer import InputError, rotary_frequencies, rotate, rotation
-from jaxformer.layers.rotary import frequencies_and_magnitude
+from jaxformer import InputError, apply_rope, rope_cos_sin, rotary_frequencies
+from jaxformer.layers.rotary import frequencies_and_factor
 from jaxformer.pretrained.rope import rope
 
 B, T, N, H = 2, 5, 3, 14
@@ -38,7 +38,7 @@ def test_rotation_equals_transformers_at_far_positions(rng: np.random.Generator,
     theirs, _ = apply_rotary_pos_emb(heads_first, heads_first, *reference(heads_first, torch.tensor(positions)))
 
     def ours(x: jax.Array, positions: jax.Array) -> jax.Array:
-        return rotate(x, rotation(positions, rotary_frequencies(H)))
+        return apply_rope(x, rope_cos_sin(positions, rotary_frequencies(H)))
 
     turned = (jax.jit(ours) if compiled else ours)(jnp.asarray(x), jnp.asarray(positions))
     np.testing.assert_allclose(turned, theirs.swapaxes(1, 2).numpy(), rtol=1e-6, atol=1e-6)
@@ -50,7 +50,7 @@ def test_scores_depend_on_the_distance_alone(rng: np.random.Generator, layout: s
 
     def score(at: int, other: int) -> float:
         turned = (
-            rotate(x, rotation(jnp.array([[p]]), rotary_frequencies(H)), layout=layout)
+            apply_rope(x, rope_cos_sin(jnp.array([[p]]), rotary_frequencies(H)), layout=layout)
             for x, p in ((query, at), (key, other))
         )
         return float(jnp.vdot(*turned))
@@ -61,14 +61,16 @@ def test_scores_depend_on_the_distance_alone(rng: np.random.Generator, layout: s
 
 def test_the_layouts_differ_by_the_order_of_dimensions_alone(rng: np.random.Generator) -> None:
     x = jnp.asarray(rng.normal(size=(B, T, N, H)).astype(np.float32))
-    by = rotation(jnp.arange(T)[None], rotary_frequencies(H))
+    by = rope_cos_sin(jnp.arange(T)[None], rotary_frequencies(H))
     order = np.arange(H).reshape(2, H // 2).T.ravel()  # 0, H/2, 1, H/2 + 1 ...
-    np.testing.assert_allclose(rotate(x, by)[..., order], rotate(x[..., order], by, layout="interleaved"), atol=1e-6)
+    np.testing.assert_allclose(
+        apply_rope(x, by)[..., order], apply_rope(x[..., order], by, layout="interleaved"), atol=1e-6
+    )
 
 
 def test_dimensions_beyond_the_width_stay(rng: np.random.Generator) -> None:
     x = jnp.asarray(rng.normal(size=(B, T, N, H)).astype(np.float32))
-    turned = rotate(x, rotation(jnp.arange(T)[None], rotary_frequencies(6)))
+    turned = apply_rope(x, rope_cos_sin(jnp.arange(T)[None], rotary_frequencies(6)))
     np.testing.assert_array_equal(turned[..., 6:], x[..., 6:])
     assert jnp.abs(turned - x)[:, 1:, :, :6].min() > 0
 
@@ -77,7 +79,7 @@ def test_what_cannot_be_turned_is_refused() -> None:
     with pytest.raises(InputError, match="the width must be even, not 7"):
         rotary_frequencies(7)
     with pytest.raises(InputError, match="16 dimensions cannot be rotated in a head of width 14"):
-        rotate(jnp.zeros((B, T, N, H)), rotation(jnp.arange(T)[None], rotary_frequencies(16)))
+        apply_rope(jnp.zeros((B, T, N, H)), rope_cos_sin(jnp.arange(T)[None], rotary_frequencies(16)))
 
 
 LONG = 16  # pairs are turned by positions below this length in training
@@ -101,9 +103,11 @@ def test_scaled_frequencies_equal_transformers(name: str, longest: int) -> None:
     maximum = LONG if kind == "dynamic" else 4 * LONG
     hf = {"rope_parameters": parameters, "max_position_embeddings": maximum}
     config = LlamaConfig(hidden_size=16, num_attention_heads=1, **copy.deepcopy(hf))
-    expected, magnitude = ROPE_INIT_FUNCTIONS[kind](config, device="cpu", seq_len=longest)
-    found = jax.jit(lambda position_ids: frequencies_and_magnitude(rope(hf, 16), 16, position_ids)[0])
+    expected, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, device="cpu", seq_len=longest)
+    found = jax.jit(lambda position_ids: frequencies_and_factor(rope(hf, 16), 16, position_ids)[0])
     frequencies = found(jnp.arange(longest)[None])
     exact = kind != "dynamic" or longest < LONG
     np.testing.assert_allclose(frequencies, expected, rtol=0 if exact else 1e-6, atol=0)
-    assert frequencies_and_magnitude(rope(hf, 16), 16, jnp.arange(longest)[None])[1] == pytest.approx(magnitude, abs=0)
+    assert frequencies_and_factor(rope(hf, 16), 16, jnp.arange(longest)[None])[1] == pytest.approx(
+        attention_factor, abs=0
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer.training import diagnose
-from jaxformer.training.loop import WINDOW, Course
+from jaxformer.training.loop import WINDOW, LossMonitor
 
 STEPS = 400
 
@@ -59,13 +59,13 @@ def test_divergence_and_instability(rng: np.random.Generator) -> None:
     [(2.0, False), (2.05, False), (2.19, False), (2.3, True), (9.0, True), (math.nan, False), (0.1, False)],
 )
 def test_a_spike_stands_out_from_what_was_before(rng: np.random.Generator, loss: float, spike: bool) -> None:
-    course = Course(lines(2 + 0.01 * rng.normal(size=WINDOW)))
+    course = LossMonitor(lines(2 + 0.01 * rng.normal(size=WINDOW)))
     assert course.is_spike(loss) == spike
 
 
 def test_a_noisy_or_unknown_past_knows_no_spike(rng: np.random.Generator) -> None:
-    assert not Course(lines(2 + 0.5 * rng.normal(size=WINDOW))).is_spike(3.5)
-    assert not Course(lines(np.full(WINDOW // 2 - 1, 2.0))).is_spike(9.0)
+    assert not LossMonitor(lines(2 + 0.5 * rng.normal(size=WINDOW))).is_spike(3.5)
+    assert not LossMonitor(lines(np.full(WINDOW // 2 - 1, 2.0))).is_spike(9.0)
 
 
 def test_a_rate_that_never_peaked_is_told(rng: np.random.Generator) -> None:

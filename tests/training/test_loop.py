@@ -15,12 +15,12 @@ from jaxformer import InputError
 from jaxformer.training import (
     METRICS,
     Checkpoints,
-    Course,
     DivergedError,
     InterruptedRunError,
+    LoopConfig,
+    LossMonitor,
+    MetricLogger,
     Metrics,
-    Plan,
-    Recorder,
     TrainState,
     draw_loss,
     fit,
@@ -64,9 +64,9 @@ def run(
     batches = Numbers(taken)
     with (
         Checkpoints(folder / "checkpoints") as checkpoints,
-        Recorder(folder, first_step=taken, steps=steps) as recorder,
+        MetricLogger(folder, first_step=taken, steps=steps) as recorder,
     ):
-        _, loss = fit(state, step, batches, Plan(steps, 4, lambda _: 7), recorder, checkpoints)
+        _, loss = fit(state, step, batches, LoopConfig(steps, 4, lambda _: 7), recorder, checkpoints)
     (folder / "mean").write_text(str(loss))
     return [line["loss"] for line in read_lines(folder / METRICS)]
 
@@ -131,9 +131,9 @@ def test_a_rising_loss_ends_the_run_with_advice(tmp_path: Path) -> None:
         run(tmp_path, dict.fromkeys(range(2, 99), 50.0), steps=60)
 
 
-def course(*lines: tuple[float, int]) -> Course:
+def course(*lines: tuple[float, int]) -> LossMonitor:
     """The course of a run with these losses and counts of skipped steps."""
-    return Course({"loss": loss, "skipped": skipped} for loss, skipped in lines)
+    return LossMonitor({"loss": loss, "skipped": skipped} for loss, skipped in lines)
 
 
 def test_many_skipped_steps_end_the_run_and_a_few_do_not() -> None:
@@ -177,7 +177,7 @@ def test_metrics_are_json_whatever_the_loss(tmp_path: Path) -> None:
 
 def test_a_step_is_on_disk_as_soon_as_it_is_recorded(tmp_path: Path) -> None:
     metrics = Metrics(*[jnp.float32(1)] * 4, jnp.int32(0))
-    with Recorder(tmp_path, first_step=0, steps=2) as recorder:
+    with MetricLogger(tmp_path, first_step=0, steps=2) as recorder:
         recorder.write(1, metrics, tokens=3)
         assert len(list(read_lines(tmp_path / METRICS))) == 1
 
@@ -205,7 +205,7 @@ def test_lines_behind_a_resumed_step_are_dropped(tmp_path: Path) -> None:
     lines = [{"step": step, "loss": 1.0, "skipped": 0} for step in range(1, 6)]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "lo'
     (tmp_path / METRICS).write_text(text)
-    Recorder(tmp_path, first_step=3, steps=9).__exit__()
+    MetricLogger(tmp_path, first_step=3, steps=9).__exit__()
     assert list(read_lines(tmp_path / METRICS)) == lines[:3]
 
 
@@ -218,7 +218,7 @@ def test_the_loss_curve_is_drawn(tmp_path: Path) -> None:
 
 def test_tensorboard_events_are_written(tmp_path: Path) -> None:
     metrics = Metrics(*[jnp.float32(1)] * 4, jnp.int32(0))
-    with Recorder(tmp_path, first_step=0, steps=1, tensorboard=True) as recorder:
+    with MetricLogger(tmp_path, first_step=0, steps=1, tensorboard=True) as recorder:
         recorder.write(1, metrics, tokens=3)
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
@@ -226,7 +226,7 @@ def test_tensorboard_events_are_written(tmp_path: Path) -> None:
 def test_missing_tensorboard_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(InputError, match="pip install"):
-        Recorder(tmp_path, first_step=0, steps=1, tensorboard=True)
+        MetricLogger(tmp_path, first_step=0, steps=1, tensorboard=True)
 
 
 def test_evaluations_are_recorded_decide_the_best_and_are_taken_again(tmp_path: Path) -> None:
@@ -243,10 +243,10 @@ def test_evaluations_are_recorded_decide_the_best_and_are_taken_again(tmp_path: 
 
     def train(taken: int) -> list[dict]:
         state = TrainState({"weight": jnp.zeros(2)}, (), jnp.int32(taken), jnp.int32(0), jnp.zeros(2, jnp.uint32))
-        plan = Plan(9, 1, lambda _: 7, evaluate, evaluate_every=2)
+        plan = LoopConfig(9, 1, lambda _: 7, evaluate, evaluate_every=2)
         with (
             Checkpoints(tmp_path / "checkpoints") as checkpoints,
-            Recorder(tmp_path, first_step=taken, steps=9) as recorder,
+            MetricLogger(tmp_path, first_step=taken, steps=9) as recorder,
         ):
             fit(state, step, Numbers(taken), plan, recorder, checkpoints)
         return list(read_lines(tmp_path / "evaluations.jsonl"))

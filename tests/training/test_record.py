@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxformer import InputError
-from jaxformer.training import EVALUATIONS, METRICS, Recorder, draw_loss, read_lines, write_report
+from jaxformer.training import EVALUATIONS, METRICS, MetricLogger, draw_loss, read_lines, write_report
 from jaxformer.training import record as module
 from jaxformer.training.record import append, parse_line
 
@@ -59,7 +59,7 @@ def test_a_damaged_line_is_left_out_and_told(tmp_path: Path, bad: bytes, capsys:
     lines = [json.dumps(line).encode() for line in good]
     (tmp_path / METRICS).write_bytes(b"\n".join([*lines[:2], bad, lines[2], b""]))
     assert list(read_lines(tmp_path / METRICS)) == good
-    with Recorder(tmp_path, first_step=4, steps=9) as recorder:
+    with MetricLogger(tmp_path, first_step=4, steps=9) as recorder:
         assert recorder.earlier == good
     said = [line for line in capsys.readouterr().err.splitlines() if METRICS in line]
     assert len(said) == 1
