@@ -28,27 +28,27 @@ class Arguments:
     """What the command line says; a setting that is None keeps the model's own."""
 
     beam: Annotated[int | None, optional("INT")] = None
-    """beam search with so many beams; 1, which a trained model does by itself, decodes greedily"""
+    """number of beams; 1, the default of models trained here, decodes greedily"""
     greedy: bool = False
-    """the most likely token at every step (so it is unless other flags say otherwise)"""
+    """greedy decoding: the most likely token at every step (the default of models trained here)"""
     temperature: Annotated[float | None, optional("FLOAT")] = None
-    """sample, from logits divided by this; 0 is greedy"""
+    """sample from logits divided by this; 0 is greedy"""
     top_k: Annotated[int | None, optional("INT")] = None
     """sample among the k most likely tokens only"""
     top_p: Annotated[float | None, optional("FLOAT")] = None
     """sample among the smallest set of tokens that has this probability"""
     min_p: Annotated[float | None, optional("FLOAT")] = None
-    """sample among tokens at least so many times as likely as the likeliest, such as 0.05"""
+    """sample among tokens whose probability is at least this share of the largest, such as 0.05"""
     repetition_penalty: Annotated[float | None, optional("FLOAT")] = None
-    """above 1, tokens that have occurred become less likely"""
+    """values above 1 make tokens that have occurred less likely"""
     seed: int = 0
-    """seed of the samples"""
+    """seed of sampling"""
     n_best: Annotated[int | None, optional("INT")] = None
-    """how many sequences to print for each input (default: one)"""
+    """number of sequences to print for each input (default: one)"""
     length_penalty: Annotated[float | None, optional("FLOAT")] = None
-    """beam scores are divided by length to this power"""
+    """divide scores of beams by length to this power"""
     max_new_tokens: Annotated[int | None, optional("INT")] = None
-    """the most tokens to generate"""
+    """largest number of tokens to generate"""
     input: Annotated[str | None, optional("TEXT")] = None
     """decode this, for example "3 1 4 1 5" """
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
@@ -62,9 +62,9 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """with --model: the type to compute in"""
     weights: Literal["full", "int8"] = "full"
-    """weights in 8 bits are read faster, and round: see docs/performance.md"""
+    """int8 rounds weights to 8 bits, which are read faster (see docs/performance.md)"""
     truncate: bool = False
-    """of a prompt that is too long, read the end"""
+    """truncate prompts that are too long from the left"""
     checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of the run (default: the one below runs/ that was finished last)"""
     task: Annotated[str | None, optional("NAME")] = None

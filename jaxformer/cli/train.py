@@ -157,13 +157,13 @@ def read_task(argv: list[str]) -> tuple[NamedTask, list[str]]:
             end = index + 1 if "=" in argument else index + 2
             name = argument.removeprefix("--task=") if "=" in argument else "".join(argv[index + 1 : end])
             return find_task(name), argv[:index] + argv[end:]
-    names = ", ".join(TASKS)
     if "-h" in argv or "--help" in argv:
-        print(f"usage: {command_line('train')} --task NAME [flags]\n\nTasks: {names}.")
-        print(f"A task of your own: {command_line('train')} --task FILE.py:CLASS, see examples/own_task.py")
+        print(f"usage: {command_line('train')} --task NAME [flags]\n\nTasks:")
+        print("\n".join(f"  {name:10}{task.describe()}" for name, task in TASKS.items()))
+        print(f"\nA task of your own: {command_line('train')} --task FILE.py:CLASS, see examples/own_task.py")
         print(f"Flags of a task and their defaults: {command_line('train')} --task copy --help")
         sys.exit(0)
-    raise InputError(f"name a task: {command_line('train')} --task NAME, one of {names}")
+    raise InputError(f"name a task: {command_line('train')} --task NAME, one of {', '.join(TASKS)}")
 
 
 def parse(named: NamedTask, argv: list[str], defaults: Any) -> Arguments:

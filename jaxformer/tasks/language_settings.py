@@ -46,7 +46,7 @@ class LanguageModelSettings:
     preset: Literal["tiny", "small", "small-modern", "gpt2", "deepseek-tiny"] = "tiny"
     """layers x width: 2 x 128, 6 x 384, 6 x 384 with rotary positions and SwiGLU, 12 x 768, 4 x 160 with experts"""
     context: Annotated[int | None, optional("INT")] = None
-    """how many tokens the model looks back on (default: 64 of tiny, 1024 of gpt2, 128 of deepseek-tiny, else 256)"""
+    """tokens that the model looks back on (default: 64 of tiny, 1024 of gpt2, 128 of deepseek-tiny, else 256)"""
     dropout: float = 0.0
     """dropout rate on embeddings, sub-layers and attention weights"""
     rematerialize: bool = False
@@ -79,9 +79,9 @@ class LanguageSettings(TrainSettings):
     save_every: int = 250
     """steps between checkpoints"""
     evaluate_every: int = 250
-    """steps between looks at the validation text"""
+    """steps between evaluations on the validation text"""
     evaluate_batches: int = 20
-    """batches of it that such a look takes in; the report at the end takes all"""
+    """batches of the validation text per evaluation; the report at the end takes all"""
 
     def __post_init__(self) -> None:
         """Raise InputError for settings that cannot be trained."""

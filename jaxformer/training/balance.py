@@ -20,7 +20,7 @@ class BalanceConfig:
     """What keeps the experts of a mixture equally busy; of no effect on other models."""
 
     balance_loss: float = 0.0
-    """weight of the loss that is least when all experts hear as many tokens"""
+    """weight of the loss that is least when all experts receive equally many tokens"""
     router_z_loss: float = 0.0
     """weight of the loss that keeps a router's scores small"""
     router_bias_speed: float = 1e-3

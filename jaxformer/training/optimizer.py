@@ -16,7 +16,7 @@ WARMUP, WARMUP_SHARE = 100, 8  # steps of warm-up unless told otherwise; at most
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up; weight decay reaches matrices only, never biases and norms."""
+    """AdamW with warm-up; weight decay applies to matrices and embeddings, never to biases and norms."""
 
     learning_rate: float = 2e-3
     """the largest learning rate, reached at the end of the warm-up"""
@@ -25,9 +25,9 @@ class OptimizerConfig:
     schedule: Literal["cosine", "inverse-sqrt"] = "cosine"
     """afterwards: a half cosine down to 0 at the last step, or the paper's 1/sqrt(step)"""
     weight_decay: float = 0.01
-    """how much every matrix shrinks per step, times the learning rate"""
+    """share by which matrices and embeddings shrink per step, times the learning rate"""
     beta2: float = 0.98
-    """how much of its past the running square of the gradient keeps per step (the paper: 0.98)"""
+    """decay per step of the running mean of squared gradients (the paper: 0.98)"""
     clip_norm: float = 1.0
     """gradients longer than this are scaled down to it"""
 

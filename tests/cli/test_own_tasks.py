@@ -1,4 +1,4 @@
-"""Tasks outside the package through the programs: README's own, one on the bare protocol, and runs of strangers."""
+"""Tasks outside the package through the programs: the guide's, one on the bare protocol, and runs of strangers."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ from jaxformer.cli.runs import open_run, steps_taken
 from jaxformer.cli.train import train
 from jaxformer.tasks import find_task
 
-SECTION = (REPOSITORY / "README.md").read_text().split("## A task of your own")[1].split("\n## ")[0]
+SECTION = (REPOSITORY / "docs/guides/tasks.md").read_text().split("## A task of your own")[1].split("\n## ")[0]
 EXAMPLE = (REPOSITORY / "examples/own_task.py").read_text()
 DOUBLE = "examples/own_task.py:Double"
 SMALL = ["--max-length", "5", "--dim", "16", "--layers", "1", "--heads", "2", "--batch-size", "8"]
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(line: str, *more: str) -> None:
-    """Run a command of README in this process."""
+    """Run a command of the guide in this process."""
     words = shlex.split(line)
     start, program = {
         "python train.py": (2, train),
@@ -43,8 +43,8 @@ def run(line: str, *more: str) -> None:
     program([*words[start:], *more])
 
 
-def test_the_commands_of_readme(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained for a few steps, resumed, asked and drawn, as README says, of a file that README shows."""
+def test_the_commands_of_the_guide(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trained for a few steps, resumed, asked and drawn, as the guide says, of a file that the guide shows."""
     assert SECTION.split("```python\n")[1].split("```")[0].strip() in EXAMPLE
     assert len(EXAMPLE.splitlines()) < 60
     begin, resume, generate, visualize = [line for line in SECTION.splitlines() if line.startswith("python ")]

@@ -222,7 +222,8 @@ def test_train_explains_bad_input(
 
 
 def test_help_shows_the_flags_of_the_task(tmp_path: Path) -> None:
-    assert "Tasks: copy, reverse, sort" in call(tmp_path, "train.py", "--help").stdout
+    said = call(tmp_path, "train.py", "--help").stdout
+    assert all(f"\n  {task} " in said for task in ("copy", "reverse", "sort", "lm"))
     shown = call(tmp_path, "train.py", "--task", "sort", "--help").stdout
     assert "--max-length INT" in shown
     assert "Say the symbols of the source in order of size" in shown
