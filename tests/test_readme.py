@@ -101,7 +101,7 @@ def test_the_guide_to_generation_runs(capsys: pytest.CaptureFixture[str]) -> Non
     for code in blocks(ROOT / "docs/guides/generate.md"):
         exec(code, variables)
     assert "(4, 11)" in capsys.readouterr().out
-    assert variables["found"].sequences.max() <= 12
+    assert variables["answers"].sequences.max() <= 12
 
 
 def test_the_training_step_of_the_migration_guide_learns(tmp_path: Path, rng: np.random.Generator) -> None:
