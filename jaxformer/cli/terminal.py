@@ -20,6 +20,7 @@ from jaxformer.machine import cache_folder
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses, as shells use them
 LONGEST = 300  # characters of a message
+ADVICE = " go on with: "  # before a command that people may copy
 UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes of the command line that are not UTF-8
 NO_MEMORY = "not enough memory: ask for fewer tokens or a smaller batch, or take a smaller model"
 T = TypeVar("T")
@@ -71,7 +72,8 @@ def run_and_leave(main: Callable[[], None]) -> NoReturn:
 def fail(message: str, status: int) -> NoReturn:
     """End the program with a message on standard error and an exit status."""
     with contextlib.suppress(OSError):
-        print(shortened(f"error: {message}", LONGEST), file=sys.stderr, flush=True)
+        problem, advice, command = message.partition(ADVICE)  # half a command is of no use
+        print(shortened(f"error: {problem}", LONGEST) + advice + escaped(command), file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:  # a full disk: at its end Python would try once more, and complain

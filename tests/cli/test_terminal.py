@@ -219,3 +219,16 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     terminal.keep_compiled_programs()
     with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
         cache_folder()
+
+
+def test_a_command_to_type_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"python train.py --task copy --resume --output /{'deep/' * 90}run"
+
+    def fail() -> None:
+        raise InputError(f"the disk is full, {'x' * 400}: go on with: {command}")
+
+    with pytest.raises(SystemExit):
+        terminal.run(fail)
+    said = capsys.readouterr().err
+    assert said.rstrip().endswith(f"... go on with: {command}") or said.rstrip().endswith(f"go on with: {command}")
+    assert len(said) - len(command) < 330
