@@ -45,7 +45,7 @@ def test_a_class_in_a_file_is_found_by_relative_and_absolute_paths(folder: Path,
     path.write_text(GOOD)
     named = find_task(f"{path}:Rotate")
     assert issubclass(named.task, SequenceTask)
-    assert named.task.name == "apply_rope"
+    assert named.task.name == "rotate"
     assert "Say the first symbol last." in named.task.describe()
     assert named.code != find_task("copy").code
     assert find_task(f"{path}:BigPig").task.name == "big-pig"
