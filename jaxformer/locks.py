@@ -20,6 +20,10 @@ except ImportError:  # Windows
 LOCK = "lock.json"
 
 
+class NoLocksError(Exception):
+    """The file system or the operating system has no locks of this kind."""
+
+
 @contextmanager
 def locked(folder: Path, *, warn: bool = True) -> Generator[None]:
     """Hold the lock of a folder; where the file system has no locks, go on without.
@@ -34,7 +38,7 @@ def locked(folder: Path, *, warn: bool = True) -> Generator[None]:
     """
     try:
         descriptor = acquire(folder)
-    except NotImplementedError as error:
+    except NoLocksError as error:
         if warn:
             print(f"{folder} cannot be locked ({error}): do not start a second program in it", file=sys.stderr)
         yield
@@ -57,11 +61,11 @@ def acquire(folder: Path) -> int | None:
         The descriptor of the lock file: the lock is held until it is closed. None if another process holds the lock.
 
     Raises:
-        NotImplementedError: The file system or the operating system has no such locks.
+        NoLocksError: The file system or the operating system has no such locks.
         OSError: The lock file cannot be opened.
     """
     if fcntl is None:
-        raise NotImplementedError("this operating system has no flock")
+        raise NoLocksError("this operating system has no flock")
     path = folder / LOCK
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -73,7 +77,7 @@ def acquire(folder: Path) -> int | None:
         except OSError as error:
             os.close(descriptor)
             path.unlink(missing_ok=True)
-            raise NotImplementedError(error.strerror) from error
+            raise NoLocksError(error.strerror) from error
         if is_file(descriptor, path):
             break
         os.close(descriptor)  # the previous holder removed this file between the two calls
@@ -92,7 +96,7 @@ def is_held(folder: Path) -> bool | None:
     """Return whether a process holds the lock of a folder; None where the file system has no locks."""
     try:
         descriptor = acquire(folder)
-    except (NotImplementedError, OSError):
+    except (NoLocksError, OSError):
         return None
     if descriptor is None:
         return True

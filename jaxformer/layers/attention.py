@@ -88,15 +88,7 @@ class Attention(nnx.Module):
             dropout_key: Key for dropout of attention weights. None: no dropout.
             return_weights: Whether to return the attention map too.
         """
-        mask = AttentionMask() if mask is None else mask
-        if position_ids is None and self.config.rope is not None:
-            position_ids = mask.offsets[:, None] + jnp.arange(x.shape[1])[None]
-        if kv is None:
-            kv = self.project_kv(x, position_ids)
-            if cache is not None:
-                cache = cache.append(kv, mask.offset)
-                kv = cache.prefix(mask.num_visible_keys(x.shape[1], cache.capacity))
-                mask = mask.prefix(kv.capacity)
+        kv, cache, mask, position_ids = attended_kv(self, x, mask, position_ids, cache, kv)
         query = fold_beams(self._rotated(self._normed(self.query(x), self.query_norm), position_ids), kv.rows)
         key, value = kv.unpack()
         options = self._options(mask) | {"bias": bias}
@@ -131,6 +123,47 @@ class Attention(nnx.Module):
             "softcap": self.config.softcap,
             "sinks": None if self.sinks is None else self.sinks[...],
         }
+
+
+class AttendedKV(NamedTuple):
+    """What the queries of a call attend to.
+
+    Attributes:
+        kv: Keys and values, or latents, as a full cache.
+        cache: The cache with those of this call in it. None: none was given.
+        mask: Which of them each query may attend to.
+        position_ids: Positions of the queries, int [1|B, T]. None: the layer has no rotary positions.
+    """
+
+    kv: Any
+    cache: Any
+    mask: AttentionMask
+    position_ids: jax.Array | None
+
+
+def attended_kv(
+    layer: Any, x: jax.Array, mask: AttentionMask | None, position_ids: jax.Array | None, cache: Any, kv: Any
+) -> AttendedKV:
+    """Return what the states x [B, T, D] attend to in a layer: `kv` if it is given, else themselves and the cache.
+
+    Args:
+        layer: An attention layer with `project_kv` and a `config` with `rope`.
+        x: [B, T, D].
+        mask: None: nothing is hidden.
+        position_ids: None: counted from `mask.offset`, where the layer has rotary positions.
+        cache: What was read before. None: nothing.
+        kv: What to attend to instead. None: the states themselves.
+    """
+    mask = AttentionMask() if mask is None else mask
+    if position_ids is None and layer.config.rope is not None:
+        position_ids = mask.offsets[:, None] + jnp.arange(x.shape[1])[None]
+    if kv is None:
+        kv = layer.project_kv(x, position_ids)
+        if cache is not None:
+            cache = cache.append(kv, mask.offset)
+            kv = cache.prefix(mask.num_visible_keys(x.shape[1], cache.capacity))
+            mask = mask.prefix(kv.capacity)
+    return AttendedKV(kv, cache, mask, position_ids)
 
 
 def attend(

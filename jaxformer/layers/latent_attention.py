@@ -11,7 +11,7 @@ from jaxformer.backends import pack
 from jaxformer.backends.default import append
 from jaxformer.config import LatentAttentionConfig
 from jaxformer.errors import InputError
-from jaxformer.layers.attention import AttentionOutput, attend, fold_beams, unfolded_weights
+from jaxformer.layers.attention import AttentionOutput, attend, attended_kv, fold_beams, unfolded_weights
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.layers.rotary import rotate_heads
@@ -142,15 +142,7 @@ class LatentAttention(nnx.Module):
             return_weights: Whether to return the attention map too.
             absorbed: The form to compute in. None: the one that takes fewer multiplications.
         """
-        mask = AttentionMask() if mask is None else mask
-        if position_ids is None and self.config.rope is not None:
-            position_ids = mask.offsets[:, None] + jnp.arange(x.shape[1])[None]
-        if kv is None:
-            kv = self.project_kv(x, position_ids)
-            if cache is not None:
-                cache = cache.append(kv, mask.offset)
-                kv = cache.prefix(mask.num_visible_keys(x.shape[1], cache.capacity))
-                mask = mask.prefix(kv.capacity)
+        kv, cache, mask, position_ids = attended_kv(self, x, mask, position_ids, cache, kv)
         absorbed = self.absorbs(x.shape[1], kv.capacity) if absorbed is None else absorbed
         query, key = self._queries(x, kv, position_ids, absorbed), self._keys(kv, absorbed)
         # Absorbed, the value is the latent: the shared key behind it is averaged with it and then left out, because
