@@ -72,8 +72,10 @@ def run_and_leave(main: Callable[[], None]) -> NoReturn:
 def fail(message: str, status: int) -> NoReturn:
     """End the program with a message on standard error and an exit status."""
     with contextlib.suppress(OSError):
-        problem, advice, command = message.partition(ADVICE)  # half a command is of no use
-        print(shortened(f"error: {problem}", LONGEST) + advice + escaped(command), file=sys.stderr, flush=True)
+        problem, advice, command = message.partition(ADVICE)
+        command = advice + escaped(command)  # half a command is of no use: what is said before it is cut
+        room = max(LONGEST - len(command), LONGEST // 3)
+        print(shortened(f"error: {problem}", room) + command, file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:  # a full disk: at its end Python would try once more, and complain

@@ -81,9 +81,8 @@ def init(spec: SearchSpec, tokens: jax.Array) -> BeamState:
     length = jnp.asarray(spec.prompt_length, jnp.int32)
     origins = jnp.full_like(tokens, -1)
     none = Finished(tokens, jnp.full((B, W), NEG_INF), origins, jnp.zeros((B, W), bool), jnp.full((B, W), length))
-    others = (
-        NEG_INF if spec.constraint_fsm is None else -jnp.inf
-    )  # a grammar may leave so few that these would be found
+    # A constraint may leave so few sequences that these would be found.
+    others = NEG_INF if spec.constraint_fsm is None else -jnp.inf
     first = jnp.broadcast_to(jnp.where(jnp.arange(W) == 0, 0.0, others)[None], (B, W))
     states = jax.tree.map(lambda each: each.reshape(B, W), first_states(spec))
     return BeamState(Beams(tokens, first, origins, states), none, jnp.ones(B, bool), jnp.array(False), length)
