@@ -10,6 +10,7 @@ This module imports only the standard library, because it must be ready before t
 
 import _thread
 import atexit
+import math
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGINT",
 DEFERS = "defers"  # the name of the mark on a handler
 T = TypeVar("T")
 PATIENCE = 0.5  # seconds for output that a slow reader of a pipe has not taken yet
+BUSY = 5.0  # seconds for a thread to begin on a busy machine
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Farewell:
         errors: The descriptor of standard error.
         bar: Whether a progress bar stands on standard error.
         advice: What to do next, for people.
+        begun: When the farewell began, by `time.monotonic`.
     """
 
     in_line: bool = False
@@ -45,6 +48,7 @@ class Farewell:
     bar: bool = False
     advice: str = ""
     unfinished: set[Path] = field(default_factory=set)
+    begun: float = math.inf
 
     def say(self) -> None:
         """Remove unfinished files, print what was printed but not flushed, and the message on a line of its own."""
@@ -54,6 +58,10 @@ class Farewell:
         if sys.stdout is not None:
             with suppress(Exception):  # a reader that is gone, a file that was closed
                 sys.stdout.flush()
+        self.write_message()
+
+    def write_message(self) -> None:
+        """Write the message on a line of its own, whatever is still unflushed."""
         on_screen = os.isatty(self.errors)  # where the terminal has just written "^C" behind the text
         if self.in_line and not (on_screen and os.isatty(1)):
             os.write(1, b"\n")
@@ -68,18 +76,24 @@ ENDING, SAID = threading.Lock(), threading.Event()
 def end(number: int, _: object = None) -> NoReturn:
     """End the process with the status that shells give a signal, 128 + its number; also a signal handler."""
     if ENDING.acquire(blocking=False):
-        with suppress(RuntimeError):  # no more threads
+        try:
             # Printing may wait for a lock, or for the reader of a pipe. A handler may have interrupted the start of a
             # thread, so this one needs no lock of the module threading.
             _thread.start_new_thread(say_farewell, ())
-            SAID.wait(PATIENCE)
-    else:  # the message is being printed already
-        time.sleep(2 * PATIENCE)
+        except RuntimeError:  # no more threads
+            with suppress(OSError):
+                FAREWELL.write_message()
+            SAID.set()
+    # Without a lock: another signal may interrupt this, and come here again.
+    latest = time.monotonic() + BUSY
+    while not SAID.is_set() and time.monotonic() < min(latest, FAREWELL.begun + PATIENCE):
+        time.sleep(0.005)
     os._exit(128 + number)  # no destructors: they crash under a running compiler
 
 
 def say_farewell() -> None:
     """Do what is left to do, in a thread."""
+    FAREWELL.begun = time.monotonic()
     with suppress(Exception):  # streams that are closed
         FAREWELL.say()
     SAID.set()

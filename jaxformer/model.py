@@ -170,7 +170,7 @@ class Transformer(nnx.Module):
         dtype = self.embedding.embedding[...].dtype
         layers = tuple(block.attention.init_cache(batch, capacity, dtype) for block in decoder.blocks)
         history = None if self._switch is None else jnp.zeros((batch, capacity), jnp.int32)
-        encoder_valid = None if encoded_mask is None else as_mask("inputs_mask", encoded_mask)
+        encoder_valid = None if encoded is None else token_mask("encoded_mask", encoded_mask, encoded.shape[:2])
         return Cache(layers, cross, encoder_valid, history=history)
 
     def extend(
@@ -253,7 +253,7 @@ class Transformer(nnx.Module):
         Returns:
             Logits [B, V] after the prompts, and the cache with them.
         """
-        valid = None if mask is None else as_mask("mask", mask)
+        valid = token_mask("mask", mask, tokens.shape)
         position_ids = make_position_ids(self._decoder.config.position_ids_from, tokens, valid)
         last = jax.lax.dynamic_slice_in_dim(position_ids, length - 1, 1, axis=1)
         position_ids = jnp.minimum(position_ids, last)
@@ -311,7 +311,7 @@ class Transformer(nnx.Module):
         """Return the encoder's output for token ids [B, S]."""
         if self.encoder is None:
             raise InputError("a decoder-only model has no encoder to encode with")
-        valid = None if mask is None else as_mask("inputs_mask", mask)
+        valid = token_mask("inputs_mask", mask, tokens.shape)
         if position_ids is None:
             position_ids = make_position_ids(self.encoder.config.position_ids_from, tokens, valid)
         return self.encoder(
@@ -336,7 +336,7 @@ class Transformer(nnx.Module):
         end = cache.length + T
         if isinstance(end, int) and end > cache.capacity:
             raise InputError(f"{end} tokens do not fit a cache of {cache.capacity} slots: make a larger one")
-        valid = mark_valid(cache, None if mask is None else as_mask("mask", mask), tokens.shape)
+        valid = mark_valid(cache, token_mask("mask", mask, tokens.shape), tokens.shape)
         if position_ids is None:
             position_ids = make_position_ids(self._decoder.config.position_ids_from, tokens, valid, cache.length)
         output = self._decoder(
@@ -349,6 +349,25 @@ class Transformer(nnx.Module):
             return_intermediates=return_intermediates,
         )
         return output, cache.advance(tokens, output.caches, valid)
+
+
+def token_mask(name: str, mask: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """Return a mask of tokens as booleans [B, T]; None stays None.
+
+    Args:
+        name: What to call the mask in messages.
+        mask: Booleans, or integers 0 and 1, [B, T], or [1, T] for all rows.
+        shape: (B, T).
+
+    Raises:
+        InputError: Another shape or type, or other integers.
+    """
+    if mask is None:
+        return None
+    valid = as_mask(name, mask)
+    if valid.ndim != 2 or valid.shape[1] != shape[1] or valid.shape[0] not in (1, shape[0]):
+        raise InputError(f"{name} must be {list(shape)} as the tokens are, not {list(valid.shape)}")
+    return jnp.broadcast_to(valid, shape)
 
 
 class OneKey(nnx.Rngs):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import export
 
-from jaxformer import Transformer, decoder_only, encoder_decoder, encoder_only, modern_decoder_only
+from jaxformer import InputError, Transformer, decoder_only, encoder_decoder, encoder_only, modern_decoder_only
 from jaxformer.config import TransformerConfig
 from jaxformer.presets import deepseek_tiny
 
@@ -62,3 +62,14 @@ def test_integer_masks_are_masks(rng: np.random.Generator) -> None:
         cache = model.init_cache(2, 5, encoded=encoded, encoded_mask=real.astype(kind))
         logits, _ = model.prefill(target, cache, length=3, mask=heard.astype(kind))
         np.testing.assert_allclose(logits, expected[:, 2], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["decoder", "encoder"])
+def test_a_mask_of_one_row_holds_for_all_and_other_shapes_are_refused(name: str, rng: np.random.Generator) -> None:
+    model, tokens = Transformer(MODELS[name], rngs=nnx.Rngs(0)), rng.integers(0, V, (3, 8))
+    mask = np.array([[1, 1, 1, 1, 1, 1, 0, 0]])
+    expected = model(tokens, inputs_mask=np.repeat(mask, 3, axis=0))
+    np.testing.assert_allclose(model(tokens, inputs_mask=mask), expected, atol=1e-6)
+    for wrong in (mask[0], mask[:, :6], np.repeat(mask, 2, axis=0), np.ones((3, 9), int)):
+        with pytest.raises(InputError, match="must be"):
+            model(tokens, inputs_mask=wrong)

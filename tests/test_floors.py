@@ -32,6 +32,7 @@ NEIGHBOURS = {
     ("pretrained", "data"),
     ("ops", "errors"),
     ("ops", "backends"),
+    ("backends", "errors"),
     ("extras", "errors"),
     ("schema", "errors"),
     ("locks", "errors"),

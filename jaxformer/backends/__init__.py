@@ -13,6 +13,7 @@ import jax
 from jaxformer.backends import cpu
 from jaxformer.backends.cpu import PackedKVCache
 from jaxformer.backends.default import KVCache
+from jaxformer.errors import InputError
 
 __all__ = ["KVCache", "PackedKVCache", "kv_cache", "pack", "using"]
 
@@ -21,10 +22,13 @@ CHOSEN: ContextVar[Literal["cpu", "default"] | None] = ContextVar("backend", def
 
 @contextlib.contextmanager
 def using(name: Literal["cpu", "default"]) -> Generator[None]:
-    """Lay caches out as the named backend does, in programs that are made meanwhile.
+    """Lay caches out and mix experts as the named backend does, in programs that are made meanwhile.
 
-    A cache that is sharded over several devices wants "default", where rows and heads are axes of their own.
+    A cache that is sharded over several devices wants "default", where rows and heads are axes of their own. Raises
+    InputError for another name.
     """
+    if name not in ("cpu", "default"):
+        raise InputError(f"there is no backend {name!r}: choose cpu or default")
     token = CHOSEN.set(name)
     try:
         yield
@@ -32,7 +36,7 @@ def using(name: Literal["cpu", "default"]) -> Generator[None]:
         CHOSEN.reset(token)
 
 
-def layout() -> str:
+def layout() -> Literal["cpu", "default"]:
     """Return the name of the layout of caches, which programs depend on."""
     return "cpu" if is_cpu() else "default"
 

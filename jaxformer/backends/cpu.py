@@ -182,9 +182,9 @@ class PackedKVCache:
     def append(self, new: "PackedKVCache", start: int | jax.Array) -> "PackedKVCache":
         """Return a copy whose slots from `start`, of all rows or [B] of each, on hold `new`, of T slots."""
         if jnp.ndim(start):
-            rows = jnp.repeat(start, self.heads)  # [B K]
+            rows = jnp.repeat(jnp.broadcast_to(start, (self.rows,)), self.heads)  # [B K]
             return self._with(lambda old, x: pack(append(unpacked(old), unpacked(x), rows)), new)
-        return self._with(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, -2), new)
+        return self._with(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), start, -2), new)
 
     def reorder(self, rows: jax.Array) -> "PackedKVCache":
         """Return the cache of the batch rows `rows` [R]."""

@@ -68,9 +68,10 @@ class KVCache:
 
 def append(old: jax.Array, new: jax.Array, start: int | jax.Array) -> jax.Array:
     """Return [B, S, ...] with new [B, T, ...] from the slot `start`, of all rows or [B] of each, on."""
+    new = new.astype(old.dtype)
     if jnp.ndim(start) == 0:
         return lax.dynamic_update_slice_in_dim(old, new, start, 1)
-    return jax.vmap(partial(lax.dynamic_update_slice_in_dim, axis=0))(old, new, start)
+    return jax.vmap(partial(lax.dynamic_update_slice_in_dim, axis=0))(old, new, jnp.broadcast_to(start, old.shape[:1]))
 
 
 def are_numbers(*sizes: Any) -> bool:

@@ -20,7 +20,7 @@ from jaxformer.generation.loop import Found, Search, finish
 from jaxformer.generation.observation import Observable, look_again
 from jaxformer.generation.prepared import model_and_weights
 from jaxformer.generation.processors import check_processors
-from jaxformer.generation.spec import SLOTS, Allowed, SearchSpec, as_pairs, machines, make_spec
+from jaxformer.generation.spec import SLOTS, Allowed, SearchSpec, as_pairs, check_one_source, machines, make_spec
 
 SPECIAL = (
     "eos_token_id",
@@ -101,10 +101,11 @@ def generate(
     temperature and truncations. settings: changes to `config`. Raises InputError, before anything is compiled, for
     what cannot be generated.
 
-    Inside `jax.jit` and other transformations the search is a part of their program, of the settings, which are
-    static: the result is `Generated` of JAX arrays, as long as a sequence may become, and nothing is checked that
-    depends on values (`decoder_input_ids` must begin with the start token). No gradient flows through it.
+    Inside `jax.jit` and other transformations the search is a part of their program. Settings are static, a `Generator`
+    is captured and not passed. The result is `Generated` of JAX arrays, as long as a sequence may become. Nothing is
+    checked that depends on values: `decoder_input_ids` must begin with the start token. No gradient flows through it.
     """
+    check_one_source(key, settings)
     config = GenerationConfig.of(config, settings)
     model, weights = model_and_weights(model)
     request = make_request(

@@ -18,7 +18,7 @@ from jaxformer.generation.observation import AttentionMaps, trimmed
 from jaxformer.generation.processors import check_processors
 from jaxformer.generation.sampling import SAMPLING
 from jaxformer.generation.selection import INVALID_TOKEN
-from jaxformer.generation.spec import SLOTS, Allowed, SearchSpec, make_spec
+from jaxformer.generation.spec import SLOTS, Allowed, SearchSpec, check_one_source, make_spec
 from jaxformer.schema import INT32_MAX
 
 
@@ -84,6 +84,7 @@ def decode(
     prompt = token_array("prompt", prompt)
     mask = mask_array("prompt_mask", prompt_mask, prompt)
     limits = config.length_limits(prompt.shape[1])
+    check_one_source(key, settings)
     own = check_processors(logits_processors)
     beside = {"allowed": allowed, "token_texts": token_texts, "key": key, "logits_processors": own}
     spec = make_spec(config, limits, prompt, mask, **beside)
@@ -141,9 +142,7 @@ def returned(
     """The sequences asked for, cut to the longest of them, with their share of the maps [rows of the search, ...]."""
     if is_traced(found):
         return returned_traced(found, config, spec)
-    prompt = int(spec.prompt_length)
-    copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
-    rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
+    prompt, rows = int(spec.prompt_length), rows_asked_for(found, config)
     tokens, scores, lengths = (np.asarray(array)[rows] for array in found[:3])
     if config.num_beams == 1:
         check_drawn(tokens, prompt, lengths)
@@ -163,18 +162,27 @@ def returned(
     )
 
 
+def rows_asked_for(found: Found, config: GenerationConfig) -> np.ndarray:
+    """Return which rows of a search are returned, int [B * num_return_sequences]."""
+    copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
+    return np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
+
+
 def returned_traced(found: Found, config: GenerationConfig, spec: SearchSpec) -> Generated:
     """Return the sequences asked for inside a transformation of JAX, as long as they may become."""
     if config.output_attentions:
         raise InputError("attention maps belong to whole generations: leave output_attentions out inside jax.jit")
-    prompt, longest = int(spec.prompt_length), int(spec.max_length)
-    copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
-    rows = np.arange(len(found.lengths)).reshape(-1, copies)[:, : config.num_return_sequences].reshape(-1)
-    real = jnp.arange(longest)[None] < found.lengths[rows, None]
-    tokens = jnp.where(real, found.tokens[rows, :longest], config.padding)
+    prompt, longest, rows = int(spec.prompt_length), int(spec.max_length), rows_asked_for(found, config)
+    scores, lengths, padding = found.scores[rows], found.lengths[rows], config.padding
+    if spec.constraint_fsm is not None and config.num_beams > 1:
+        empty = scores < NEG_INF / 2  # places that no allowed sequence took
+        scores, lengths = jnp.where(empty, -jnp.inf, scores), jnp.where(empty, prompt, lengths)
+        padding = max(padding, 0)
+    real = jnp.arange(longest)[None] < lengths[:, None]
+    tokens = jnp.where(real, found.tokens[rows, :longest], padding)
     origins = None if found.origins is None else jnp.where(real, found.origins[rows, :longest], -1)[:, prompt:]
     pages = (None if pages is None else pages[: longest - prompt] for pages in found.record)
-    arrays: Any = (tokens, found.scores[rows], origins, *pages)
+    arrays: Any = (tokens, scores, origins, *pages)
     return Generated(*arrays)
 
 

@@ -65,6 +65,8 @@ def logits_processor(cls: Class) -> Class:
 
 def check_processors(processors: Any) -> tuple[LogitsProcessor, ...]:
     """Return a user's processors as a tuple. Raises InputError for what is none."""
+    if processors is None:
+        return ()
     several = tuple(processors) if isinstance(processors, list | tuple) else (processors,)
     for each in several:
         if isinstance(each, type) or not callable(each) or jax.tree_util.all_leaves([each]):
@@ -76,9 +78,16 @@ def check_processors(processors: Any) -> tuple[LogitsProcessor, ...]:
 
 
 def process(processors: tuple[LogitsProcessor, ...], scores: jax.Array, context: Context) -> jax.Array:
-    """Return the scores [R, V] after every processor, in order."""
+    """Return the scores float32 [R, V] after every processor, in order.
+
+    Raises InputError for a processor that returns scores of another shape.
+    """
     for processor in processors:
-        scores = processor(scores, context)
+        changed = processor(scores, context)
+        if jnp.shape(changed) != scores.shape:
+            name, shapes = type(processor).__name__, f"{list(scores.shape)}, not {list(jnp.shape(changed))}"
+            raise InputError(f"the logits processor {name} must return scores {shapes}")
+        scores = changed.astype(jnp.float32)
     return scores
 
 

@@ -5,15 +5,23 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer import backends
 from jaxformer.errors import InputError
-from jaxformer.generation.api import BESIDE, Model, begin_request, generate, make_request, select_cache_rows
+from jaxformer.generation.api import (
+    BESIDE,
+    Model,
+    begin_request,
+    generate,
+    make_request,
+    select_cache_rows,
+)
 from jaxformer.generation.arrays import is_traced
 from jaxformer.generation.compiling import Compiled, compiled
 from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.engine import Generated, check_drawn, in_float32, returned, strategy_of
 from jaxformer.generation.loop import Found, Search, proceed
 from jaxformer.generation.prepared import PreparedWeights, model_and_weights
-from jaxformer.generation.spec import SearchSpec
+from jaxformer.generation.spec import SearchSpec, check_one_source
 
 
 class Session:
@@ -36,9 +44,10 @@ class Session:
         config: GenerationConfig | None = None,
         **arguments: Any,
     ):
-        given = dict.fromkeys(BESIDE) | {"logits_processors": ()}
+        given = dict.fromkeys(BESIDE)
         given |= {name: value for name, value in arguments.items() if name in BESIDE}
         settings = {name: value for name, value in arguments.items() if name not in BESIDE}
+        check_one_source(given["key"], settings)
         self.config = GenerationConfig.of(config, settings)
         if self.config.output_attentions:
             raise InputError("attention maps belong to whole generations: leave output_attentions out, or use generate")
@@ -46,7 +55,7 @@ class Session:
         if is_traced(model):
             raise InputError("a session runs programs of its own: inside jax.jit call generate")
         request = make_request(model, inputs, self.config, **given)
-        self.spec = request.spec
+        self.spec, self.layout = request.spec, backends.layout()
         reading, self.stepping = weights.layouts(model, request.rows)
         self.state = begin_compiled(reading, self.stepping, request)
 
@@ -62,7 +71,8 @@ class Session:
 
     def advance(self) -> None:
         """Generate a few more tokens. The state from before is used up: save it first, if it is to be kept."""
-        self.state = proceed_compiled(self.stepping, self.state, self.spec)
+        with backends.using(self.layout):
+            self.state = proceed_compiled(self.stepping, self.state, self.spec)
 
     def result(self) -> Generated:
         """The sequences so far, as `generate` returns them at the end; beams that run on are not among them."""

@@ -202,8 +202,14 @@ def seeds_from_key(key: jax.Array, batch: int) -> Any:
     """Return what `input_seeds` returns, drawn from a key of `jax.random`."""
     try:
         return int32(jax.random.bits(key, (batch, 2), "uint32") >> 1)
-    except TypeError as error:
-        raise InputError(f"key must be made by jax.random.key, not {shortened(repr(key), 60)}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"key must be one key, made by jax.random.key, not {shortened(repr(key), 60)}") from error
+
+
+def check_one_source(key: Any, settings: Mapping[str, Any]) -> None:
+    """Raise InputError where a key and a seed are given."""
+    if key is not None and settings.get("seed") is not None:
+        raise InputError("give key or seed, not both")
 
 
 def as_pairs(phrases: Any) -> list[tuple[Sequence[int], float]]:

@@ -10,6 +10,7 @@ from jaxformer.layers.latent_attention import LatentAttention, MLACache
 from jaxformer.layers.linear import Linear, LinearMap, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
 from jaxformer.layers.stack import Intermediates, Stack, StackOutput, make_position_ids
+from jaxformer.layers.variables import Frozen, freeze
 
 __all__ = [
     "Attention",
@@ -20,6 +21,7 @@ __all__ = [
     "Embedding",
     "EncoderKV",
     "FeedForward",
+    "Frozen",
     "Head",
     "Intermediates",
     "LatentAttention",
@@ -35,6 +37,7 @@ __all__ = [
     "Stack",
     "StackOutput",
     "TransposedLinear",
+    "freeze",
     "make_norm",
     "make_position_ids",
     "replace_linear",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.backends import KVCache, PackedKVCache, kv_cache
+from jaxformer.backends.default import are_numbers
 from jaxformer.config import AttentionConfig, head_width
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import Linear
@@ -53,7 +54,7 @@ class Attention(nnx.Module):
 
     def project_kv(self, x: jax.Array, position_ids: jax.Array | None = None) -> KVCache | PackedKVCache:
         """Return keys and values of the states x [B, S, D] at positions [1|B, S]; rotary keys are rotated here."""
-        key = self._rotated(self._normed(self.key(x), self.key_norm), position_ids)
+        key = rotate_heads(self._normed(self.key(x), self.key_norm), position_ids, self.config.rope)
         return kv_cache(key, self.value(x))
 
     def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> KVCache | PackedKVCache:
@@ -78,8 +79,8 @@ class Attention(nnx.Module):
 
         Args:
             x: [B, T, D].
-            mask: Which keys each query may attend to. None: all of them. With a cache, `mask.offset` is the slot that
-                is written first.
+            mask: Which keys each query may attend to. None: all of them. With a cache it must be causal, or hide empty
+                slots otherwise, and `mask.offset` is the slot that is written first.
             position_ids: Integers [1|B, T], for rotary positions. None: counted from `mask.offset`.
             cache: Keys and values before this call, to which those of x are added.
             kv: Keys and values to attend to instead, of cross-attention: `project_kv(encoded)`. It may have fewer rows
@@ -89,7 +90,8 @@ class Attention(nnx.Module):
             return_weights: Whether to return the attention map too.
         """
         kv, cache, mask, position_ids = attended_kv(self, x, mask, position_ids, cache, kv)
-        query = fold_beams(self._rotated(self._normed(self.query(x), self.query_norm), position_ids), kv.rows)
+        query = self._normed(self.query(x), self.query_norm)
+        query = fold_beams(rotate_heads(query, position_ids, self.config.rope), kv.rows)
         key, value = kv.unpack()
         options = self._options(mask) | {"bias": bias}
         mixed = attend(query, key, value, options, self.config.dropout, dropout_key)  # [B, R/B T, N, H]
@@ -104,14 +106,6 @@ class Attention(nnx.Module):
         if self.config.normed == "each head":
             return norm(heads)
         return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
-
-    def _rotated(self, heads: jax.Array, position_ids: jax.Array | None) -> jax.Array:
-        """Return queries or keys [B, T, N, H], rotated by their positions where these are rotary."""
-        if self.config.rope is None:
-            return heads
-        if position_ids is None:
-            raise InputError("rotary positions need position_ids")
-        return rotate_heads(heads, position_ids, self.config.rope)
 
     def _options(self, mask: AttentionMask) -> dict[str, Any]:
         """Return the keywords of the attention operations."""
@@ -153,6 +147,9 @@ def attended_kv(
         position_ids: None: counted from `mask.offset`, where the layer has rotary positions.
         cache: What was read before. None: nothing.
         kv: What to attend to instead. None: the states themselves.
+
+    Raises:
+        InputError: There is a cache, and the mask shows its empty slots, or it has no room.
     """
     mask = AttentionMask() if mask is None else mask
     if position_ids is None and layer.config.rope is not None:
@@ -160,10 +157,20 @@ def attended_kv(
     if kv is None:
         kv = layer.project_kv(x, position_ids)
         if cache is not None:
+            check_room(mask, x.shape[1], cache.capacity)
             cache = cache.append(kv, mask.offset)
             kv = cache.prefix(mask.num_visible_keys(x.shape[1], cache.capacity))
             mask = mask.prefix(kv.capacity)
     return AttendedKV(kv, cache, mask, position_ids)
+
+
+def check_room(mask: AttentionMask, tokens: int, capacity: int) -> None:
+    """Raise InputError unless so many tokens fit a cache, of which queries must not see the slots after them."""
+    if mask.bounds[1] != 0 and mask.explicit is None and mask.key_valid is None:
+        raise InputError("with a cache, queries must not see empty slots: give mask=AttentionMask(causal=True, ...)")
+    start = mask.static_offset
+    if start is not None and are_numbers(tokens, capacity) and not 0 <= start <= capacity - tokens:
+        raise InputError(f"{tokens} tokens from slot {start} on do not fit a cache of {capacity} slots")
 
 
 def attend(

@@ -79,12 +79,13 @@ class RelativePositionBias(nnx.Module):
         self.bias = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.buckets, heads)), axes="_N")
 
     def __call__(self, queries: int, keys: int, *, first: int | jax.Array, causal: bool) -> jax.Array:
-        """What to add to the scores of queries at the slots from `first` on and keys from 0 on: [1, N, T, S]."""
-        distances = jnp.arange(keys)[None] - (first + jnp.arange(queries)[:, None])
+        """Return the bias of scores for queries at slots from `first` on, an integer or [B]: [B|1, N, T, S]."""
+        positions = jnp.atleast_1d(jnp.asarray(first))[:, None, None] + jnp.arange(queries)[None, :, None]
+        distances = jnp.arange(keys)[None, None] - positions  # [B|1, T, S]
         buckets = distance_buckets(
             distances, buckets=self.config.buckets, max_distance=self.config.max_distance, causal=causal
         )
-        return jnp.moveaxis(self.bias[...][buckets], -1, 0)[None]
+        return jnp.moveaxis(self.bias[...][buckets], -1, 1)  # [B|1, N, T, S]
 
 
 def look_up(table: jax.Array, index: jax.Array) -> jax.Array:

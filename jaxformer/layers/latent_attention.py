@@ -10,7 +10,6 @@ from flax import nnx
 from jaxformer.backends import pack
 from jaxformer.backends.default import append
 from jaxformer.config import LatentAttentionConfig
-from jaxformer.errors import InputError
 from jaxformer.layers.attention import AttentionOutput, attend, attended_kv, fold_beams, unfolded_weights
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import make_norm
@@ -47,7 +46,8 @@ class MLACache(NamedTuple):
         """Return a copy whose slots from `start`, of all rows or [B] of each, on hold `new`, of T tokens."""
         if jnp.ndim(start):
             return MLACache.of(append(self.unpack(), new.unpack(), start))
-        return MLACache(jax.lax.dynamic_update_slice_in_dim(self.states, new.states, start, -2))
+        states = new.states.astype(self.states.dtype)
+        return MLACache(jax.lax.dynamic_update_slice_in_dim(self.states, states, start, -2))
 
     def reorder(self, rows: jax.Array) -> "MLACache":
         """Return the cache of the batch rows `rows` [R]."""
@@ -100,7 +100,7 @@ class LatentAttention(nnx.Module):
         latent, shared = jnp.split(self.down(x), [self.config.kv_lora_rank], axis=-1)
         if self.latent_norm is not None:
             latent = self.latent_norm(latent)
-        shared = self._rotated(shared[:, :, None], position_ids)[:, :, 0]
+        shared = rotate_heads(shared[:, :, None], position_ids, self.config.rope)[:, :, 0]
         return MLACache.of(jnp.concatenate([latent, shared], axis=-1))
 
     def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> MLACache:
@@ -161,14 +161,6 @@ class LatentAttention(nnx.Module):
         """Return the latents [B, S, R]."""
         return kv.unpack()[..., : self.config.kv_lora_rank]
 
-    def _rotated(self, heads: jax.Array, position_ids: jax.Array | None) -> jax.Array:
-        """Return the part [B, T, N, P] of queries or keys that has positions, rotated by them."""
-        if self.config.rope is None:
-            return heads
-        if position_ids is None:
-            raise InputError("rotary positions need position_ids")
-        return rotate_heads(heads, position_ids, self.config.rope)
-
     def _queries(self, x: jax.Array, kv: MLACache, position_ids: jax.Array | None, absorbed: bool) -> jax.Array:
         """Return queries [B, R/B T, N, H + P], or absorbed [.., R + P]; rows that share keys are folded."""
         if self.query_down is not None:
@@ -178,7 +170,9 @@ class LatentAttention(nnx.Module):
         own, shared = jnp.split(self.query(x), [self.config.qk_nope_head_dim], axis=-1)
         if absorbed:
             own = jnp.einsum("BTNH,RNH->BTNR", own, self.key.matrix().astype(x.dtype))
-        return fold_beams(jnp.concatenate([own, self._rotated(shared, position_ids)], axis=-1), kv.rows)
+        return fold_beams(
+            jnp.concatenate([own, rotate_heads(shared, position_ids, self.config.rope)], axis=-1), kv.rows
+        )
 
     def _keys(self, kv: MLACache, absorbed: bool) -> jax.Array:
         """Return keys [B, S, N, H + P] of each head, or absorbed [B, S, 1, R + P] of all."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.config import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from jaxformer.errors import InputError
 from jaxformer.ops import (
     apply_rope,
     dynamic_ntk_frequencies,
@@ -16,11 +17,16 @@ from jaxformer.ops import (
 )
 
 
-def rotate_heads(heads: jax.Array, position_ids: jax.Array, rope: Rope) -> jax.Array:
-    """Return queries or keys [B, T, N, H] rotated by their positions, integers [B|1, T].
+def rotate_heads(heads: jax.Array, position_ids: jax.Array | None, rope: Rope | None) -> jax.Array:
+    """Return queries or keys [B, T, N, H] rotated by their positions, integers [B|1, T]; as they are without `rope`.
 
-    Dynamic and LongRoPE scaling look at the longest position of the call, all others at each position alone.
+    Dynamic and LongRoPE scaling look at the longest position of the call, all others at each position alone. Raises
+    InputError where rotary positions are not given.
     """
+    if rope is None:
+        return heads
+    if position_ids is None:
+        raise InputError("rotary positions need position_ids")
     frequencies, attention_factor = frequencies_and_factor(rope, rope.width or heads.shape[-1], position_ids)
     return apply_rope(heads, rope_cos_sin(position_ids, frequencies, attention_factor), layout=rope.layout)
 

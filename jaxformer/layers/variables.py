@@ -54,14 +54,38 @@ def name_of(key: Any) -> Name:
 def freeze(model: Model, frozen: Callable[[tuple[Any, ...]], bool]) -> Model:
     """Return a copy of the model in which some parameters are `Frozen` and no longer `nnx.Param`.
 
+    A parameter that several modules share is frozen in all of them. `nnx.Optimizer(..., wrt=nnx.Param)` and
+    `jaxformer.training.make_optimizer`, on a module or an `nnx.State`, leave frozen parameters as they are.
+
     Args:
         model: Any module.
         frozen: Whether to freeze the parameter of these names, for example
             `lambda path: path[0] == "embedding" or path[-1] == "scale"`.
     """
     model = nnx.clone(model)
-    for path, module in list(nnx.iter_modules(model)):
-        for name, variable in list(vars(module).items()):
-            if isinstance(variable, nnx.Param) and frozen((*path, name)):
-                setattr(module, name, Frozen(variable[...], axes=variable.axes))
+    places = [
+        (module, name, variable, (*path, int(name) if isinstance(module, nnx.List) else name))
+        for path, module in nnx.iter_modules(model)
+        for name, variable in vars(module).items()
+        if isinstance(variable, nnx.Param)
+    ]
+    chosen = {id(variable): variable for _, _, variable, path in places if frozen(path)}
+    made = {key: Frozen(variable[...], **variable.get_metadata()) for key, variable in chosen.items()}
+    for module, name, variable, _ in places:
+        if id(variable) in made:
+            setattr(module, name, made[id(variable)])
     return model
+
+
+def is_trained(params: Any) -> Any:
+    """Return a tree of booleans: True at what an optimizer updates.
+
+    Args:
+        params: A module or an `nnx.State`, of which `nnx.Param` are; or nested dictionaries, of which all leaves are.
+    """
+
+    def of_variable(part: Any) -> Any:
+        trained = isinstance(part, nnx.Param) or not isinstance(part, nnx.Variable)
+        return jax.tree.map(lambda _: trained, part)
+
+    return jax.tree.map(of_variable, params, is_leaf=lambda part: isinstance(part, nnx.Variable))

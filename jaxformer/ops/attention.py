@@ -137,7 +137,9 @@ def checked_mask(mask: AttentionMask | jax.Array | None, shape: tuple[int, int, 
     if len(window) != 2 or any(side is not None and side < 0 for side in window):
         raise InputError(f"window must be (left, right), each None or at least 0, not {mask.window}")
     offset, explicit, key_valid = mask.offset, mask.explicit, mask.key_valid
-    if not isinstance(offset, int):
+    if mask.static_offset is not None:
+        offset = mask.static_offset
+    else:
         offset = jnp.atleast_1d(offset)
         if not jnp.issubdtype(offset.dtype, jnp.integer) or offset.ndim != 1 or offset.shape[0] not in (1, B):
             raise InputError(

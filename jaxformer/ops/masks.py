@@ -47,15 +47,21 @@ class AttentionMask:
         """Position of the first query of each row, int [B|1]."""
         return jnp.atleast_1d(jnp.asarray(self.offset))
 
+    @property
+    def static_offset(self) -> int | None:
+        """The offset as an integer; None if it is an array, whose value may not be known."""
+        return int(self.offset) if isinstance(self.offset, int | np.integer) else None
+
     def within(self, window: Window) -> "AttentionMask":
         """Return the mask with a window that is at most `window`."""
         sides = zip(self.window or (None, None), window, strict=True)
         left, right = (smaller(*pair) for pair in sides)
-        return dataclasses.replace(self, window=(left, right))
+        return dataclasses.replace(self, window=None if left is None and right is None else (left, right))
 
     def num_visible_keys(self, queries: int, keys: int) -> int:
         """Return how many of the first keys `queries` queries can attend to: all, unless the offset is static."""
-        return min(self.offset + queries, keys) if self.causal and isinstance(self.offset, int) else keys
+        start = self.static_offset
+        return min(start + queries, keys) if self.causal and start is not None else keys
 
     def prefix(self, keys: int) -> "AttentionMask":
         """Return the mask of the first `keys` keys."""
@@ -70,26 +76,34 @@ class AttentionMask:
 
     def visible(self, queries: int, keys: int) -> jax.Array | None:
         """Return what `materialize` returns, and None where nothing is hidden."""
-        visible = self.explicit
+        visible = None
+        if self.explicit is not None:
+            visible = as_mask("mask", self.explicit)
+            visible = visible[None, None] if visible.ndim == 2 else visible
         if self.key_valid is not None:
-            visible = both(visible, self.key_valid[:, None, None])
+            visible = both(visible, as_mask("key_valid", self.key_valid)[:, None, None])
         if self.bounds != (None, None):
             positions = self.offsets[:, None] + jnp.arange(queries)[None]
             visible = both(visible, window_mask(positions, jnp.arange(keys), *self.bounds)[:, None])
         return visible
 
     def __and__(self, other: "AttentionMask") -> "AttentionMask":
-        """Return the mask that shows what both show. Raises InputError unless both have the same offset."""
-        same = self.offset is other.offset or (
-            isinstance(self.offset, int) and isinstance(other.offset, int) and self.offset == other.offset
-        )
-        if not same:
+        """Return the mask that shows what both show.
+
+        The offset is that of the mask with a window or causality. Raises InputError where both have one and the offsets
+        differ, or cannot be compared.
+        """
+        bounded = [mask for mask in (self, other) if mask.bounds != (None, None)] or [self]
+        if len(bounded) == 2 and not is_same(self.offset, other.offset):
             raise InputError("masks with different offsets cannot be combined: give both the same offset")
         return dataclasses.replace(
             self.within(other.window or (None, None)),
             causal=self.causal or other.causal,
-            key_valid=both(self.key_valid, other.key_valid),
-            explicit=both(self.explicit, other.explicit),
+            offset=bounded[0].offset,
+            key_valid=both(
+                *(None if m.key_valid is None else as_mask("key_valid", m.key_valid) for m in (self, other))
+            ),
+            explicit=both(*(None if m.explicit is None else as_mask("mask", m.explicit) for m in (self, other))),
         )
 
 
@@ -111,6 +125,14 @@ def as_mask(name: str, mask: Any) -> jax.Array:
     if not isinstance(array, jax.core.Tracer) and not bool(((array == 0) | (array == 1)).all()):
         raise InputError(f"{name} must be 1 at real tokens and 0 at padding, but holds other integers")
     return array != 0
+
+
+def is_same(one: Offset, other: Offset) -> bool:
+    """Return whether two offsets are known to be the same."""
+    if one is other:
+        return True
+    known = not any(isinstance(each, jax.core.Tracer) for each in (one, other))
+    return known and np.array_equal(np.asarray(one), np.asarray(other))
 
 
 def both(one: jax.Array | None, other: jax.Array | None) -> jax.Array | None:

@@ -90,7 +90,8 @@ def execute(path: Path, source: bytes) -> ModuleType:
 
     Nothing is compiled into a cache beside the file. Raises InputError with file, line and exception where it fails.
     """
-    module = ModuleType(f"jaxformer_task_{path.stem}")
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two files may have one name
+    module = ModuleType(f"jaxformer_task_{path.stem}_{digest}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses and type hints are looked up there
     folder = str(path.resolve().parent)

@@ -1,13 +1,14 @@
 """The optimiser: AdamW behind a clipped gradient, with a warm-up (section 5.3)."""
 
+import operator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
 
 from jaxformer.errors import InputError
-from jaxformer.layers.variables import parameter_path
+from jaxformer.layers.variables import is_trained, parameter_path
 from jaxformer.schema import check_range, is_number
 
 DECAYED = ("weight", "embedding")  # names of parameters
@@ -65,13 +66,14 @@ def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Return AdamW behind a gradient that is clipped by its global norm.
 
-    Its parameters may be a module, an `nnx.State` or nested dictionaries.
+    Its parameters may be a module or an `nnx.State`, of which only `nnx.Param` are updated, or nested dictionaries.
 
     Args:
         config: Learning rate, schedule, weight decay and clipping.
         steps: Number of training steps, at the end of which the schedule ends.
     """
     return optax.chain(
+        optax.masked(optax.set_to_zero(), lambda params: jax.tree.map(operator.not_, is_trained(params))),
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(learning_rates(config, steps), b2=config.beta2, weight_decay=config.weight_decay, mask=decay_mask),
     )
@@ -80,10 +82,14 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def decay_mask(params: optax.Params) -> optax.Params:
     """Return a tree of booleans: True at the parameters that weight decay shrinks.
 
-    These are matrices and embeddings by name, never norms, biases, router biases or token types. The name decides and
-    not the number of axes, because biases of attention heads have two.
+    These are trained matrices and embeddings by name, never norms, biases, router biases or token types. The name
+    decides and not the number of axes, because biases of attention heads have two.
 
     Args:
         params: A module, an `nnx.State` or nested dictionaries.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: parameter_path(path)[-1] in DECAYED, params)
+
+    def decays(path: tuple[Any, ...], _: Any, trained: bool) -> bool:
+        return trained and parameter_path(path)[-1] in DECAYED
+
+    return jax.tree_util.tree_map_with_path(decays, params, is_trained(params))

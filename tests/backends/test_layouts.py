@@ -6,10 +6,29 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer import AttentionMask, Transformer, backends, decoder_only, encoder_decoder, generate, modern_decoder_only
+from jaxformer import (
+    AttentionMask,
+    InputError,
+    Session,
+    Transformer,
+    backends,
+    decoder_only,
+    encoder_decoder,
+    generate,
+    modern_decoder_only,
+)
 from jaxformer.backends import KVCache, PackedKVCache, kv_cache
-from jaxformer.config import AttentionConfig, FeedForwardConfig, LatentAttentionConfig, MoEConfig, Rope, SoftmaxRouter
+from jaxformer.config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LatentAttentionConfig,
+    MoEConfig,
+    RelativePositions,
+    Rope,
+    SoftmaxRouter,
+)
 from jaxformer.layers.any_attention import make_attention
+from jaxformer.layers.embedding import RelativePositionBias
 from jaxformer.layers.experts import Experts
 from jaxformer.presets import deepseek_tiny
 
@@ -118,3 +137,56 @@ def test_grouped_experts_equal_the_loop_over_blocks(expert: FeedForwardConfig, r
 def in_default(layer: Experts, x: jax.Array) -> jax.Array:
     with backends.using("default"):
         return layer(x)
+
+
+@pytest.mark.parametrize("layout", ["cpu", "default"])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_empty_slots_are_never_seen_and_tokens_must_fit(name: str, layout: str) -> None:
+    attention, x = make_attention(ATTENTIONS[name], 24, rngs=nnx.Rngs(0)), jnp.ones((2, 3, 24))
+    with backends.using(layout):
+        cache = attention.init_cache(2, 8)
+        for mask in (None, AttentionMask(), AttentionMask(window=(5, 3))):
+            with pytest.raises(InputError, match="empty slots"):
+                attention(x, mask=mask, cache=cache)
+        for offset in (6, -5, np.int64(6)):
+            with pytest.raises(InputError, match="do not fit"):
+                attention(x, mask=AttentionMask(causal=True, offset=offset), cache=cache)
+        hidden = jnp.arange(8)[None] < 3
+        seen = attention(x, mask=AttentionMask(key_valid=hidden), cache=cache)
+        np.testing.assert_allclose(seen.states, attention(x).states, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["cpu", "default"])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_offsets_and_types_of_a_cache(name: str, layout: str, rng: np.random.Generator) -> None:
+    """One slot for all rows may be an array; what is written takes the type of the cache."""
+    attention = make_attention(ATTENTIONS[name], 24, rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.normal(size=(3, 4, 24)), jnp.float32)
+    with backends.using(layout):
+        expected = attention(x, mask=AttentionMask(causal=True, offset=2), cache=attention.init_cache(3, 8)).states
+        for offset in (jnp.array([2]), jnp.array([2, 2, 2]), jnp.array(2), np.int32(2)):
+            mask = AttentionMask(causal=True, offset=offset)
+            states = attention(x, mask=mask, cache=attention.init_cache(3, 8)).states
+            np.testing.assert_allclose(states, expected, atol=1e-5)
+            narrow = attention(x, mask=mask, cache=attention.init_cache(3, 8, jnp.bfloat16)).cache
+            assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_a_session_keeps_its_layout() -> None:
+    model = Transformer(MODELS["gpt"], rngs=nnx.Rngs(0))
+    call = {"max_new_tokens": 9, "eos_token_id": None, "pad_token_id": 0}
+    with backends.using("default"):
+        session = Session(model, [[3, 4]], **call)
+    while not session.finished:
+        session.advance()
+    np.testing.assert_array_equal(session.result().sequences, generate(model, [[3, 4]], **call).sequences)
+    with pytest.raises(InputError, match="gpu"), backends.using("gpu"):
+        pass
+
+
+def test_relative_positions_of_rows_at_slots_of_their_own() -> None:
+    bias = RelativePositionBias(RelativePositions(8, 16), 3, rngs=nnx.Rngs(0))
+    together = bias(1, 6, first=jnp.array([0, 5, 2]), causal=True)
+    assert together.shape == (3, 3, 1, 6)
+    for row, first in enumerate((0, 5, 2)):
+        np.testing.assert_array_equal(together[row : row + 1], bias(1, 6, first=first, causal=True))

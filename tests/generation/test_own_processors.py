@@ -124,3 +124,32 @@ def test_a_constraint_is_never_violated() -> None:
 def test_what_is_no_processor_is_refused(wrong: Any) -> None:
     with pytest.raises(InputError, match="logits_processor"):
         generate(GPT, PROMPTS, logits_processors=wrong, **CALL)
+
+
+@jaxformer.logits_processor
+class First:
+    """Returns the scores of the first row, for all."""
+
+    def __call__(self, scores: jax.Array, context: Context) -> jax.Array:
+        return scores[:1]
+
+
+@jaxformer.logits_processor
+class Narrow:
+    """Computes in 16 bits."""
+
+    def __call__(self, scores: jax.Array, context: Context) -> jax.Array:
+        return scores.astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True}])
+def test_what_a_processor_returns_is_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="First must return scores"):
+        generate(GPT, PROMPTS, logits_processors=First(), **CALL | settings)
+    scores = generate(GPT, PROMPTS, logits_processors=Narrow(), output_scores=True, **CALL | settings).scores
+    assert scores.dtype == np.float32
+
+
+def test_none_is_no_processor() -> None:
+    found = generate(GPT, PROMPTS, logits_processors=None, **CALL).sequences
+    np.testing.assert_array_equal(found, generate(GPT, PROMPTS, **CALL).sequences)

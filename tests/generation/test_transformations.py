@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from generation.chain import empty_cache, make_step, make_tables
 
-from jaxformer import InputError, Session, Transformer, decode, decoder_only, encoder_decoder, generate
+from jaxformer import InputError, Session, Transformer, allow_phrases, decode, decoder_only, encoder_decoder, generate
 
 GPT = Transformer(decoder_only(31, length=24, dim=24, layers=2, heads=3), rngs=nnx.Rngs(0))
 BART = Transformer(encoder_decoder(31, dim=24, layers=1, heads=2), rngs=nnx.Rngs(1))
@@ -92,8 +92,21 @@ def test_a_key_draws_as_a_seed_does() -> None:
     agree(again, first)
     other = generate(GPT, PROMPTS, key=jax.random.key(6), **call)
     assert first.sequences.shape != other.sequences.shape or (first.sequences != other.sequences).any()
-    with pytest.raises(InputError, match=r"jax\.random\.key"):
-        generate(GPT, PROMPTS, key="five", **call)
+    for wrong in ("five", jax.random.split(jax.random.key(0), 3)):
+        with pytest.raises(InputError, match=r"jax\.random\.key"):
+            generate(GPT, PROMPTS, key=wrong, **call)
+    for make in (generate, Session):
+        with pytest.raises(InputError, match="not both"):
+            make(GPT, PROMPTS, key=jax.random.key(5), seed=3, **call)
+
+
+def test_places_that_no_allowed_sequence_took_under_jit() -> None:
+    call = CALL | {"num_beams": 4, "num_return_sequences": 4, "allowed": allow_phrases([[9]], 31, (4, 11))}
+    ours = jax.jit(lambda prompts: generate(GPT, prompts, **call))(PROMPTS)
+    expected = generate(GPT, PROMPTS, **call)
+    np.testing.assert_array_equal(ours.sequences[:, : expected.sequences.shape[1]], expected.sequences)
+    np.testing.assert_allclose(ours.sequences_scores, expected.sequences_scores, rtol=1e-5)
+    assert np.isneginf(ours.sequences_scores).any()
 
 
 def test_what_needs_values_is_refused_inside() -> None:

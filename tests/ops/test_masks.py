@@ -1,5 +1,6 @@
 """The masks, cell by cell, and how they combine."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,3 +77,34 @@ def test_masks_refuse_what_they_cannot_draw() -> None:
         padding_mask(jnp.array([1.5]), 3)
     with pytest.raises(InputError, match="integer vector"):
         padding_mask(jnp.array([[1]]), 3)
+
+
+def test_masks_combine() -> None:
+    """As arrays do; the offset is that of the mask that has positions to look at."""
+    valid, explicit = jnp.array([[1, 1, 0, 1, 1, 1]]), jnp.arange(24).reshape(4, 6) % 5 > 0
+    masks = [
+        AttentionMask(causal=True, offset=2),
+        AttentionMask(window=(2, None), offset=2),
+        AttentionMask(key_valid=valid),
+        AttentionMask(explicit=explicit.astype(int)),
+    ]
+    for one in masks:
+        for other in masks:
+            expected = one.materialize(4, 6) & other.materialize(4, 6)
+            found = (one & other).materialize(4, 6)
+            assert found.dtype == bool
+            np.testing.assert_array_equal(*jnp.broadcast_arrays(found, expected))
+    assert (masks[2] & masks[3]).window is None
+    same = jax.jit(lambda one, other: (one & other).materialize(4, 6))(masks[0], masks[2])
+    np.testing.assert_array_equal(same, (masks[0] & masks[2]).materialize(4, 6))
+    equal = AttentionMask(causal=True, offset=jnp.array([2])) & AttentionMask(window=(1, 0), offset=jnp.array([2]))
+    assert equal.bounds == (1, 0)
+    with pytest.raises(InputError, match="different offsets"):
+        masks[0] & AttentionMask(causal=True, offset=3)
+
+
+def test_integers_in_a_mask_are_checked_where_it_is_used() -> None:
+    assert AttentionMask(key_valid=jnp.array([[0, 1]])).materialize(3, 2).dtype == bool
+    assert AttentionMask(explicit=jnp.ones((3, 2), int)).materialize(3, 2).shape == (1, 1, 3, 2)
+    with pytest.raises(InputError, match="other integers"):
+        AttentionMask(key_valid=jnp.array([[1, 2]])) & AttentionMask()

@@ -122,6 +122,38 @@ def test_flax_optimizer_updates_parameters_only() -> None:
     assert ("decoder", "positions", "embedding") not in same
 
 
+@pytest.mark.parametrize("tree", [lambda model: model, nnx.state], ids=["module", "state"])
+def test_our_optimizer_leaves_frozen_parameters_alone(tree: Callable[[Transformer], Any]) -> None:
+    """Neither a gradient nor decay moves them, nor do they count in the norm that is clipped."""
+    model = freeze(make_model(decoder=DECODER), lambda path: path[0] == "embedding")
+    params, optimizer = tree(model), make_optimizer(OptimizerConfig(weight_decay=0.5, warmup_steps=1), 9)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    before, after = by_name(model), by_name(params)
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert set(before) - moved == {("embedding", "embedding"), ("decoder", "blocks", 1, "feed_forward", "router_bias")}
+
+
+def test_a_shared_parameter_is_frozen_wherever_it_is() -> None:
+    """And any module will do: parameters without letters, with metadata of their own, in lists."""
+
+    class Two(nnx.Module):
+        def __init__(self) -> None:
+            shared = nnx.Param(jnp.ones(3), note="mine")
+            self.first, self.second = nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 3, rngs=nnx.Rngs(1))
+            self.first.bias = self.second.bias = shared
+            self.several = nnx.List([nnx.Param(jnp.zeros(2)), nnx.Param(jnp.zeros(2))])
+
+    frozen = freeze(Two(), lambda path: path == ("first", "bias") or path == ("several", 1))
+    assert isinstance(frozen.first.bias, Frozen)
+    assert frozen.first.bias is frozen.second.bias
+    assert frozen.first.bias.note == "mine"
+    assert [type(each) for each in frozen.several] == [nnx.Param, Frozen]
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "tanh"])
 def test_models_can_be_pickled_and_copied(activation: str) -> None:
     block = BlockConfig(ATTENTION, FeedForwardConfig(12, activation))
