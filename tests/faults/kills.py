@@ -9,10 +9,12 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -29,6 +31,9 @@ RUNS = {
     "bfloat16": ["--task", "copy", "--dtype", "bfloat16", *SMALL, *COMMON],
     "lm": ["--task", "lm", *TEXT, *COMMON, "--evaluate-batches", "1"],
 }
+# To start a process, multiprocessing polls all others, too. Of two threads that poll one at the same time, the second
+# finds its exit status read already and takes it for 255.
+POLLING = threading.Lock()
 PRELOADED = [
     "jaxformer.__main__",
     "jaxformer.cli.train",
@@ -75,7 +80,8 @@ class Trainings:
     def fork(self, target: Callable[..., None], *arguments: object) -> multiprocessing.Process:
         """Call a function in a process of its own."""
         process = self.context.Process(target=target, args=arguments)
-        process.start()
+        with POLLING:
+            process.start()
         return process
 
     def leave_alone(self, root: Path, kind: str) -> float:
@@ -86,7 +92,7 @@ class Trainings:
             (root / kind).mkdir()
             start = time.monotonic()
             process = self.start(root / kind, [*RUNS[kind], "--output", "run"])
-            process.join(300)
+            ended(process, 300)
             assert process.exitcode == 0, (root / kind / "log.txt").read_text()
         return time.monotonic() - start
 
@@ -100,10 +106,17 @@ class Killed:
     problem: str | None = None
 
 
+def ended(process: multiprocessing.Process, timeout: float = 0.0) -> bool:
+    """Wait for the end of a process for at most so many seconds; whether it has come."""
+    wait([process.sentinel], timeout)
+    with POLLING:
+        return process.exitcode is not None
+
+
 def wait_for_save(process: multiprocessing.Process, checkpoints: Path, patience: float) -> bool:
     """Wait until a save is under way; False if there was none in time."""
     deadline = time.monotonic() + patience
-    while process.is_alive() and time.monotonic() < deadline:
+    while not ended(process) and time.monotonic() < deadline:
         if any(checkpoints.glob("*.orbax-checkpoint-tmp*")):
             return True
         time.sleep(0.001)
@@ -122,11 +135,10 @@ def kill_until_done(trainings: Trainings, folder: Path, kind: str, seed: int, us
                 delay, aim = rng.exponential(0.02), "in a save"
             else:
                 delay, aim = rng.uniform(0, usual), "anywhere"
-            process.join(delay)
-            if process.is_alive():
+            if not ended(process, delay):
                 process.kill()
                 killed.moments.append(f"{aim} after {delay:.3f} s")
-        process.join(120)
+        ended(process, 120)
         if process.exitcode == 0:
             return killed
         if process.exitcode != -9:
