@@ -70,7 +70,7 @@ def test_readme_is_short() -> None:
 
 def test_readme_opens_generates_and_saves(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As does the guide, of a folder that the commands on the page make."""
-    (code,), (guide,) = blocks(ROOT / "README.md"), blocks(ROOT / "docs/guides/checkpoints.md")
+    (code,), guide = blocks(ROOT / "README.md"), blocks(ROOT / "docs/guides/checkpoints.md")
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     train, export = fenced_commands(ROOT / "README.md")
     program([*train, *SMALL, "--context", "48"])
@@ -81,7 +81,9 @@ def test_readme_opens_generates_and_saves(folder: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.startswith("(1, 22, ")
     assert variables["found"].sequences.shape == (1, 42)
     assert (folder / "my-copy/model.safetensors").read_bytes() == (folder / "my-gpt2/model.safetensors").read_bytes()
-    exec(guide, variables)
+    for part in guide:
+        exec(part, variables)
+    assert (folder / "my-copy/model.safetensors").read_bytes() == (folder / "my-own/model.safetensors").read_bytes()
     assert len(variables["output"].hidden_states) == len(variables["output"].attentions) + 1
     assert variables["found"].attentions is not None
 

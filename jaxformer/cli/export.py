@@ -16,10 +16,12 @@ from jaxformer.pretrained import save_pretrained
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """Arguments of the command line."""
 
     folder: tyro.conf.Positional[Path]
     """folder to write"""
+    family: Annotated[str | None, optional("NAME")] = None
+    """family to write it as, for example llama (default: the first one that has its shape)"""
     checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of the run (default: the language model that was finished last)"""
     task: Annotated[str | None, optional("NAME")] = None
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> None:
         argv,
         prog=command_line("export"),
         description="Write a trained language model as a checkpoint of the Hugging Face family whose shape it has: "
-        "GPT-2, Llama or DeepSeek-V3.",
+        "GPT-2, Llama, Qwen3, DeepSeek-V3 and others.",
     )
     if arguments.folder.exists() and (arguments.folder.is_file() or any(arguments.folder.iterdir())):
         raise InputError(f"{arguments.folder} is there already: give a folder that is not")
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"{run.folder} is no language model: only these have the shape of a family that can be written"
         )
-    lm = as_pretrained(run.model)
+    lm = as_pretrained(run.model, arguments.family)
     try:
         save_pretrained(lm, arguments.folder)
     except OSError as error:

@@ -19,7 +19,7 @@ from jaxformer.config import (
 )
 from jaxformer.errors import InputError
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import Schema, count, flag, layers, only, probability
 
 BART: Schema = {
@@ -51,56 +51,62 @@ ALIASES = {
     "hidden_size": "d_model",
     "num_hidden_layers": "encoder_layers",
 }
-# Our name -> theirs, applied in this order to "decoder.blocks.0.attention.query.weight" and its like.
-RENAMES = (
-    (r"^source_embedding\.embedding$", "model.encoder.embed_tokens.weight"),
-    (r"^head\.bias$", "final_logits_bias"),
-    (r"^head\.output\.", "lm_head."),
-    (r"^(encoder|decoder)\.", r"model.\1."),
-    (r"\.positions\.embedding$", ".embed_positions.weight"),
-    (r"\.embedding_norm\.", ".layernorm_embedding."),
-    (r"\.final_norm\.", ".layer_norm."),
-    (r"\.blocks\.", ".layers."),
-    (r"\.feed_forward_norm\.", ".final_layer_norm."),
-    (r"\.feed_forward\.up\.", ".fc1."),
-    (r"\.feed_forward\.down\.", ".fc2."),
-    (r"\.attention(?=[._])", ".self_attn"),
-    (r"\.cross(?=[._])", ".encoder_attn"),
-    (r"_attn_norm\.", "_attn_layer_norm."),
-    (r"\.query\.", ".q_proj."),
-    (r"\.key\.", ".k_proj."),
-    (r"\.value\.", ".v_proj."),
-    (r"\.output\.", ".out_proj."),
-    (r"\.scale$", ".weight"),
+ATTENTION = (Row("query", "q_proj"), Row("key", "k_proj"), Row("value", "v_proj"), Row("output", "out_proj"))
+BLOCK = (
+    Row("attention_norm", "self_attn_layer_norm"),
+    Row("cross_norm", "encoder_attn_layer_norm"),
+    Row("feed_forward_norm", "final_layer_norm"),
+    *nested("attention", "self_attn", *ATTENTION),
+    *nested("cross", "encoder_attn", *ATTENTION),
+    Row("feed_forward.up", "fc1"),
+    Row("feed_forward.down", "fc2"),
+)
+STACK = (
+    Row("positions.embedding", "embed_positions.weight"),
+    Row("embedding_norm", "layernorm_embedding"),
+    Row("final_norm", "layer_norm"),
+    *nested("blocks.#", "layers.#", *BLOCK),
+)
+ROWS = (
+    Row("source_embedding.embedding", "model.encoder.embed_tokens.weight"),
+    Row("head.output", "lm_head"),
+    Row("head.bias", "final_logits_bias", "1 V"),
+    *nested("encoder", "model.encoder", *STACK),
+    *nested("decoder", "model.decoder", *STACK),
 )
 # Ties are written once or several times, depending on the version.
 SHARED = "model.shared.weight"
 TIES = ((r"lm_head\.weight|model\.(encoder|decoder)\.embed_tokens\.weight", SHARED),)
 # Sinusoids are computed here, and stored in files of Pegasus and in old ones of Marian.
 SINUSOIDS = r"model\.(encoder|decoder)\.embed_positions\.weight"
-KINDS: dict[str, Any] = {"prefix": "model.", "rows": "final_logits_bias"}
 
 
 def bart_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a BART `config.json`: learned positions behind two reserved rows, a norm after them."""
+    """Return our configuration of a BART `config.json`.
+
+    Learned positions behind two reserved rows, a norm after them.
+    """
     hf = read_settings(hf, BART, ALIASES)
     return _configuration(hf, learned(hf), LayerNormConfig(), shared=True)
 
 
 def mbart_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of an mBART `config.json`: BART with norms before the sub-layers, and one more after them."""
+    """Return our configuration of an mBART `config.json`.
+
+    BART with norms before the sub-layers, and one more after them.
+    """
     hf = read_settings(hf, BART, ALIASES)
     return _configuration(hf, learned(hf), LayerNormConfig(), shared=True, norm_order="pre")
 
 
 def pegasus_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Pegasus `config.json`: as mBART, with sinusoids and no norm after the embedding."""
+    """Return our configuration of a Pegasus `config.json`: as mBART, with sinusoids and no norm after the embedding."""
     hf = read_settings(hf, BART, ALIASES)
     return _configuration(hf, SinusoidalPositions(layout="halves"), None, shared=True, norm_order="pre")
 
 
 def marian_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Marian `config.json`: sinusoids in halves; the two vocabularies may differ."""
+    """Return our configuration of a Marian `config.json`: sinusoids in halves; the two vocabularies may differ."""
     hf = read_settings(hf, MARIAN, ALIASES)
     shared, size = hf["share_encoder_decoder_embeddings"], hf["decoder_vocab_size"]
     if shared and size not in (None, hf["vocab_size"]):
@@ -112,18 +118,19 @@ def marian_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def bart_table(config: TransformerConfig) -> WeightTable:
-    """Where BART and Marian keep their weights."""
+    """Describe the checkpoints of BART, mBART, Pegasus and Marian."""
     if config.share_embeddings:
-        return WeightTable(((r"^embedding\.embedding$", SHARED), *RENAMES), "", TIES, **KINDS, kept=SINUSOIDS)
+        rows = (Row("embedding.embedding", SHARED), *ROWS)
+        return WeightTable(rows, ties=TIES, prefix="model.", kept=SINUSOIDS)
     decoder = "model.decoder.embed_tokens.weight"
-    renames = ((r"^embedding\.embedding$", decoder), *RENAMES)
+    rows = (Row("embedding.embedding", decoder), *ROWS)
     # Where each stack has its own, nothing reads the shared one.
     kept = rf"{SINUSOIDS}|{re.escape(SHARED)}"
-    return WeightTable(renames, "", ((r"lm_head\.weight", decoder),), **KINDS, kept=kept)
+    return WeightTable(rows, ties=((r"lm_head\.weight", decoder),), prefix="model.", kept=kept)
 
 
 def learned(hf: dict[str, Any]) -> LearnedPositions:
-    """The positions of BART and mBART: two rows are reserved."""
+    """Return the positions of BART and mBART: two rows are reserved."""
     return LearnedPositions(hf["max_position_embeddings"], offset=2)
 
 

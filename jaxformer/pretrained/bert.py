@@ -21,7 +21,7 @@ from jaxformer.config import (
 from jaxformer.errors import InputError
 from jaxformer.ops import Activation
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import (
     Schema,
     count,
@@ -86,55 +86,61 @@ RENAMED = {
     "seq_classif_dropout": "classifier_dropout",
 }
 EMBEDDINGS = (
-    (r"^embedding\.embedding$", "embeddings.word_embeddings.weight"),
-    (r"^embedding\.token_type_embedding$", "embeddings.token_type_embeddings.weight"),
-    (r"^encoder\.positions\.embedding$", "embeddings.position_embeddings.weight"),
-    (r"^encoder\.embedding_norm\.", "embeddings.LayerNorm."),
+    Row("embedding.embedding", "embeddings.word_embeddings.weight"),
+    Row("embedding.token_type_embedding", "embeddings.token_type_embeddings.weight"),
+    Row("encoder.positions.embedding", "embeddings.position_embeddings.weight"),
+    Row("encoder.embedding_norm", "embeddings.LayerNorm"),
 )
-BLOCKS = (
-    (r"^encoder\.blocks\.", "encoder.layer."),
-    (r"\.attention\.(query|key|value)\.", r".attention.self.\1."),
-    (r"\.attention\.output\.", ".attention.output.dense."),
-    (r"\.attention_norm\.", ".attention.output.LayerNorm."),
-    (r"\.feed_forward\.up\.", ".intermediate.dense."),
-    (r"\.feed_forward\.down\.", ".output.dense."),
-    (r"\.feed_forward_norm\.", ".output.LayerNorm."),
+BLOCKS = nested(
+    "encoder.blocks.#",
+    "encoder.layer.#",
+    Row("attention.query", "attention.self.query"),
+    Row("attention.key", "attention.self.key"),
+    Row("attention.value", "attention.self.value"),
+    Row("attention.output", "attention.output.dense"),
+    Row("attention_norm", "attention.output.LayerNorm"),
+    Row("feed_forward.up", "intermediate.dense"),
+    Row("feed_forward.down", "output.dense"),
+    Row("feed_forward_norm", "output.LayerNorm"),
 )
-DISTILBERT_BLOCKS = (
-    (r"^encoder\.blocks\.", "transformer.layer."),
-    (r"\.attention\.query\.", ".attention.q_lin."),
-    (r"\.attention\.key\.", ".attention.k_lin."),
-    (r"\.attention\.value\.", ".attention.v_lin."),
-    (r"\.attention\.output\.", ".attention.out_lin."),
-    (r"\.attention_norm\.", ".sa_layer_norm."),
-    (r"\.feed_forward\.up\.", ".ffn.lin1."),
-    (r"\.feed_forward\.down\.", ".ffn.lin2."),
-    (r"\.feed_forward_norm\.", ".output_layer_norm."),
+DISTILBERT_BLOCKS = nested(
+    "encoder.blocks.#",
+    "transformer.layer.#",
+    Row("attention.query", "attention.q_lin"),
+    Row("attention.key", "attention.k_lin"),
+    Row("attention.value", "attention.v_lin"),
+    Row("attention.output", "attention.out_lin"),
+    Row("attention_norm", "sa_layer_norm"),
+    Row("feed_forward.up", "ffn.lin1"),
+    Row("feed_forward.down", "ffn.lin2"),
+    Row("feed_forward_norm", "output_layer_norm"),
 )
-LEAVES = ((r"\.scale$", ".weight"),)
 BERT_HEADS = (
-    (r"^head\.transform\.linear\.", "cls.predictions.transform.dense."),
-    (r"^head\.transform\.norm\.", "cls.predictions.transform.LayerNorm."),
-    (r"^head\.bias$", "cls.predictions.bias"),
+    Row("head.transform.linear", "cls.predictions.transform.dense"),
+    Row("head.transform.norm", "cls.predictions.transform.LayerNorm"),
+    Row("head.bias", "cls.predictions.bias"),
+    Row("head.hidden", "bert.pooler.dense"),
+    Row("head.output", "classifier"),
 )
 ROBERTA_HEADS = (
-    (r"^head\.transform\.linear\.", "lm_head.dense."),
-    (r"^head\.transform\.norm\.", "lm_head.layer_norm."),
-    (r"^head\.bias$", "lm_head.bias"),
-    (r"^head\.hidden\.", "classifier.dense."),
+    Row("head.transform.linear", "lm_head.dense"),
+    Row("head.transform.norm", "lm_head.layer_norm"),
+    Row("head.bias", "lm_head.bias"),
+    Row("head.hidden", "classifier.dense"),
+    Row("head.output", "classifier.out_proj"),
 )
 DISTILBERT_HEADS = (
-    (r"^head\.transform\.linear\.", "vocab_transform."),
-    (r"^head\.transform\.norm\.", "vocab_layer_norm."),
-    (r"^head\.bias$", "vocab_projector.bias"),
-    (r"^head\.hidden\.", "pre_classifier."),
-    (r"^head\.output\.", "classifier."),
+    Row("head.transform.linear", "vocab_transform"),
+    Row("head.transform.norm", "vocab_layer_norm"),
+    Row("head.bias", "vocab_projector.bias"),
+    Row("head.hidden", "pre_classifier"),
+    Row("head.output", "classifier"),
 )
 OLD_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 
 
 def bert_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a BERT `config.json`."""
+    """Return our configuration of a BERT `config.json`."""
     hf = read_settings(hf, BERT)
     head_width(hf, "hidden_size", "num_attention_heads")
     positions = LearnedPositions(hf["max_position_embeddings"])
@@ -142,7 +148,10 @@ def bert_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def roberta_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a RoBERTa `config.json`: positions count what is not padding, behind reserved rows."""
+    """Return our configuration of a RoBERTa `config.json`.
+
+    Positions count what is not padding, behind reserved rows.
+    """
     hf = read_settings(hf, ROBERTA)
     head_width(hf, "hidden_size", "num_attention_heads")
     pad = hf["pad_token_id"]
@@ -155,7 +164,10 @@ def roberta_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def distilbert_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a DistilBERT `config.json`; its sinusoids, where it has them, are stored like others."""
+    """Return our configuration of a DistilBERT `config.json`.
+
+    Its sinusoids, where it has them, are stored like others.
+    """
     hf = read_settings(hf, DISTILBERT, ALIASES)
     head_width(hf, "dim", "n_heads")
     hf |= {ours: hf[theirs] for theirs, ours in RENAMED.items()} | {"type_vocab_size": None, "layer_norm_eps": 1e-12}
@@ -171,7 +183,10 @@ def encoder_config(
     transformed: Activation,
     classified: Activation,
 ) -> TransformerConfig:
-    """A post-norm encoder, with the head that the model's class has; the activations inside the two kinds of head."""
+    """Return a post-norm encoder, with the head that the model's class has.
+
+    transformed, classified: the activations inside the two kinds of head.
+    """
     norm = LayerNormConfig(hf["layer_norm_eps"])
     block = BlockConfig(
         AttentionConfig(hf["num_attention_heads"], dropout=hf["attention_probs_dropout_prob"]),
@@ -205,31 +220,36 @@ def encoder_config(
 
 
 def bert_table(config: TransformerConfig) -> WeightTable:
-    """Where BERT keeps its weights. Its pooler is a classifier's inner layer, or has to do with pre-training alone."""
-    heads = (*BERT_HEADS, (r"^head\.hidden\.", "bert.pooler.dense."), (r"^head\.output\.", "classifier."))
+    """Describe the checkpoints of BERT, whose pooler is a classifier's inner layer, or for pre-training alone."""
     kept = r"bert\.pooler\..*|cls\.seq_relationship\..*"
-    return table("bert.", BLOCKS, heads, kept, "cls.predictions.decoder.", "cls.predictions.bias")
+    return table("bert", BLOCKS, BERT_HEADS, kept, "cls.predictions.decoder.", "cls.predictions.bias")
 
 
 def roberta_table(config: TransformerConfig) -> WeightTable:
-    """Where RoBERTa keeps its weights."""
-    heads = (*ROBERTA_HEADS, (r"^head\.output\.", "classifier.out_proj."))
-    return table("roberta.", BLOCKS, heads, r"roberta\.pooler\..*", "lm_head.decoder.", "lm_head.bias")
+    """Describe the checkpoints of RoBERTa."""
+    return table("roberta", BLOCKS, ROBERTA_HEADS, r"roberta\.pooler\..*", "lm_head.decoder.", "lm_head.bias")
 
 
 def distilbert_table(config: TransformerConfig) -> WeightTable:
-    """Where DistilBERT keeps its weights."""
-    return table("distilbert.", DISTILBERT_BLOCKS, DISTILBERT_HEADS, "", "vocab_projector.", None)
+    """Describe the checkpoints of DistilBERT."""
+    return table("distilbert", DISTILBERT_BLOCKS, DISTILBERT_HEADS, "", "vocab_projector.", None)
 
 
-def table(prefix: str, blocks: Any, heads: Any, kept: str, decoder: str, bias: str | None) -> WeightTable:
-    """Return names with the prefix of the bare model everywhere but in the heads.
+def table(
+    name: str, blocks: tuple[Row, ...], heads: tuple[Row, ...], kept: str, decoder: str, bias: str | None
+) -> WeightTable:
+    """Return the table of an encoder.
 
-    decoder: the prefix under which files repeat the embedding as the map to the vocabulary. bias: what they repeat its
-    bias of, under the same prefix.
+    Args:
+        name: The module of the bare model, in front of all names but those of heads.
+        blocks: Rows of the blocks.
+        heads: Rows of all heads.
+        kept: As in `WeightTable`.
+        decoder: The start of names under which files repeat the embedding as the map to the vocabulary.
+        bias: The bias of that map, where files repeat it.
     """
-    renames = (*EMBEDDINGS, *blocks, (r"^(?=embeddings\.|encoder\.|transformer\.)", prefix), *heads, *LEAVES)
-    ties = [(re.escape(f"{decoder}weight"), f"{prefix}embeddings.word_embeddings.weight")]
+    body = tuple(Row(row.ours, f"{name}.{row.theirs}", row.layout) for row in (*EMBEDDINGS, *blocks))
+    ties = [(re.escape(f"{decoder}weight"), f"{name}.embeddings.word_embeddings.weight")]
     ties += [(re.escape(f"{decoder}bias"), bias)] if bias else []
-    unused = rf"{re.escape(prefix)}embeddings\.position_ids"
-    return WeightTable(renames, unused, tuple(ties), prefix=prefix, kept=kept, aliases=OLD_NAMES)
+    unused = rf"{name}\.embeddings\.position_ids"
+    return WeightTable((*body, *heads), unused, tuple(ties), prefix=f"{name}.", kept=kept, aliases=OLD_NAMES)

@@ -24,7 +24,7 @@ from jaxformer.pretrained.chat import ChatTemplate, Messages, chat_template
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass gives: logits float32 [B, T, V], and what was asked for beside them.
+    """Result of a forward pass: logits float32 [B, T, V], and intermediate results that were asked for.
 
     hidden_states: the input of each block and the stack's output, [B, T, D]; attentions: a map [B, N, T, S] per block.
     An encoder-decoder has those of each stack under names of their own, and cross-attentions. None: not asked for, or
@@ -43,7 +43,7 @@ class Output:
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """What a checkpoint folder holds: the model, its tokenizer (None: no tokenizer.json), settings for generation.
+    """Contents of a checkpoint folder: the model, its tokenizer (None: no tokenizer.json), settings for generation.
 
     settings: the folder's config.json. kept: tensors that the model has no use for, and files: what else belongs to the
     tokenizer, by name; both are saved with it. The model is a pytree of parameters like any other: train it, replace
@@ -58,7 +58,7 @@ class Pretrained:
     files: dict[str, str] = field(default_factory=dict)
 
     def quantize(self) -> "Pretrained":
-        """The same with linear maps of 8 bits, see `Transformer.quantized`: neither to be trained nor saved."""
+        """Return the same with linear maps of 8 bits, see `Transformer.quantize`: neither to be trained nor saved."""
         return replace(self, model=self.model.quantize())
 
     def __call__(
@@ -73,7 +73,7 @@ class Pretrained:
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Output:
-        """The forward pass over token ids [B, S], of which the mask (None: all ones) tells the real ones.
+        """Return the forward pass over token ids [B, S], of which the mask (None: all ones) marks the real ones.
 
         decoder_input_ids [B, T]: what the decoder of an encoder-decoder has read. token_type_ids [B, S]: which sentence
         a token is of, where the model knows several. position_ids [B, S] or [1, S]: instead of
@@ -120,7 +120,9 @@ class Pretrained:
         allowed_regex: str | Sequence[str] | None = None,
         **settings: Any,
     ) -> Generated:
-        """`jaxformer.generate` with the folder's settings, of which each may be changed; None counts as given.
+        """Generate as `jaxformer.generate` with the folder's settings, of which each may be changed.
+
+        None counts as given.
 
         Where no length is set, 20 new tokens, but no more than the model's `context` has room for.
 
@@ -189,7 +191,7 @@ class Pretrained:
         return self._chat_template.render([cast(Messages, messages)])[0]
 
     def _allowed_phrases(self, phrases: Any, config: GenerationConfig) -> Automaton | list[Automaton]:
-        """The phrases that may be said, or for each input some of its own."""
+        """Return the phrases that may be said, or for each input some of its own."""
         phrases = [phrases] if isinstance(phrases, str) else phrases
         if not is_sequence(phrases) or not phrases or not all(map(is_text, phrases)):
             wrong = shortened(repr(phrases), 60)
@@ -206,7 +208,7 @@ class Pretrained:
         return allow_phrases(ids, vocabulary, config.eos_ids)
 
     def _phrase(self, phrase: Any) -> list[int]:
-        """The token ids of a phrase."""
+        """Return the token ids of a phrase."""
         if not isinstance(phrase, str):
             return list(phrase)
         assert self.tokenizer is not None, "asked before"

@@ -49,7 +49,7 @@ SCHEMA = dict.fromkeys(SPECIAL, TOKEN) | {"chat_template": TEMPLATES}
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How a model wants conversations written.
+    """Format of a model's conversations.
 
     Attributes:
         text: The template, in the language of Jinja.

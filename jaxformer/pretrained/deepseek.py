@@ -14,11 +14,11 @@ from jaxformer.config import (
 )
 from jaxformer.errors import InputError
 from jaxformer.ops.rotary import RotaryLayout
-from jaxformer.pretrained.llama import DECODER, NORMS, RENAMES, TIES, UNUSED, decoder_config
-from jaxformer.pretrained.mixture import EXPERTS, PROJECTIONS, ROUTER, check_experts
+from jaxformer.pretrained.llama import DECODER, FEED_FORWARD, NORMS, PROJECTIONS, decoder_config, decoder_table
+from jaxformer.pretrained.mixture import EXPERTS, ROUTER, check_experts
 from jaxformer.pretrained.rope import first_given, grown, rope, rope_parameters
 from jaxformer.pretrained.settings import activation, head_width, read_settings
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import Schema, choice, count, experts, flag, integer, layers, nullable, number, only
 
 # What both may say.
@@ -69,19 +69,25 @@ V3: Schema = {
     "scoring_func": only("sigmoid"),
     "topk_method": only("noaux_tc"),
 }
-LATENTS = (
-    (r"\.attention\.down\.", ".self_attn.kv_a_proj_with_mqa."),
-    (r"\.attention\.latent_norm\.", ".self_attn.kv_a_layernorm."),
-    (r"\.attention\.(key|value)\.", ".self_attn.kv_b_proj."),
-    (r"\.attention\.query_down\.", ".self_attn.q_a_proj."),
-    (r"\.attention\.query_norm\.", ".self_attn.q_a_layernorm."),
+LATENTS = nested(
+    "attention",
+    "self_attn",
+    Row("down", "kv_a_proj_with_mqa"),
+    Row("latent_norm", "kv_a_layernorm"),
+    Row(("key", "value"), "kv_b_proj", "(N + H) R"),
+    Row("query_down", "q_a_proj"),
+    Row("query_norm", "q_a_layernorm"),
+    Row("output", "o_proj"),
 )
-SHARED = (r"\.feed_forward\.shared\.(gate|up|down)\.", r".mlp.shared_experts.\1_proj.")
-ROUTER_BIAS = (r"\.feed_forward\.router_bias$", ".mlp.gate.e_score_correction_bias")
+SHARED = nested("feed_forward.shared", "mlp.shared_experts", *PROJECTIONS)
+ROUTER_BIAS = Row("feed_forward.router_bias", "mlp.gate.e_score_correction_bias")
 
 
 def deepseek_v2_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a DeepSeek-V2 `config.json`. Weights of experts are never renormalised, whatever it says."""
+    """Return our configuration of a DeepSeek-V2 `config.json`.
+
+    Weights of experts are never renormalised, whatever it says.
+    """
     hf = read_settings(hf, V2, {"num_experts": "n_routed_experts"})
     head_width(hf, "hidden_size", "num_attention_heads")  # asked by transformers too, though nothing follows from it
     groups = {}
@@ -93,7 +99,7 @@ def deepseek_v2_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def deepseek_v3_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a DeepSeek-V3 `config.json`."""
+    """Return our configuration of a DeepSeek-V3 `config.json`."""
     hf = read_settings(hf, V3, {"num_local_experts": "n_routed_experts"})
     check_groups(hf)
     router = SigmoidRouter(hf["norm_topk_prob"], hf["n_group"], hf["topk_group"], hf["routed_scaling_factor"])
@@ -160,16 +166,10 @@ def check_groups(hf: dict[str, Any]) -> None:
 
 
 def deepseek_table(config: TransformerConfig) -> WeightTable:
-    """Where DeepSeek keeps its weights: the map from a latent has for each head its key and its value."""
+    """Describe the checkpoints of DeepSeek: the map from a latent has for each head its key and its value."""
     attention = config.main.blocks[0].attention
-    assert isinstance(attention, LatentAttentionConfig)
-    query = (r"\.attention\.query\.", ".self_attn.q_b_proj." if attention.q_lora_rank else ".self_attn.q_proj.")
+    compressed = isinstance(attention, LatentAttentionConfig) and attention.q_lora_rank
+    query = Row("attention.query", "self_attn.q_b_proj" if compressed else "self_attn.q_proj")
     further = rf"model\.layers\.{len(config.main.blocks)}\..*"  # a layer that predicts a token more, not used by itself
-    return WeightTable(
-        (*NORMS, ROUTER_BIAS, ROUTER, SHARED, EXPERTS, PROJECTIONS, *LATENTS, query, *RENAMES),
-        UNUSED,
-        TIES,
-        prefix="model.",
-        by_head=r".*\.kv_b_proj\..*",
-        kept=further,
-    )
+    mixture = (*FEED_FORWARD, ROUTER, ROUTER_BIAS, *EXPERTS, *SHARED)
+    return decoder_table(*NORMS, *LATENTS, query, *mixture, kept=further)

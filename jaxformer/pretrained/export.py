@@ -1,29 +1,45 @@
-"""Models that were trained here, as checkpoints of the family whose shape they have."""
+"""Models that were made or trained here, as checkpoints of the families whose shape they have."""
 
-from dataclasses import replace
+import math
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from jaxformer.config import (
     AnyAttentionConfig,
-    AttentionConfig,
     BlockConfig,
+    ClassifierConfig,
     FeedForwardConfig,
-    HeadConfig,
     LatentAttentionConfig,
-    LearnedPositions,
     MoEConfig,
-    SigmoidRouter,
+    NonPadPositions,
+    Rope,
+    SinusoidalPositions,
+    StackConfig,
     TransformerConfig,
     head_width,
 )
 from jaxformer.errors import InputError
 from jaxformer.generation import GenerationConfig
 from jaxformer.model import Transformer
+from jaxformer.ops import sinusoidal_positions
 from jaxformer.pretrained.bundle import Pretrained
 from jaxformer.pretrained.families import FAMILIES
-from jaxformer.pretrained.settings import ACTIVATIONS
+from jaxformer.pretrained.files import Arrays
+from jaxformer.pretrained.inverse import Settings, settings_of
+from jaxformer.pretrained.stored import as_stored
+from jaxformer.pretrained.weights import tensors_of
+
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+# Classes of transformers that are not named for their family and task.
+CLASSES = {
+    "GPT2ForCausalLM": "GPT2LMHeadModel",
+    "MarianForConditionalGeneration": "MarianMTModel",
+    "T5Model": "T5EncoderModel",
+    "MT5Model": "MT5EncoderModel",
+}
 
 
 def as_pretrained(
@@ -31,153 +47,159 @@ def as_pretrained(
     tokenizer: tokenizers.Tokenizer | None = None,
     generation: GenerationConfig | None = None,
     *,
+    family: str | None = None,
     longest: int = 2048,
 ) -> Pretrained:
-    """A model as `from_pretrained` would have opened it, to be used like one and saved for transformers.
+    """Return a model as `from_pretrained` would have opened it, to be used like one and saved for transformers.
 
-    longest: how many tokens the model is meant for, which the file says of rotary positions. Raises InputError for a
-    model that has the shape of no family: GPT-2's, Llama's and DeepSeek-V3's can be written.
+    Args:
+        model: Any model.
+        tokenizer: Its tokenizer, if it has one.
+        generation: Its defaults for `generate`.
+        family: Name of the family to be saved as, such as "llama". None: the first of `FAMILIES` that has its shape.
+        longest: Number of tokens that the model is meant for, where its positions have no table.
+
+    Raises:
+        InputError: The model has not the shape of the family, or of none.
     """
-    config = model.config
-    for describe in (gpt2_settings, llama_settings, deepseek_v3_settings):
-        settings = describe(config, longest)
-        # What a family cannot say is lost in its settings, and so found here.
-        if settings and explicit(FAMILIES[settings["model_type"]].config(settings)) == explicit(config):
+    if family is not None and family not in FAMILIES:
+        raise InputError(f"family={family!r} is not known: give one of {', '.join(FAMILIES)}")
+    generation = generation or GenerationConfig()
+    for name in FAMILIES if family is None else [family]:
+        settings = family_settings(model.config, name, generation, longest)
+        problem = misfit(model, name, settings)
+        if problem is None:
             files = {"tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast"}\n'} if tokenizer else {}
-            return Pretrained(model, tokenizer, generation or GenerationConfig(), settings, files=files)
-    raise InputError(
-        "the model has the shape of no family that can be written: those of GPT-2, Llama and DeepSeek-V3 can"
-    )
+            return Pretrained(model, tokenizer, generation, settings, sinusoids(model.config, name, settings), files)
+        if family is not None:
+            raise InputError(f"the model has not the shape of {family}: {problem}")
+    raise InputError("the model has the shape of no family: name one by `family` to see in what it differs")
 
 
-def gpt2_settings(config: TransformerConfig, _: int) -> dict[str, Any] | None:
-    """A `config.json` of GPT-2 for a model of its shape; what it says of any other need not be true."""
-    stack, block = config.main, config.main.blocks[0]
-    if not (isinstance(stack.positions, LearnedPositions) and isinstance(block.feed_forward, FeedForwardConfig)):
+def family_settings(config: TransformerConfig, name: str, generation: GenerationConfig, longest: int) -> Settings:
+    """Return the config.json of a family for a model, whether or not the model has its shape."""
+    family = FAMILIES[name]
+    tokens = {key: getattr(generation, key) for key in TOKENS}
+    tokens["eos_token_id"] = list(eos) if isinstance(eos := tokens["eos_token_id"], tuple) else eos
+    architecture = f"{family.classes}{task_of(config)}"
+    about = {"model_type": name, "architectures": [CLASSES.get(architecture, architecture)]}
+    return about | tokens | settings_of(config, family.schema, longest)
+
+
+def sinusoids(config: TransformerConfig, name: str, settings: Settings) -> Arrays:
+    """Return the tables of sinusoids, which are computed here, as transformers expects them in files."""
+    table, length, found = FAMILIES[name].table(config), settings.get("max_position_embeddings", 0), {}
+    for part, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+        tensor = table.name((part, "positions", "embedding"))
+        if tensor and stack and isinstance(stack.positions, SinusoidalPositions):
+            computed = sinusoidal_positions(length, config.dim, stack.positions.layout, stack.positions.base)
+            found[tensor] = np.asarray(computed)
+    return found
+
+
+def task_of(config: TransformerConfig) -> str:
+    """Return how transformers calls what a model with this head does."""
+    if config.head is None:
+        return "Model"
+    if isinstance(config.head, ClassifierConfig):
+        return "ForSequenceClassification"
+    if config.encoder is None:
+        return "ForCausalLM"
+    return "ForMaskedLM" if config.decoder is None else "ForConditionalGeneration"
+
+
+def misfit(model: Transformer, name: str, settings: Settings) -> str | None:
+    """Return in what a model differs from what a family makes of its settings, None if in nothing."""
+    family, config = FAMILIES[name], explicit(model.config)
+    try:
+        found = family.config(settings)
+    except InputError as error:
+        return str(error)
+    problem = difference(config, explicit(found))
+    # These follow from the weights that a file holds, not from its config.json.
+    if problem and problem.split(" is ")[0].endswith(("tied", "share_embeddings", "positions")):
+        found = as_stored(found, tensors_of(model, family.table(model.config)), family.table)
+        problem = difference(config, explicit(found))
+    return problem
+
+
+def difference(ours: Any, theirs: Any, where: str = "") -> str | None:
+    """Return the first place where two configurations differ, None if they are equal but for rounding."""
+    if is_dataclass(ours) and type(ours) is type(theirs):
+        pairs = [(f"{where}.{part.name}", part.name) for part in fields(ours)]
+        found = (difference(getattr(ours, name), getattr(theirs, name), path) for path, name in pairs)
+        return next(filter(None, found), None)
+    if isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+        found = (difference(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(ours, theirs, strict=True)))
+        return next(filter(None, found), None)
+    if isinstance(ours, float) and isinstance(theirs, float) and math.isclose(ours, theirs, rel_tol=1e-9):
         return None
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": stack.embedding.vocab_size,
-        "n_positions": stack.positions.length,
-        "n_embd": config.dim,
-        "n_layer": len(stack.blocks),
-        "n_head": block.attention.heads,
-        "n_inner": block.feed_forward.d_ff,
-        "activation_function": activation_name(block.feed_forward),
-        "resid_pdrop": block.dropout,
-        "embd_pdrop": stack.dropout,
-        "attn_pdrop": block.attention.dropout,
-        "layer_norm_epsilon": block.norm.epsilon,
-        "tie_word_embeddings": isinstance(config.head, HeadConfig) and config.head.tied,
-    }
+    return None if ours == theirs else f"{where.lstrip('.')} is {shown(ours)}, not {shown(theirs)}"
 
 
-def llama_settings(config: TransformerConfig, longest: int) -> dict[str, Any] | None:
-    """The same of Llama."""
-    block = config.main.blocks[0]
-    attention, network = block.attention, block.feed_forward
-    if not (isinstance(attention, AttentionConfig) and attention.rope and isinstance(network, FeedForwardConfig)):
-        return None
-    return common(config, network, longest) | {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "num_key_value_heads": attention.kv_heads or attention.heads,
-        "head_dim": head_width(attention, config.dim),
-        "attention_bias": attention.bias,
-        "mlp_bias": network.bias,
-    }
-
-
-def deepseek_v3_settings(config: TransformerConfig, longest: int) -> dict[str, Any] | None:
-    """The same of DeepSeek-V3."""
-    blocks = config.main.blocks
-    attention = blocks[0].attention
-    dense = [block.feed_forward for block in blocks if isinstance(block.feed_forward, FeedForwardConfig)]
-    mixtures = [block.feed_forward for block in blocks if isinstance(block.feed_forward, MoEConfig)]
-    if not (isinstance(attention, LatentAttentionConfig) and attention.rope and mixtures):
-        return None
-    mixture = mixtures[0]
-    router, hidden, shared = mixture.router, mixture.expert.d_ff, mixture.shared.d_ff if mixture.shared else None
-    if not (isinstance(router, SigmoidRouter) and hidden and shared):
-        return None
-    # Without a layer that is not a mixture, what such a layer would be like is of no account.
-    return common(config, dense[0] if dense else mixture.expert, longest) | {
-        "model_type": "deepseek_v3",
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "num_key_value_heads": attention.heads,
-        "kv_lora_rank": attention.kv_lora_rank,
-        "q_lora_rank": attention.q_lora_rank,
-        "qk_nope_head_dim": attention.qk_nope_head_dim,
-        "qk_rope_head_dim": attention.qk_rope_head_dim,
-        "v_head_dim": attention.v_head_dim or attention.qk_nope_head_dim,
-        "rope_interleave": attention.rope.layout == "interleaved",
-        "attention_bias": attention.bias,
-        "moe_intermediate_size": hidden,
-        "n_routed_experts": mixture.experts,
-        "num_experts_per_tok": mixture.top_k,
-        "n_shared_experts": shared // hidden,
-        "n_group": router.groups,
-        "topk_group": router.top_k_groups,
-        "norm_topk_prob": router.renormalize,
-        "routed_scaling_factor": router.scale,
-        "first_k_dense_replace": len(dense),
-    }
-
-
-def common(config: TransformerConfig, network: FeedForwardConfig, longest: int) -> dict[str, Any]:
-    """What Llama and its kin say alike. network: the feed-forward network of a layer."""
-    block = config.main.blocks[0]
-    assert block.attention.rope is not None, "asked before"
-    return {
-        "vocab_size": config.main.embedding.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": network.d_ff or 4 * config.dim,
-        "num_hidden_layers": len(config.main.blocks),
-        "num_attention_heads": block.attention.heads,
-        "hidden_act": activation_name(network),
-        "rms_norm_eps": block.norm.epsilon,
-        "attention_dropout": block.attention.dropout,
-        "max_position_embeddings": longest,
-        "rope_parameters": {"rope_type": "default", "rope_theta": block.attention.rope.base},
-        "tie_word_embeddings": isinstance(config.head, HeadConfig) and config.head.tied,
-    }
-
-
-def activation_name(network: FeedForwardConfig) -> str:
-    """What transformers calls the activation."""
-    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == network.activation)
+def shown(value: Any) -> str:
+    """Return a value in a few characters: configurations by the names of their classes, many by their number."""
+    if isinstance(value, tuple):
+        return f"{len(value)} of them"
+    return type(value).__name__ if is_dataclass(value) else repr(value)
 
 
 def explicit(config: TransformerConfig) -> TransformerConfig:
-    """The same model with nothing left to defaults, so that models of equal logits are equal configurations.
+    """Return the same model with nothing left to defaults, so that models of equal logits are equal configurations.
 
     What is for training alone is left out: dropout, rematerialisation. So is whether positions count slots or real
     tokens, which differs only where there is padding on the left.
     """
+    encoder = config.encoder and explicit_stack(config.encoder, config.dim)
+    decoder = config.decoder and explicit_stack(config.decoder, config.dim)
+    head = replace(config.head, dropout=0.0) if isinstance(config.head, ClassifierConfig) else config.head
+    return replace(config, encoder=encoder, decoder=decoder, head=head)
 
-    def attention(layer: AnyAttentionConfig) -> AnyAttentionConfig:
-        if isinstance(layer, LatentAttentionConfig):
-            width = layer.qk_nope_head_dim + layer.qk_rope_head_dim
-            v_head_dim, scale = layer.v_head_dim or layer.qk_nope_head_dim, layer.scale or width**-0.5
-            return replace(layer, v_head_dim=v_head_dim, scale=scale, dropout=0.0)
-        width = head_width(layer, config.dim)
-        output_bias = layer.bias if layer.output_bias is None else layer.output_bias
-        filled = {"kv_heads": layer.kv_heads or layer.heads, "head_dim": width, "scale": layer.scale or width**-0.5}
-        return replace(layer, **filled, output_bias=output_bias, dropout=0.0)
+
+def explicit_stack(stack: StackConfig, dim: int) -> StackConfig:
+    """Return a stack with nothing left to defaults."""
 
     def network(layer: FeedForwardConfig | MoEConfig) -> FeedForwardConfig | MoEConfig:
         if isinstance(layer, MoEConfig):
-            return replace(layer, shared=layer.shared and replace(layer.shared, dropout=0.0))
-        return replace(layer, d_ff=layer.d_ff or 4 * config.dim, dropout=0.0)
+            shared = layer.shared and replace(layer.shared, dropout=0.0)
+            return replace(layer, expert=replace(layer.expert, dropout=0.0), shared=shared)
+        return replace(layer, d_ff=layer.d_ff or 4 * dim, dropout=0.0)
 
     def block(layer: BlockConfig) -> BlockConfig:
-        parts = {"attention": attention(layer.attention), "feed_forward": network(layer.feed_forward)}
-        return replace(layer, **parts, dropout=0.0)
+        cross = layer.cross and explicit_attention(layer.cross, dim)
+        attention, feed_forward = explicit_attention(layer.attention, dim), network(layer.feed_forward)
+        return replace(layer, attention=attention, cross=cross, feed_forward=feed_forward, dropout=0.0)
 
-    if config.decoder is None:
-        return config
-    blocks = tuple(map(block, config.decoder.blocks))
-    training = {"dropout": 0.0, "final_dropout": 0.0, "rematerialize": False}
-    stack = replace(config.decoder, blocks=blocks, position_ids_from="slot", **training)
-    return replace(config, decoder=stack)
+    counted = isinstance(stack.position_ids_from, NonPadPositions)
+    return replace(
+        stack,
+        embedding=replace(stack.embedding, dim=stack.embedding.dim or dim),
+        blocks=tuple(map(block, stack.blocks)),
+        position_ids_from=stack.position_ids_from if counted else "slot",
+        dropout=0.0,
+        final_dropout=0.0,
+        rematerialize=False,
+    )
+
+
+def explicit_attention(layer: AnyAttentionConfig, dim: int) -> AnyAttentionConfig:
+    """Return attention with nothing left to defaults."""
+
+    def rope(width: int) -> Rope | None:
+        return layer.rope and replace(layer.rope, width=layer.rope.width or width)
+
+    if isinstance(layer, LatentAttentionConfig):
+        width = layer.qk_nope_head_dim + layer.qk_rope_head_dim
+        v_head_dim, scale = layer.v_head_dim or layer.qk_nope_head_dim, layer.scale or width**-0.5
+        return replace(layer, v_head_dim=v_head_dim, scale=scale, rope=rope(layer.qk_rope_head_dim), dropout=0.0)
+    width = head_width(layer, dim)
+    return replace(
+        layer,
+        kv_heads=layer.kv_heads or layer.heads,
+        head_dim=width,
+        scale=layer.scale or width**-0.5,
+        output_bias=layer.bias if layer.output_bias is None else layer.output_bias,
+        normed=layer.normed if layer.query_key_norm else "each head",
+        rope=rope(width),
+        dropout=0.0,
+    )

@@ -7,49 +7,60 @@ from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.pretrained import bart, bert, deepseek, gemma, gpt2, llama, mixture, neox, opt, t5
 from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import Schema
 
 
 class Family(NamedTuple):
-    """How a `config.json` becomes our configuration, and where the weights of such a model are."""
+    """A family of models.
 
+    Attributes:
+        classes: Start of the names of its classes in transformers.
+        schema: The keys of its config.json that are read.
+        config: Returns our configuration of a config.json.
+        table: Returns where the weights of such a model are.
+    """
+
+    classes: str
+    schema: Schema
     config: Callable[[dict[str, Any]], TransformerConfig]
     table: Callable[[TransformerConfig], WeightTable]
 
 
+# Of several that have the shape of a model, `as_pretrained` takes the first.
 FAMILIES = {
-    "bart": Family(bart.bart_config, bart.bart_table),
-    "bert": Family(bert.bert_config, bert.bert_table),
-    "deepseek_v2": Family(deepseek.deepseek_v2_config, deepseek.deepseek_table),
-    "deepseek_v3": Family(deepseek.deepseek_v3_config, deepseek.deepseek_table),
-    "distilbert": Family(bert.distilbert_config, bert.distilbert_table),
-    "gemma": Family(gemma.gemma_config, llama.llama_table),
-    "gemma2": Family(gemma.gemma2_config, gemma.gemma2_table),
-    "gemma3_text": Family(gemma.gemma3_config, gemma.gemma2_table),
-    "gpt2": Family(gpt2.gpt2_config, gpt2.gpt2_table),
-    "gpt_oss": Family(mixture.gpt_oss_config, mixture.gpt_oss_table),
-    "gpt_neox": Family(neox.neox_config, neox.neox_table),
-    "llama": Family(llama.llama_config, llama.llama_table),
-    "marian": Family(bart.marian_config, bart.bart_table),
-    "mbart": Family(bart.mbart_config, bart.bart_table),
-    "mistral": Family(llama.mistral_config, llama.llama_table),
-    "mixtral": Family(mixture.mixtral_config, mixture.mixtral_table),
-    "mt5": Family(t5.mt5_config, t5.t5_table),
-    "olmo2": Family(llama.olmo2_config, llama.olmo2_table),
-    "opt": Family(opt.opt_config, opt.opt_table),
-    "pegasus": Family(bart.pegasus_config, bart.bart_table),
-    "phi3": Family(llama.phi3_config, llama.phi3_table),
-    "qwen2": Family(llama.qwen2_config, llama.llama_table),
-    "qwen3": Family(llama.qwen3_config, llama.llama_table),
-    "qwen3_moe": Family(mixture.qwen3_moe_config, mixture.qwen3_moe_table),
-    "roberta": Family(bert.roberta_config, bert.roberta_table),
-    "smollm3": Family(llama.smollm3_config, llama.llama_table),
-    "t5": Family(t5.t5_config, t5.t5_table),
-    "xlm-roberta": Family(bert.roberta_config, bert.roberta_table),
+    "bart": Family("Bart", bart.BART, bart.bart_config, bart.bart_table),
+    "bert": Family("Bert", bert.BERT, bert.bert_config, bert.bert_table),
+    "deepseek_v2": Family("DeepseekV2", deepseek.V2, deepseek.deepseek_v2_config, deepseek.deepseek_table),
+    "deepseek_v3": Family("DeepseekV3", deepseek.V3, deepseek.deepseek_v3_config, deepseek.deepseek_table),
+    "distilbert": Family("DistilBert", bert.DISTILBERT, bert.distilbert_config, bert.distilbert_table),
+    "gemma": Family("Gemma", gemma.GEMMA, gemma.gemma_config, llama.llama_table),
+    "gemma2": Family("Gemma2", gemma.GEMMA2, gemma.gemma2_config, gemma.gemma2_table),
+    "gemma3_text": Family("Gemma3", gemma.GEMMA3, gemma.gemma3_config, gemma.gemma2_table),
+    "gpt2": Family("GPT2", gpt2.GPT2, gpt2.gpt2_config, gpt2.gpt2_table),
+    "gpt_oss": Family("GptOss", mixture.GPT_OSS, mixture.gpt_oss_config, mixture.gpt_oss_table),
+    "gpt_neox": Family("GPTNeoX", neox.NEOX, neox.neox_config, neox.neox_table),
+    "llama": Family("Llama", llama.LLAMA, llama.llama_config, llama.llama_table),
+    "marian": Family("Marian", bart.MARIAN, bart.marian_config, bart.bart_table),
+    "mbart": Family("MBart", bart.BART, bart.mbart_config, bart.bart_table),
+    "mistral": Family("Mistral", llama.MISTRAL, llama.mistral_config, llama.llama_table),
+    "mixtral": Family("Mixtral", mixture.MIXTRAL, mixture.mixtral_config, mixture.mixtral_table),
+    "t5": Family("T5", t5.T5, t5.t5_config, t5.t5_table),
+    "mt5": Family("MT5", t5.MT5, t5.mt5_config, t5.t5_table),
+    "olmo2": Family("Olmo2", llama.OLMO2, llama.olmo2_config, llama.olmo2_table),
+    "opt": Family("OPT", opt.OPT, opt.opt_config, opt.opt_table),
+    "pegasus": Family("Pegasus", bart.BART, bart.pegasus_config, bart.bart_table),
+    "phi3": Family("Phi3", llama.PHI3, llama.phi3_config, llama.phi3_table),
+    "qwen2": Family("Qwen2", llama.QWEN2, llama.qwen2_config, llama.llama_table),
+    "qwen3": Family("Qwen3", llama.QWEN3, llama.qwen3_config, llama.llama_table),
+    "qwen3_moe": Family("Qwen3Moe", mixture.QWEN3_MOE, mixture.qwen3_moe_config, mixture.qwen3_moe_table),
+    "roberta": Family("Roberta", bert.ROBERTA, bert.roberta_config, bert.roberta_table),
+    "smollm3": Family("SmolLM3", llama.SMOLLM3, llama.smollm3_config, llama.llama_table),
+    "xlm-roberta": Family("XLMRoberta", bert.ROBERTA, bert.roberta_config, bert.roberta_table),
 }
 
 
 def family_of(hf: dict[str, Any]) -> Family:
-    """The family that a config.json names. Raises InputError for one that is not supported."""
+    """Return the family that a config.json names. Raises InputError for one that is not supported."""
     if hf.get("model_type") not in FAMILIES:
         raise InputError(f"model_type {hf.get('model_type')!r} is not supported: known are {', '.join(FAMILIES)}")
     if quantized := hf.get("quantization_config"):

@@ -5,10 +5,17 @@ from typing import Any
 
 from jaxformer.config import AttentionConfig, RMSNormConfig, Rope, TransformerConfig
 from jaxformer.errors import InputError
-from jaxformer.pretrained.llama import DECODER, RENAMES, TIES, UNUSED, attention_config, decoder_config
+from jaxformer.pretrained.llama import (
+    ATTENTION,
+    DECODER,
+    FEED_FORWARD,
+    attention_config,
+    decoder_config,
+    decoder_table,
+)
 from jaxformer.pretrained.rope import checked_parameters, rope
 from jaxformer.pretrained.settings import LAYER_TYPES, activation_name, check_layer_types, head_width, read_settings
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable
 from jaxformer.schema import Schema, count, flag, layers, nullable, number, only
 
 # What all of them may say.
@@ -55,7 +62,10 @@ GEMMA3: Schema = {
 
 
 def gemma_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Gemma `config.json`. Old files say "gelu" and mean its tanh form, as all of them do."""
+    """Return our configuration of a Gemma `config.json`.
+
+    Old files say "gelu" and mean its tanh form, as all of them do.
+    """
     hf = read_settings(hf, GEMMA)
     if hf["hidden_act"] == "gelu":
         hf["hidden_act"] = "gelu_pytorch_tanh"
@@ -65,13 +75,18 @@ def gemma_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def gemma2_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Gemma 2 `config.json`: every other layer sees a window; scores and logits are capped."""
+    """Return our configuration of a Gemma 2 `config.json`.
+
+    Every other layer sees a window; scores and logits are capped.
+    """
     hf = read_settings(hf, GEMMA2)
     return sandwich_config(hf, lambda layer: layer % 2 == 0, lambda _: rope(hf, hf["head_dim"]))
 
 
 def gemma3_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Gemma 3 text `config.json`: most layers see a window and have faster rotary positions.
+    """Return our configuration of a Gemma 3 text `config.json`.
+
+    Most layers see a window and have faster rotary positions.
 
     Its soft cap of the scores is a setting that the model never applied.
     """
@@ -95,20 +110,22 @@ def gemma3_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def gemma2_table(config: TransformerConfig) -> WeightTable:
-    """Where Gemma 2 and 3 keep their weights: four norms in a block."""
+    """Describe the checkpoints of Gemma 2 and 3: a block has four norms."""
     norms = (
-        (r"\.attention_norm\.", ".input_layernorm."),
-        (r"\.attention_output_norm\.", ".post_attention_layernorm."),
-        (r"\.feed_forward_norm\.", ".pre_feedforward_layernorm."),
-        (r"\.feed_forward_output_norm\.", ".post_feedforward_layernorm."),
+        Row("attention_norm", "input_layernorm"),
+        Row("attention_output_norm", "post_attention_layernorm"),
+        Row("feed_forward_norm", "pre_feedforward_layernorm"),
+        Row("feed_forward_output_norm", "post_feedforward_layernorm"),
     )
-    return WeightTable((*norms, *RENAMES), UNUSED, TIES, prefix="model.")
+    return decoder_table(*norms, *ATTENTION, *FEED_FORWARD)
 
 
 def sandwich_config(
     hf: dict[str, Any], slides_by_default: Any, turned: Any, query_key_norm: RMSNormConfig | None = None
 ) -> TransformerConfig:
-    """What Gemma 2 and 3 share: norms before and after each sub-layer, windows in some layers, a scale of their own.
+    """Return what Gemma 2 and 3 share.
+
+    Norms before and after each sub-layer, windows in some layers, a scale of scores.
 
     slides_by_default: whether a layer has a window where the file does not say. turned: the rotary positions of layers
     with and without one.

@@ -14,7 +14,7 @@ from jaxformer.config import (
     TransformerConfig,
 )
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import Schema, count, flag, layers, number, only, probability
 
 GPT2: Schema = {
@@ -41,26 +41,28 @@ ALIASES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-RENAMES = (
-    (r"^embedding\.embedding$", "transformer.wte.weight"),
-    (r"^decoder\.positions\.embedding$", "transformer.wpe.weight"),
-    (r"^decoder\.final_norm\.", "transformer.ln_f."),
-    (r"^decoder\.blocks\.", "transformer.h."),
-    (r"^head\.output\.", "lm_head."),
-    (r"\.attention_norm\.", ".ln_1."),
-    (r"\.feed_forward_norm\.", ".ln_2."),
-    (r"\.attention\.(query|key|value)\.", ".attn.c_attn."),
-    (r"\.attention\.output\.", ".attn.c_proj."),
-    (r"\.feed_forward\.up\.", ".mlp.c_fc."),
-    (r"\.feed_forward\.down\.", ".mlp.c_proj."),
-    (r"\.scale$", ".weight"),
+ROWS = (
+    Row("embedding.embedding", "transformer.wte.weight"),
+    Row("decoder.positions.embedding", "transformer.wpe.weight"),
+    Row("decoder.final_norm", "transformer.ln_f"),
+    Row("head.output", "lm_head"),
+    *nested(
+        "decoder.blocks.#",
+        "transformer.h.#",
+        Row("attention_norm", "ln_1"),
+        Row("feed_forward_norm", "ln_2"),
+        Row(("attention.query", "attention.key", "attention.value"), "attn.c_attn", "D (+ N H)"),
+        Row("attention.output", "attn.c_proj", "(N H) D"),
+        Row("feed_forward.up", "mlp.c_fc", "D F"),
+        Row("feed_forward.down", "mlp.c_proj", "F D"),
+    ),
 )
 TIES = ((r"lm_head\.weight", "transformer.wte.weight"),)
 UNUSED = r"transformer\.h\.\d+\.attn\.(masked_)?bias"  # old files hold the causal mask too
 
 
 def gpt2_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a GPT-2 `config.json`."""
+    """Return our configuration of a GPT-2 `config.json`."""
     hf = read_settings(hf, GPT2, ALIASES)
     norm = LayerNormConfig(hf["layer_norm_epsilon"])
     width = head_width(hf, "n_embd", "n_head")
@@ -88,5 +90,5 @@ def gpt2_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def gpt2_table(config: TransformerConfig) -> WeightTable:
-    """Where GPT-2 keeps its weights: its blocks' linear maps as [inputs, outputs], queries, keys and values in one."""
-    return WeightTable(RENAMES, UNUSED, TIES, prefix="transformer.", as_is=r"transformer\.h\..*")
+    """Describe the checkpoints of GPT-2: linear maps of blocks are [inputs, outputs], attention's three in one."""
+    return WeightTable(ROWS, UNUSED, TIES, prefix="transformer.")

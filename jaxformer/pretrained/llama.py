@@ -32,7 +32,7 @@ from jaxformer.pretrained.settings import (
     head_width,
     read_settings,
 )
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import Schema, count, flag, integer, layers, list_of, nullable, number, only, probability
 
 # What Llama and all of its kin may say.
@@ -107,52 +107,49 @@ PHI3: Schema = {
     "sliding_window": count(None),
     "resid_pdrop": probability(0.0),
 }
-NORMS = (
-    (r"\.attention_norm\.", ".input_layernorm."),
-    (r"\.feed_forward_norm\.", ".post_attention_layernorm."),
+NORMS = (Row("attention_norm", "input_layernorm"), Row("feed_forward_norm", "post_attention_layernorm"))
+ATTENTION = nested(
+    "attention",
+    "self_attn",
+    Row("query", "q_proj"),
+    Row("key", "k_proj"),
+    Row("value", "v_proj"),
+    Row("output", "o_proj"),
+    Row("query_norm", "q_norm"),
+    Row("key_norm", "k_norm"),
 )
-RENAMES = (
-    (r"^embedding\.embedding$", "model.embed_tokens.weight"),
-    (r"^decoder\.final_norm\.", "model.norm."),
-    (r"^decoder\.blocks\.", "model.layers."),
-    (r"^head\.output\.", "lm_head."),
-    (r"\.attention\.(query|key)_norm\.", r".self_attn.\g<1>_norm."),
-    (r"_attn\.query_norm\.", "_attn.q_norm."),
-    (r"_attn\.key_norm\.", "_attn.k_norm."),
-    (r"\.attention\.query\.", ".self_attn.q_proj."),
-    (r"\.attention\.key\.", ".self_attn.k_proj."),
-    (r"\.attention\.value\.", ".self_attn.v_proj."),
-    (r"\.attention\.output\.", ".self_attn.o_proj."),
-    (r"\.feed_forward\.(gate|up|down)\.", r".mlp.\1_proj."),
-    (r"\.scale$", ".weight"),
-)
+PROJECTIONS = (Row("gate", "gate_proj"), Row("up", "up_proj"), Row("down", "down_proj"))
+FEED_FORWARD = nested("feed_forward", "mlp", *PROJECTIONS)
 TIES = ((r"lm_head\.weight", "model.embed_tokens.weight"),)
 UNUSED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # old files hold what is computed
 
 
 def llama_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Llama `config.json`."""
+    """Return our configuration of a Llama `config.json`."""
     hf = read_settings(hf, LLAMA)
     attention = attention_config(hf, bias=hf["attention_bias"], output_bias=hf["attention_bias"])
     return decoder_config(hf, lambda _: attention)
 
 
 def mistral_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Mistral `config.json`: every layer sees a window, where one is set."""
+    """Return our configuration of a Mistral `config.json`: every layer sees a window, where one is set."""
     hf = read_settings(hf, MISTRAL)
     attention = attention_config(hf, window=hf["sliding_window"])
     return decoder_config(hf, lambda _: attention)
 
 
 def qwen2_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Qwen2 `config.json`: windows in some layers, biases on all but the output projection."""
+    """Return our configuration of a Qwen2 `config.json`.
+
+    Windows in some layers, biases on all but the output projection.
+    """
     hf = read_settings(hf, QWEN2)
     check_layer_types(hf)
     return decoder_config(hf, lambda layer: attention_config(hf, bias=True, window=qwen_window(hf, layer)))
 
 
 def qwen3_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Qwen3 `config.json`: queries and keys are normalised, head by head."""
+    """Return our configuration of a Qwen3 `config.json`: queries and keys are normalised, head by head."""
     hf = read_settings(hf, QWEN3)
     check_layer_types(hf)
     bias, norm = hf["attention_bias"], RMSNormConfig(hf["rms_norm_eps"])
@@ -165,7 +162,10 @@ def qwen3_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def smollm3_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a SmolLM3 `config.json`: some layers, every fourth by default, have no positions at all."""
+    """Return our configuration of a SmolLM3 `config.json`.
+
+    Some layers, every fourth by default, have no positions at all.
+    """
     hf = read_settings(hf, SMOLLM3)
     check_layer_types(hf)
     interval, number_of_layers = hf["no_rope_layer_interval"], hf["num_hidden_layers"]
@@ -187,7 +187,10 @@ def smollm3_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def olmo2_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of an OLMo 2 `config.json`: norms after the sub-layers, and over all queries and all keys."""
+    """Return our configuration of an OLMo 2 `config.json`.
+
+    Norms after the sub-layers, and over all queries and all keys.
+    """
     hf = read_settings(hf, OLMO2)
     bias, norm = hf["attention_bias"], RMSNormConfig(hf["rms_norm_eps"])
     attention = attention_config(hf, bias=bias, output_bias=bias, query_key_norm=norm)
@@ -195,7 +198,10 @@ def olmo2_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def phi3_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Phi-3 `config.json`: Llama with fused projections, dropout of residuals and LongRoPE."""
+    """Return our configuration of a Phi-3 `config.json`.
+
+    Llama with fused projections, dropout of residuals and LongRoPE.
+    """
     hf = read_settings(hf, PHI3)
     if rope_kind(hf) not in ("default", "longrope"):
         raise InputError(f"rope_type={rope_kind(hf)!r} is not supported in Phi-3: known are default, longrope")
@@ -203,31 +209,46 @@ def phi3_config(hf: dict[str, Any]) -> TransformerConfig:
     return decoder_config(hf, lambda _: attention, dropout=hf["resid_pdrop"])
 
 
+def decoder_table(*block: Row, kept: str = "") -> WeightTable:
+    """Describe the checkpoints of a family whose names are Llama's.
+
+    Args:
+        block: The rows of a block.
+        kept: As in `WeightTable`.
+    """
+    rows = (
+        Row("embedding.embedding", "model.embed_tokens.weight"),
+        Row("decoder.final_norm", "model.norm"),
+        Row("head.output", "lm_head"),
+        *nested("decoder.blocks.#", "model.layers.#", *block),
+    )
+    return WeightTable(rows, UNUSED, TIES, prefix="model.", kept=kept)
+
+
 def llama_table(config: TransformerConfig) -> WeightTable:
-    """Where Llama and most of its kin keep their weights."""
-    return WeightTable((*NORMS, *RENAMES), UNUSED, TIES, prefix="model.")
+    """Describe the checkpoints of Llama and of most of its kin."""
+    return decoder_table(*NORMS, *ATTENTION, *FEED_FORWARD)
 
 
 def olmo2_table(config: TransformerConfig) -> WeightTable:
-    """Where OLMo 2 keeps its weights: the norms are named for what they follow."""
-    names = (
-        (r"\.attention_norm\.", ".post_attention_layernorm."),
-        (r"\.feed_forward_norm\.", ".post_feedforward_layernorm."),
-    )
-    return WeightTable((*names, *RENAMES), UNUSED, TIES, prefix="model.")
+    """Describe the checkpoints of OLMo 2: norms are named for what they follow."""
+    norms = (Row("attention_norm", "post_attention_layernorm"), Row("feed_forward_norm", "post_feedforward_layernorm"))
+    return decoder_table(*norms, *ATTENTION, *FEED_FORWARD)
 
 
 def phi3_table(config: TransformerConfig) -> WeightTable:
-    """Where Phi-3 keeps its weights: what reads the same input is one tensor."""
-    fused = (
-        (r"\.attention\.(query|key|value)\.", ".self_attn.qkv_proj."),
-        (r"\.feed_forward\.(gate|up)\.", ".mlp.gate_up_proj."),
+    """Describe the checkpoints of Phi-3: maps that read the same input share a tensor."""
+    return decoder_table(
+        *NORMS,
+        Row(("attention.query", "attention.key", "attention.value"), "self_attn.qkv_proj"),
+        Row("attention.output", "self_attn.o_proj"),
+        Row(("feed_forward.gate", "feed_forward.up"), "mlp.gate_up_proj"),
+        Row("feed_forward.down", "mlp.down_proj"),
     )
-    return WeightTable((*NORMS, *fused, *RENAMES), UNUSED, TIES, prefix="model.")
 
 
 def qwen_window(hf: dict[str, Any], layer: int) -> int | None:
-    """How many keys a layer of Qwen sees; None: all."""
+    """Return how many keys a layer of Qwen sees; None: all."""
     if not hf["use_sliding_window"] or hf["sliding_window"] is None:
         return None
     types = hf["layer_types"]
@@ -275,7 +296,10 @@ def decoder_config(
     dropout: float = 0.0,
     feed_forward: Callable[[int], FeedForwardConfig | MoEConfig] | None = None,
 ) -> TransformerConfig:
-    """A decoder with RMSNorm and a gated feed-forward network; layers may differ in their attention and in this."""
+    """Return a decoder with RMSNorm and a gated feed-forward network.
+
+    Layers may differ in their attention and in this.
+    """
     norm = norm or RMSNormConfig(hf["rms_norm_eps"])
     bias = hf.get("mlp_bias", False)
     plain = FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=bias)

@@ -12,9 +12,18 @@ from jaxformer.config import (
     TransformerConfig,
 )
 from jaxformer.errors import InputError
-from jaxformer.pretrained.llama import DECODER, NORMS, RENAMES, TIES, UNUSED, attention_config, decoder_config
+from jaxformer.pretrained.llama import (
+    ATTENTION,
+    DECODER,
+    FEED_FORWARD,
+    NORMS,
+    PROJECTIONS,
+    attention_config,
+    decoder_config,
+    decoder_table,
+)
 from jaxformer.pretrained.settings import LAYER_TYPES, activation, check_layer_types, read_settings
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import Schema, count, experts, flag, integer, layers, list_of, nullable, number, only
 
 MIXTRAL: Schema = {
@@ -75,13 +84,12 @@ YARN: dict[str, Any] = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
-ROUTER = (r"\.feed_forward\.router\.", ".mlp.gate.")
-EXPERTS = (r"\.feed_forward\.experts\.", ".mlp.experts.*.")
-PROJECTIONS = (r"\.experts\.\*\.(gate|up|down)\.", r".experts.*.\1_proj.")
+ROUTER = Row("feed_forward.router", "mlp.gate")
+EXPERTS = nested("feed_forward.experts", "mlp.experts.*", *PROJECTIONS)
 
 
 def mixtral_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Mixtral `config.json`: Mistral whose every layer is a mixture of experts."""
+    """Return our configuration of a Mixtral `config.json`: Mistral whose every layer is a mixture of experts."""
     hf = read_settings(hf, MIXTRAL, ALIASES)
     check_experts(hf)
     expert = FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=False)
@@ -91,7 +99,10 @@ def mixtral_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def qwen3_moe_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a Qwen3-MoE `config.json`: Qwen3 with experts in the layers that are not named as plain."""
+    """Return our configuration of a Qwen3-MoE `config.json`.
+
+    Qwen3 with experts in the layers that are not named as plain.
+    """
     hf = read_settings(hf, QWEN3_MOE, ALIASES)
     check_experts(hf)
     bias, norm = hf["attention_bias"], RMSNormConfig(hf["rms_norm_eps"])
@@ -110,7 +121,10 @@ def qwen3_moe_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def gpt_oss_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a gpt-oss `config.json`: windows in every other layer, sinks, experts with bounded gates."""
+    """Return our configuration of a gpt-oss `config.json`.
+
+    Windows in every other layer, sinks, experts with bounded gates.
+    """
     hf = read_settings(hf, GPT_OSS, ALIASES)
     check_experts(hf)
     check_layer_types(hf)
@@ -136,38 +150,30 @@ def check_experts(hf: dict[str, Any], experts: str = "num_local_experts") -> Non
 
 
 def mixtral_table(config: TransformerConfig) -> WeightTable:
-    """Where Mixtral keeps its weights: each expert has three matrices called w1, w2 and w3."""
-    renames = (
-        (r"\.feed_forward\.router\.", ".block_sparse_moe.gate."),
-        (r"\.feed_forward\.experts\.", ".block_sparse_moe.experts.*."),
-        (r"\.experts\.\*\.gate\.", ".experts.*.w1."),
-        (r"\.experts\.\*\.down\.", ".experts.*.w2."),
-        (r"\.experts\.\*\.up\.", ".experts.*.w3."),
+    """Describe the checkpoints of Mixtral: each expert has three matrices called w1, w2 and w3."""
+    experts = (
+        Row("experts.gate", "experts.*.w1"),
+        Row("experts.down", "experts.*.w2"),
+        Row("experts.up", "experts.*.w3"),
     )
-    return WeightTable((*NORMS, *renames, *RENAMES), UNUSED, TIES, prefix="model.")
+    mixture = nested("feed_forward", "block_sparse_moe", Row("router", "gate"), *experts)
+    return decoder_table(*NORMS, *ATTENTION, *mixture)
 
 
 def qwen3_moe_table(config: TransformerConfig) -> WeightTable:
-    """Where Qwen3-MoE keeps its weights: those of experts by their numbers."""
-    return WeightTable((*NORMS, ROUTER, EXPERTS, PROJECTIONS, *RENAMES), UNUSED, TIES, prefix="model.")
+    """Describe the checkpoints of Qwen3-MoE: experts have Llama's names behind their numbers."""
+    return decoder_table(*NORMS, *ATTENTION, *FEED_FORWARD, ROUTER, *EXPERTS)
 
 
 def gpt_oss_table(config: TransformerConfig) -> WeightTable:
-    """Where gpt-oss keeps its weights: one tensor for all experts, in which gates and other inner units alternate."""
-    renames = (
-        (r"\.feed_forward\.router\.", ".mlp.router."),
-        (r"\.feed_forward\.experts\.(?:gate|up)\.(weight|bias)$", r".mlp.experts.gate_up_proj.\1"),
-        (r"\.feed_forward\.experts\.down\.(weight|bias)$", r".mlp.experts.down_proj.\1"),
-        (r"_proj\.weight$", "_proj"),
-        (r"experts\.(\w+)_proj\.bias$", r"experts.\1_proj_bias"),
-        (r"\.attention\.sinks$", ".self_attn.sinks"),
+    """Describe the checkpoints of gpt-oss: experts share tensors, in which gates and other inner units alternate."""
+    mixture = nested(
+        "feed_forward",
+        "mlp",
+        Row("router", "router"),
+        Row(("experts.gate.weight", "experts.up.weight"), "experts.gate_up_proj", "E D (F +)"),
+        Row(("experts.gate.bias", "experts.up.bias"), "experts.gate_up_proj_bias", "E (F +)"),
+        Row("experts.down.weight", "experts.down_proj", "E F D"),
+        Row("experts.down.bias", "experts.down_proj_bias"),
     )
-    experts = r".*\.experts\.(gate_up|down)_proj(_bias)?"
-    return WeightTable(
-        (*NORMS, *renames, *RENAMES),
-        UNUSED,
-        TIES,
-        prefix="model.",
-        as_is=experts,
-        alternating=experts,
-    )
+    return decoder_table(*NORMS, *ATTENTION, Row("attention.sinks", "self_attn.sinks"), *mixture)

@@ -15,7 +15,7 @@ from jaxformer.config import (
 from jaxformer.errors import InputError
 from jaxformer.pretrained.rope import ROPE, rope
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import Schema, count, flag, layers, number, probability
 
 NEOX: Schema = {
@@ -36,18 +36,20 @@ NEOX: Schema = {
     "rotary_pct": number(0.25, 0.0, 1.0, above=True),
     "rotary_emb_base": number(10000.0, 1.0, above=True),
 }
-RENAMES = (
-    (r"^embedding\.embedding$", "gpt_neox.embed_in.weight"),
-    (r"^decoder\.final_norm\.", "gpt_neox.final_layer_norm."),
-    (r"^decoder\.blocks\.", "gpt_neox.layers."),
-    (r"^head\.output\.", "embed_out."),
-    (r"\.attention_norm\.", ".input_layernorm."),
-    (r"\.feed_forward_norm\.", ".post_attention_layernorm."),
-    (r"\.attention\.(query|key|value)\.", ".attention.query_key_value."),
-    (r"\.attention\.output\.", ".attention.dense."),
-    (r"\.feed_forward\.up\.", ".mlp.dense_h_to_4h."),
-    (r"\.feed_forward\.down\.", ".mlp.dense_4h_to_h."),
-    (r"\.scale$", ".weight"),
+ROWS = (
+    Row("embedding.embedding", "gpt_neox.embed_in.weight"),
+    Row("decoder.final_norm", "gpt_neox.final_layer_norm"),
+    Row("head.output", "embed_out"),
+    *nested(
+        "decoder.blocks.#",
+        "gpt_neox.layers.#",
+        Row("attention_norm", "input_layernorm"),
+        Row("feed_forward_norm", "post_attention_layernorm"),
+        Row(("attention.query", "attention.key", "attention.value"), "attention.query_key_value", "(N + H) D"),
+        Row("attention.output", "attention.dense"),
+        Row("feed_forward.up", "mlp.dense_h_to_4h"),
+        Row("feed_forward.down", "mlp.dense_4h_to_h"),
+    ),
 )
 # In memory, and so in what transformers says of gradients, the head has its usual name.
 ALIASES = ((r"^lm_head\.", "embed_out."),)
@@ -57,7 +59,7 @@ TIES = ((r"embed_out\.weight", "gpt_neox.embed_in.weight"),)
 
 
 def neox_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a GPT-NeoX `config.json`."""
+    """Return our configuration of a GPT-NeoX `config.json`."""
     hf = read_settings(hf, NEOX)
     # The keys of other families do not count here, as in transformers.
     hf |= {"rope_theta": hf["rotary_emb_base"], "partial_rotary_factor": hf["rotary_pct"]}
@@ -86,6 +88,5 @@ def neox_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def neox_table(config: TransformerConfig) -> WeightTable:
-    """Where GPT-NeoX keeps its weights: head by head its query, key and value, in one tensor."""
-    by_head = r".*\.query_key_value\..*"
-    return WeightTable(RENAMES, UNUSED, TIES, prefix="gpt_neox.", by_head=by_head, aliases=ALIASES)
+    """Describe the checkpoints of GPT-NeoX: one tensor has the query, key and value of each head in turn."""
+    return WeightTable(ROWS, UNUSED, TIES, prefix="gpt_neox.", aliases=ALIASES)

@@ -15,7 +15,7 @@ from jaxformer.config import (
 )
 from jaxformer.errors import InputError
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import Schema, count, flag, layers, only, probability
 
 OPT: Schema = {
@@ -36,29 +36,31 @@ OPT: Schema = {
     "layer_norm_elementwise_affine": only(True),
     "layerdrop": only(0.0),
 }
-RENAMES = (
-    (r"^embedding\.embedding$", "model.decoder.embed_tokens.weight"),
-    (r"^embedding\.projection\.", "model.decoder.project_in."),
-    (r"^head\.projection\.", "model.decoder.project_out."),
-    (r"^head\.output\.", "lm_head."),
-    (r"^decoder\.positions\.embedding$", "model.decoder.embed_positions.weight"),
-    (r"^decoder\.final_norm\.", "model.decoder.final_layer_norm."),
-    (r"^decoder\.blocks\.", "model.decoder.layers."),
-    (r"\.attention_norm\.", ".self_attn_layer_norm."),
-    (r"\.feed_forward_norm\.", ".final_layer_norm."),
-    (r"\.attention\.query\.", ".self_attn.q_proj."),
-    (r"\.attention\.key\.", ".self_attn.k_proj."),
-    (r"\.attention\.value\.", ".self_attn.v_proj."),
-    (r"\.attention\.output\.", ".self_attn.out_proj."),
-    (r"\.feed_forward\.up\.", ".fc1."),
-    (r"\.feed_forward\.down\.", ".fc2."),
-    (r"\.scale$", ".weight"),
+ROWS = (
+    Row("embedding.embedding", "model.decoder.embed_tokens.weight"),
+    Row("embedding.projection", "model.decoder.project_in"),
+    Row("decoder.positions.embedding", "model.decoder.embed_positions.weight"),
+    Row("decoder.final_norm", "model.decoder.final_layer_norm"),
+    Row("head.projection", "model.decoder.project_out"),
+    Row("head.output", "lm_head"),
+    *nested(
+        "decoder.blocks.#",
+        "model.decoder.layers.#",
+        Row("attention_norm", "self_attn_layer_norm"),
+        Row("feed_forward_norm", "final_layer_norm"),
+        Row("attention.query", "self_attn.q_proj"),
+        Row("attention.key", "self_attn.k_proj"),
+        Row("attention.value", "self_attn.v_proj"),
+        Row("attention.output", "self_attn.out_proj"),
+        Row("feed_forward.up", "fc1"),
+        Row("feed_forward.down", "fc2"),
+    ),
 )
 TIES = ((r"lm_head\.weight", "model.decoder.embed_tokens.weight"),)
 
 
 def opt_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of an OPT `config.json`. Its plain forward counts real tokens, too."""
+    """Return our configuration of an OPT `config.json`. Its plain forward counts real tokens, too."""
     hf = read_settings(hf, OPT)
     head_width(hf, "hidden_size", "num_attention_heads")
     narrow = hf["word_embed_proj_dim"] not in (None, hf["hidden_size"])
@@ -85,5 +87,5 @@ def opt_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def opt_table(config: TransformerConfig) -> WeightTable:
-    """Where OPT keeps its weights."""
-    return WeightTable(RENAMES, ties=TIES, prefix="model.")
+    """Describe the checkpoints of OPT."""
+    return WeightTable(ROWS, ties=TIES, prefix="model.")

@@ -50,20 +50,23 @@ def with_own_embeddings(config: TransformerConfig, tensors: Arrays, table: Table
             (apart, ("source_embedding", "embedding")),
         )
     )
-    if len({shared, *own}) < 3 or not all(name in tensors for name in own):
+    found = [tensors[name] for name in own if name in tensors]
+    if len({shared, *own}) < 3 or len(found) < 2:
         return config
-    first, second = (tensors[name] for name in own)
-    if np.array_equal(first, second) and np.array_equal(first, tensors.get(shared, first)):
+    first, second = found
+    if np.array_equal(first, second) and np.array_equal(first, tensors.get(shared or "", first)):
         return config
     return apart
 
 
 def with_own_head(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> TransformerConfig:
     """Return the configuration with a head of its own, where the file has one that is not the embedding again."""
-    head, embedding = (table.name(path) for path in (("head", "output", "weight"), ("embedding", "embedding")))
-    if not isinstance(config.head, HeadConfig) or not config.head.tied or head not in tensors:
+    if not isinstance(config.head, HeadConfig) or not config.head.tied:
         return config
-    if np.array_equal(tensors[head], tensors.get(embedding, tensors[head])):
+    head, embedding = (
+        tensors.get(table.name(path) or "") for path in (("head", "output", "weight"), ("embedding", "embedding"))
+    )
+    if head is None or embedding is None or np.array_equal(head, embedding):
         return config
     return replace(config, head=replace(config.head, tied=False))
 
@@ -72,7 +75,7 @@ def with_stored_positions(config: TransformerConfig, tensors: Arrays, table: Wei
     """Return the configuration with a table of positions, where the file has one that is not the sinusoids."""
 
     def as_in_file(name: str, stack: StackConfig | None) -> StackConfig | None:
-        tensor = tensors.get(table.name((name, "positions", "embedding")))
+        tensor = tensors.get(table.name((name, "positions", "embedding")) or "")
         if stack is None or tensor is None or not isinstance(stack.positions, SinusoidalPositions):
             return stack
         if tensor.ndim == 2 and tensor.shape[1] == config.dim:

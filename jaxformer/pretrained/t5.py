@@ -14,7 +14,7 @@ from jaxformer.config import (
     TransformerConfig,
 )
 from jaxformer.pretrained.settings import ACTIVATIONS, activation_name, read_settings
-from jaxformer.pretrained.weights import WeightTable
+from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import (
     Schema,
     choice,
@@ -65,27 +65,7 @@ ALIASES = {
     "num_hidden_layers": "num_layers",
     "head_dim": "d_kv",
 }
-RENAMES = (
-    (r"^embedding\.embedding$", "shared.weight"),
-    (r"^head\.output\.", "lm_head."),
-    (r"\.positions\.bias$", ".block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
-    (r"\.final_norm\.", ".final_layer_norm."),
-    (r"\.blocks\.", ".block."),
-    (r"\.attention_norm\.", ".layer.0.layer_norm."),
-    (r"\.cross_norm\.", ".layer.1.layer_norm."),
-    (r"^(encoder.*)\.feed_forward_norm\.", r"\1.layer.1.layer_norm."),
-    (r"^(decoder.*)\.feed_forward_norm\.", r"\1.layer.2.layer_norm."),
-    (r"\.attention\.", ".layer.0.SelfAttention."),
-    (r"\.cross\.", ".layer.1.EncDecAttention."),
-    (r"^(encoder.*)\.feed_forward\.", r"\1.layer.1.DenseReluDense."),
-    (r"^(decoder.*)\.feed_forward\.", r"\1.layer.2.DenseReluDense."),
-    (r"\.query\.", ".q."),
-    (r"\.key\.", ".k."),
-    (r"\.value\.", ".v."),
-    (r"\.output\.", ".o."),
-    (r"\.down\.", ".wo."),
-    (r"\.scale$", ".weight"),
-)
+ATTENTION = (Row("query", "q"), Row("key", "k"), Row("value", "v"), Row("output", "o"))
 TIES = (
     (r"lm_head\.weight", "shared.weight"),
     (r"(encoder|decoder)\.embed_tokens\.weight", "shared.weight"),
@@ -95,7 +75,7 @@ UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias
 
 
 def t5_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of a T5 `config.json`, version 1.0 or 1.1.
+    """Return our configuration of a T5 `config.json`, version 1.0 or 1.1.
 
     Files say `tie_word_embeddings` of the factor on the hidden states: a head of its own is used where there is one.
     """
@@ -105,20 +85,37 @@ def t5_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def mt5_config(hf: dict[str, Any]) -> TransformerConfig:
-    """Our configuration of an mT5 `config.json`."""
+    """Return our configuration of an mT5 `config.json`."""
     return configuration(read_settings(hf, MT5, ALIASES), head_scale=1.0)
 
 
 def t5_table(config: TransformerConfig) -> WeightTable:
-    """Where T5 keeps its weights. A gated network has its gate first."""
+    """Describe the checkpoints of T5: sub-layers are numbered, a gated network has its gate first."""
     feed_forward = config.main.blocks[0].feed_forward
     gated = isinstance(feed_forward, FeedForwardConfig) and feed_forward.gated
-    inner = ((r"\.gate\.", ".wi_0."), (r"\.up\.", ".wi_1.")) if gated else ((r"\.up\.", ".wi."),)
-    return WeightTable((*RENAMES, *inner), UNUSED, TIES)
+    inner = (Row("gate", "wi_0"), Row("up", "wi_1")) if gated else (Row("up", "wi"),)
+
+    def stack(name: str, last: int) -> tuple[Row, ...]:
+        block = (
+            Row("attention_norm", "layer.0.layer_norm"),
+            Row("cross_norm", "layer.1.layer_norm"),
+            Row("feed_forward_norm", f"layer.{last}.layer_norm"),
+            *nested("attention", "layer.0.SelfAttention", *ATTENTION),
+            *nested("cross", "layer.1.EncDecAttention", *ATTENTION),
+            *nested("feed_forward", f"layer.{last}.DenseReluDense", *inner, Row("down", "wo")),
+        )
+        return (
+            Row(f"{name}.positions.bias", f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+            Row(f"{name}.final_norm", f"{name}.final_layer_norm"),
+            *nested(f"{name}.blocks.#", f"{name}.block.#", *block),
+        )
+
+    ends = (Row("embedding.embedding", "shared.weight"), Row("head.output", "lm_head"))
+    return WeightTable((*ends, *stack("encoder", 1), *stack("decoder", 2)), UNUSED, TIES)
 
 
 def configuration(hf: dict[str, Any], head_scale: float) -> TransformerConfig:
-    """Both stacks share their embedding and their shape."""
+    """Return a model whose stacks share their embedding and their shape."""
     gated, name = feed_forward_kind(hf)
     norm, dropout = RMSNormConfig(hf["layer_norm_epsilon"]), hf["dropout_rate"]
     attention = AttentionConfig(hf["num_heads"], head_dim=hf["d_kv"], scale=1.0, bias=False, dropout=dropout)

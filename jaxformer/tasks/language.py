@@ -250,9 +250,10 @@ class LanguageTask(Task[LanguageSettings]):
         text = read_text(str(source), source, self.tokenizer, field)
         return measure(model, text, windows(text, self.settings.model.length, self.settings.batch_size))
 
-    def as_pretrained(self, model: Transformer) -> Pretrained:
-        """Return a model as a checkpoint of the Hugging Face family whose shape it has."""
-        return as_pretrained(model, self.tokenizer.backend, self.generation, longest=self.settings.model.length)
+    def as_pretrained(self, model: Transformer, family: str | None = None) -> Pretrained:
+        """Return a model as a checkpoint of a Hugging Face family, see `jaxformer.as_pretrained`."""
+        length = self.settings.model.length
+        return as_pretrained(model, self.tokenizer.backend, self.generation, family=family, longest=length)
 
 
 def has_experts(config: TransformerConfig) -> bool:

@@ -207,6 +207,12 @@ def test_export_to_a_full_disk_is_one_line(folder: Path) -> None:
     assert not list(folder.glob(".unfinished-*"))
 
 
+def test_export_says_in_what_a_model_differs_from_a_family(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"has not the shape of llama: decoder\.blocks\[0\]\.attention\.rope is None"):
+        main(["export", "hf", "--checkpoint", "runs/lm", "--family", "llama"])
+    assert not Path("hf").exists()
+
+
 @pytest.mark.slow
 def test_the_model_with_experts_trains_resumes_and_is_exported(
     folder: Path, capsys: pytest.CaptureFixture[str]

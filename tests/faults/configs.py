@@ -24,7 +24,7 @@ from hf_pairs import BOUND, distance
 from tally import Tally, main
 
 from jaxformer.errors import InputError
-from jaxformer.pretrained import from_pretrained
+from jaxformer.pretrained import Pretrained, as_pretrained, from_pretrained
 
 Settings = dict[str, Any]
 LENGTH = 13  # beyond every window and every original context of the tiny models
@@ -305,7 +305,8 @@ def outcome(case: Case, folder: Path, *, compiled: bool = True) -> str:
     given = inputs(model)
     try:
         with nullcontext() if compiled else jax.disable_jit():
-            ours = np.asarray(from_pretrained(folder)(**given).logits)
+            lm = from_pretrained(folder)
+            ours = np.asarray(lm(**given).logits)
     except InputError as error:
         named = any(re.search(rf"\b{key}\b", str(error)) for key in case.made | case.written)
         return "refused" if named else f"refused without the key: {error}"
@@ -319,7 +320,16 @@ def outcome(case: Case, folder: Path, *, compiled: bool = True) -> str:
     if gap > BOUND:  # some settings multiply rounding: theirs is then as far from its own answer in float64
         rounding = distance(theirs, logits_of(model.double()), chosen)
         gap = 0.0 if gap <= 4 * rounding else gap
-    return "equal" if gap <= BOUND else f"differs by {gap:.1e}"
+    return written(lm) or ("equal" if gap <= BOUND else f"differs by {gap:.1e}")
+
+
+def written(lm: Pretrained) -> str | None:
+    """Return what is lost where the settings are made of the model alone, None if nothing is."""
+    try:
+        as_pretrained(lm.model, family=lm.settings["model_type"])
+    except InputError as error:
+        return f"cannot be written: {error}"
+    return None
 
 
 def logits_of(model: Any) -> np.ndarray:

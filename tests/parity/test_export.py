@@ -2,19 +2,23 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from flax import nnx
 from hf_models import EAGER
-from hf_pairs import assert_close
+from hf_pairs import SAVERS, assert_close, make_batch, open_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jaxformer import InputError, Transformer, as_pretrained, decoder_only, from_pretrained, save_pretrained
-from jaxformer.config import TransformerConfig
+from jaxformer.config import AttentionConfig, TransformerConfig
 from jaxformer.data import train_tokenizer
+from jaxformer.layers import TransposedLinear, replace_linear
 from jaxformer.presets import deepseek_tiny, encoder_only, modern_decoder_only, rematerialised
+from jaxformer.pretrained import FAMILIES
 
 DEEPSEEK = deepseek_tiny(40, dropout=0.1)
 
@@ -48,8 +52,60 @@ def test_transformers_opens_what_was_made_here(family: str, config: TransformerC
     assert AutoTokenizer.from_pretrained(tmp_path)("lazy fox").input_ids == tokenizer.encode("lazy fox").ids
 
 
+@pytest.mark.parametrize("name", SAVERS)
+def test_every_family_is_written_from_the_model_alone(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    pair = open_pair(name, tmp_path / "theirs")
+    family = pair.ours.settings["model_type"]
+    lm = as_pretrained(pair.ours.model, generation=pair.ours.generation, family=family)
+    save_pretrained(lm, tmp_path / "ours")
+    (architecture,) = lm.settings["architectures"]
+    assert architecture == type(pair.theirs).__name__
+    opener: Any = getattr(transformers, architecture)
+    again, info = opener.from_pretrained(tmp_path / "ours", output_loading_info=True, **EAGER)
+    assert not info["mismatched_keys"]
+    assert not info["unexpected_keys"]
+    assert all("pooler." in key for key in info["missing_keys"])  # of bare encoders, which nothing here reads
+    batch = {name: torch.tensor(array) for name, array in make_batch(pair, rng).items()}
+    with torch.no_grad():
+        before, after = (model.eval()(**batch) for model in (pair.theirs, again))
+    assert_close(after[0].numpy(), before[0])
+
+
+def test_every_family_is_among_them() -> None:
+    names = {name.split("-unusual")[0].replace("-", "").replace("_", "") for name in SAVERS}
+    for family in FAMILIES:
+        name = family.removesuffix("_text").replace("-", "").replace("_", "")
+        assert any(known.startswith(name) for known in names), family
+
+
 def test_other_shapes_are_refused() -> None:
     softcapped = dataclasses.replace(SHAPES["gpt2"], head=dataclasses.replace(SHAPES["gpt2"].head, softcap=3.0))
     for config in (encoder_only(40, length=19, dim=24, layers=1, heads=3), softcapped):
         with pytest.raises(InputError, match="the shape of no family"):
             as_pretrained(Transformer(config, rngs=nnx.Rngs(0)))
+
+
+def test_what_does_not_fit_a_family_is_named() -> None:
+    model = Transformer(SHAPES["gpt2"], rngs=nnx.Rngs(0))
+    with pytest.raises(
+        InputError, match=r"not the shape of llama: decoder\.blocks\[0\]\.attention\.rope is None, not Rope"
+    ):
+        as_pretrained(model, family="llama")
+    with pytest.raises(InputError, match="family='gpt3' is not known: give one of bart, "):
+        as_pretrained(model, family="gpt3")
+    blocks = tuple(
+        dataclasses.replace(block, attention=AttentionConfig(3, sinks=True)) for block in SHAPES["gpt2"].decoder.blocks
+    )
+    sinks = dataclasses.replace(SHAPES["gpt2"], decoder=dataclasses.replace(SHAPES["gpt2"].decoder, blocks=blocks))
+    with pytest.raises(InputError, match=r"decoder\.blocks\[0\]\.attention\.sinks is True, not False"):
+        as_pretrained(Transformer(sinks, rngs=nnx.Rngs(0)), family="gpt2")
+
+
+def test_weights_laid_out_for_decoding_are_not_written(tmp_path: Path) -> None:
+    model = Transformer(SHAPES["llama"], rngs=nnx.Rngs(0))
+    lm = as_pretrained(model)
+    transposed = nnx.clone(model)
+    replace_linear(transposed, TransposedLinear, lambda *_: True)
+    prepared = dataclasses.replace(lm, model=transposed)
+    with pytest.raises(InputError, match="laid out for decoding are not written"):
+        save_pretrained(prepared, tmp_path)

@@ -1,0 +1,344 @@
+"""From our configuration to the settings of a config.json: the inverse of all families' functions at once.
+
+Families name the same few properties differently. What each key means is said here once, and a family takes the keys
+that it reads. Nothing is lost silently, because `as_pretrained` reads the settings back and compares.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jaxformer.config import (
+    AnyAttentionConfig,
+    ClassifierConfig,
+    DynamicScaling,
+    FeedForwardConfig,
+    HeadConfig,
+    LatentAttentionConfig,
+    LearnedPositions,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    MoEConfig,
+    NonPadPositions,
+    Rope,
+    SoftmaxRouter,
+    StackConfig,
+    TransformerConfig,
+    YarnScaling,
+    head_width,
+)
+from jaxformer.ops import Activation
+from jaxformer.pretrained.settings import ACTIVATIONS
+from jaxformer.schema import Schema
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Properties of a model that keys of a config.json ask for; None where a model has no such thing.
+
+    Attributes:
+        config: The configuration of the model.
+        longest: Number of tokens that the model is meant for, where its positions have no table.
+    """
+
+    config: TransformerConfig
+    longest: int
+
+    @property
+    def stack(self) -> StackConfig:
+        """The stack that logits come from."""
+        return self.config.main
+
+    @property
+    def first(self) -> StackConfig:
+        """The encoder, or the only stack."""
+        return self.config.encoder or self.stack
+
+    @cached_property
+    def attentions(self) -> list[AnyAttentionConfig]:
+        """The attention of each block."""
+        return [block.attention for block in self.stack.blocks]
+
+    @property
+    def attention(self) -> AnyAttentionConfig:
+        """The attention of the first block."""
+        return self.attentions[0]
+
+    @property
+    def head_width(self) -> int | None:
+        """The width of a head."""
+        if isinstance(self.attention, LatentAttentionConfig):
+            return None
+        return head_width(self.attention, self.config.dim)
+
+    @cached_property
+    def mixture(self) -> MoEConfig | None:
+        """The first mixture of experts."""
+        networks = (block.feed_forward for block in self.stack.blocks)
+        return next((network for network in networks if isinstance(network, MoEConfig)), None)
+
+    @cached_property
+    def network(self) -> FeedForwardConfig:
+        """The first plain feed-forward network; an expert where there is none."""
+        networks = [block.feed_forward for block in self.stack.blocks]
+        experts = [network.expert for network in networks if isinstance(network, MoEConfig)]
+        return next((network for network in networks if isinstance(network, FeedForwardConfig)), *experts[:1])
+
+    @property
+    def d_ff(self) -> int:
+        """The inner width of that network."""
+        return self.network.d_ff or 4 * self.config.dim
+
+    @cached_property
+    def windows(self) -> list[int | None]:
+        """The window of each block."""
+        return [getattr(attention, "window", None) for attention in self.attentions]
+
+    @property
+    def window(self) -> int | None:
+        """The first window."""
+        return next((window for window in self.windows if window is not None), None)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What each block sees, in transformers' words."""
+        return ["full_attention" if window is None else "sliding_attention" for window in self.windows]
+
+    @property
+    def plain_blocks(self) -> list[int]:
+        """The blocks without experts."""
+        return [i for i, block in enumerate(self.stack.blocks) if isinstance(block.feed_forward, FeedForwardConfig)]
+
+    @cached_property
+    def rope(self) -> Rope | None:
+        """The first rotary positions of a block that sees everything, or else of any."""
+        everywhere = [block for block, window in enumerate(self.windows) if window is None]
+        order = [*everywhere, *range(len(self.windows))]
+        return next((rope for block in order if (rope := self.attentions[block].rope)), None)
+
+    @property
+    def head(self) -> HeadConfig | None:
+        """The map to the vocabulary."""
+        return self.config.head if isinstance(self.config.head, HeadConfig) else None
+
+    @property
+    def classifier(self) -> ClassifierConfig | None:
+        """The map to classes."""
+        return self.config.head if isinstance(self.config.head, ClassifierConfig) else None
+
+    @property
+    def length(self) -> int:
+        """The number of positions that a file gives."""
+        positions, scaling = self.stack.positions, self.rope.scaling if self.rope else None
+        if isinstance(positions, LearnedPositions):
+            counted = isinstance(self.stack.position_ids_from, NonPadPositions)
+            return positions.length + (positions.offset if counted else 0)
+        return scaling.length if isinstance(scaling, DynamicScaling) else self.longest
+
+
+def names_of(*names: str, value: Callable[[Shape], Any]) -> dict[str, Callable[[Shape], Any]]:
+    """Return a property under each of its names."""
+    return dict.fromkeys(names, value)
+
+
+def of_attention(field: str) -> Callable[[Shape], Any]:
+    """Return how to read a field of the attention of the first block, None in attention of another kind."""
+    return lambda shape: getattr(shape.attention, field, None)
+
+
+def of_router(field: str) -> Callable[[Shape], Any]:
+    """Return how to read a field of the router of experts, None in models without."""
+    return lambda shape: getattr(shape.mixture.router, field, None) if shape.mixture else None
+
+
+KEYS: Mapping[str, Callable[[Shape], Any]] = {
+    # The model.
+    **names_of("hidden_size", "d_model", "n_embd", "dim", value=lambda shape: shape.config.dim),
+    "vocab_size": lambda shape: shape.first.embedding.vocab_size,
+    "decoder_vocab_size": lambda shape: shape.stack.embedding.vocab_size,
+    "share_encoder_decoder_embeddings": lambda shape: shape.config.share_embeddings,
+    "word_embed_proj_dim": lambda shape: shape.stack.embedding.dim or shape.config.dim,
+    "type_vocab_size": lambda shape: shape.stack.embedding.types,
+    "scale_embedding": lambda shape: shape.stack.embedding.scale,
+    **names_of(
+        *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"),
+        value=lambda shape: len(shape.first.blocks),
+    ),
+    **names_of("num_decoder_layers", "decoder_layers", value=lambda shape: len(shape.stack.blocks)),
+    **names_of("max_position_embeddings", "n_positions", value=lambda shape: shape.length),
+    "relative_attention_num_buckets": lambda shape: getattr(shape.stack.positions, "buckets", None),
+    "relative_attention_max_distance": lambda shape: getattr(shape.stack.positions, "max_distance", None),
+    "pad_token_id": lambda shape: getattr(shape.stack.position_ids_from, "pad_id", None),
+    # Attention.
+    **names_of("num_attention_heads", "n_head", "n_heads", "num_heads", value=of_attention("heads")),
+    "encoder_attention_heads": lambda shape: shape.first.blocks[0].attention.heads,
+    "decoder_attention_heads": of_attention("heads"),
+    "num_key_value_heads": lambda shape: getattr(shape.attention, "kv_heads", None) or shape.attention.heads,
+    **names_of("head_dim", "d_kv", value=lambda shape: shape.head_width),
+    **names_of("attention_bias", "enable_bias", value=of_attention("bias")),
+    "attn_logit_softcapping": of_attention("softcap"),
+    "query_pre_attn_scalar": lambda shape: inverse_square(shape.attention.scale),
+    "scale_attn_weights": lambda shape: shape.attention.scale != 1.0,
+    "scale_attn_by_inverse_layer_idx": lambda shape: len({layer.scale for layer in shape.attentions}) > 1,
+    "sliding_window": lambda shape: shape.window,
+    "use_sliding_window": lambda shape: shape.window is not None,
+    "layer_types": lambda shape: shape.layer_types,
+    "no_rope_layers": lambda shape: [int(layer.rope is not None) for layer in shape.attentions],
+    **{name: of_attention(name) for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")},
+    "v_head_dim": lambda shape: of_attention("v_head_dim")(shape) or of_attention("qk_nope_head_dim")(shape),
+    "rope_interleave": lambda shape: shape.rope and shape.rope.layout == "interleaved",
+    "rope_parameters": lambda shape: shape.rope and rope_parameters(shape, shape.rope),
+    "original_max_position_embeddings": lambda shape: shape.rope and getattr(shape.rope.scaling, "length", None),
+    "rotary_emb_base": lambda shape: shape.rope and shape.rope.base,
+    "rotary_pct": lambda shape: shape.rope and rotated_share(shape, shape.rope),
+    # Feed-forward networks and mixtures of experts.
+    **names_of("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", value=lambda shape: shape.d_ff),
+    "encoder_ffn_dim": lambda shape: getattr(shape.first.blocks[0].feed_forward, "d_ff", None) or 4 * shape.config.dim,
+    "decoder_ffn_dim": lambda shape: shape.d_ff,
+    **names_of(
+        *("hidden_act", "activation_function", "hidden_activation", "activation", "dense_act_fn"),
+        value=lambda shape: activation_name(shape.network.activation),
+    ),
+    "feed_forward_proj": lambda shape: f"{'gated-' * shape.network.gated}{activation_name(shape.network.activation)}",
+    "is_gated_act": lambda shape: shape.network.gated,
+    "mlp_bias": lambda shape: ((shape.mixture and shape.mixture.shared) or shape.network).bias,
+    "swiglu_limit": lambda shape: shape.network.limit,
+    "moe_intermediate_size": lambda shape: shape.mixture and shape.mixture.expert.d_ff,
+    **names_of("num_local_experts", "n_routed_experts", value=lambda shape: shape.mixture and shape.mixture.experts),
+    "num_experts_per_tok": lambda shape: shape.mixture.top_k if shape.mixture else 1,
+    "n_shared_experts": lambda shape: shape.mixture and shared_experts(shape.mixture),
+    "mlp_only_layers": lambda shape: shape.plain_blocks,
+    "first_k_dense_replace": lambda shape: len(shape.plain_blocks),
+    "scoring_func": lambda shape: shape.mixture and ("softmax" if is_softmax(shape.mixture) else "sigmoid"),
+    "topk_method": lambda shape: shape.mixture and selection_method(shape.mixture),
+    "n_group": of_router("groups"),
+    "topk_group": of_router("top_k_groups"),
+    "norm_topk_prob": of_router("renormalize"),
+    "routed_scaling_factor": of_router("scale"),
+    # Blocks.
+    **names_of(
+        *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"),
+        value=lambda shape: shape.stack.blocks[0].norm.epsilon,
+    ),
+    "do_layer_norm_before": lambda shape: shape.stack.blocks[0].norm_order == "pre",
+    "_remove_final_layer_norm": lambda shape: shape.stack.final_norm is None,
+    "use_parallel_residual": lambda shape: shape.stack.blocks[0].parallel,
+    # The head.
+    "tie_word_embeddings": lambda shape: shape.head and shape.head.tied,
+    "final_logit_softcapping": lambda shape: shape.head and shape.head.softcap,
+    "scale_decoder_outputs": lambda shape: shape.head and shape.head.scale != 1.0,
+    "id2label": lambda shape: (
+        shape.classifier and {str(number): f"LABEL_{number}" for number in range(shape.classifier.classes)}
+    ),
+    # Rates of dropout.
+    **names_of(
+        *("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"),
+        value=of_attention("dropout"),
+    ),
+    **names_of(
+        *("resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "dropout", "dropout_rate"),
+        value=lambda shape: shape.stack.blocks[0].dropout,
+    ),
+    "embd_pdrop": lambda shape: shape.stack.dropout,
+    "activation_dropout": lambda shape: shape.network.dropout,
+    **names_of(
+        *("classifier_dropout", "seq_classif_dropout"),
+        value=lambda shape: shape.classifier and shape.classifier.dropout,
+    ),
+}
+
+
+def settings_of(config: TransformerConfig, schema: Schema, longest: int) -> Settings:
+    """Return what the keys of a schema are for a model; a key that the model has no value for is left out.
+
+    Args:
+        config: The configuration of the model, which need not be of the family.
+        schema: What a family reads.
+        longest: Number of tokens that the model is meant for, where its positions have no table.
+    """
+    shape = Shape(config, longest)
+    values = {key: KEYS[key](shape) for key in schema if key in KEYS}
+    settings = {
+        key: value
+        for key, value in values.items()
+        if schema[key].accepts(value) and (value, schema[key].default) != (None, None)
+    }
+    if "rope_local_base_freq" in schema and shape.rope:  # Gemma 3 has a kind of positions for each type of layer
+        local = next((layer.rope for layer in shape.attentions if getattr(layer, "window", None)), None)
+        kinds = {"full_attention": shape.rope, "sliding_attention": local or shape.rope}
+        settings["rope_parameters"] = {name: rope_parameters(shape, rope) for name, rope in kinds.items()}
+    return settings
+
+
+def rope_parameters(shape: Shape, rope: Rope) -> Settings:
+    """Return rotary positions as today's files give them, see `jaxformer.pretrained.rope`."""
+    found: Settings = {"rope_theta": rope.base}
+    if rope.width is not None:
+        found["partial_rotary_factor"] = rotated_share(shape, rope)
+    match rope.scaling:
+        case None:
+            return {"rope_type": "default"} | found
+        case LinearScaling(factor):
+            return {"rope_type": "linear", "factor": factor} | found
+        case DynamicScaling(factor):
+            return {"rope_type": "dynamic", "factor": factor} | found
+        case Llama3Scaling(factor, low, high, length):
+            ramp = {"low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": length}
+            return {"rope_type": "llama3", "factor": factor} | ramp | found
+        case LongRopeScaling(short, long, length, attention_factor):
+            factors = {"short_factor": list(short), "long_factor": list(long), "attention_factor": attention_factor}
+            return {"rope_type": "longrope", "original_max_position_embeddings": length} | factors | found
+        case YarnScaling(factor, length, beta_fast, beta_slow, truncate, attention_factor):
+            ramp = {"beta_fast": beta_fast, "beta_slow": beta_slow, "truncate": truncate}
+            reach = {"factor": factor, "original_max_position_embeddings": length, "attention_factor": attention_factor}
+            return {"rope_type": "yarn"} | reach | ramp | growth(shape.attention, factor) | found
+
+
+def growth(attention: AnyAttentionConfig, factor: float) -> Settings:
+    """Return how much DeepSeek raises scores for a text `factor` times as long: the inverse of what it reads."""
+    if not isinstance(attention, LatentAttentionConfig) or attention.scale is None or factor <= 1:
+        return {}
+    raised = math.sqrt(attention.scale * math.sqrt(attention.qk_nope_head_dim + attention.qk_rope_head_dim))
+    return {"mscale_all_dim": max(0.0, round((raised - 1) / (0.1 * math.log(factor)), 9))}
+
+
+def rotated_share(shape: Shape, rope: Rope) -> float:
+    """Return which share of a head is rotated."""
+    return 1.0 if rope.width is None or shape.head_width is None else rope.width / shape.head_width
+
+
+def inverse_square(scale: float | None) -> float | None:
+    """Return the number whose inverse root is the scale of scores, a whole one where that is exact."""
+    if not scale:
+        return None
+    whole = round(scale**-2)
+    return whole if whole > 0 and whole**-0.5 == scale else scale**-2
+
+
+def activation_name(activation: Activation) -> str | None:
+    """Return what transformers calls an activation, None if it has none of the kind."""
+    return next((theirs for theirs, ours in ACTIVATIONS.items() if ours == activation), None)
+
+
+def is_softmax(mixture: MoEConfig) -> bool:
+    """Return whether a softmax gives the weights of experts."""
+    return isinstance(mixture.router, SoftmaxRouter)
+
+
+def selection_method(mixture: MoEConfig) -> str:
+    """Return DeepSeek's name of how experts are selected."""
+    if not is_softmax(mixture):
+        return "noaux_tc"
+    return "greedy" if mixture.router.groups == 1 else "group_limited_greedy"
+
+
+def shared_experts(mixture: MoEConfig) -> int | None:
+    """Return how many experts the shared network is as wide as."""
+    if mixture.shared is None or mixture.shared.d_ff is None or not mixture.expert.d_ff:
+        return None
+    return mixture.shared.d_ff // mixture.expert.d_ff
