@@ -32,7 +32,7 @@ BUSY = 5.0  # seconds for a thread to begin on a busy machine
 
 @dataclass
 class Farewell:
-    """What is left to do when the process ends early.
+    """Things left to do when the process ends early.
 
     Attributes:
         in_line: Whether standard output is in the middle of a line.

@@ -39,7 +39,7 @@ from jaxformer.ops import AttentionMask, as_mask
 
 
 class ModelOutput(NamedTuple):
-    """What a model returns with `return_intermediates=True`.
+    """Result of a model with `return_intermediates=True`.
 
     Attributes:
         logits: float32 [B, T, V]; of a classifier [B, classes]; the hidden states where the model has no head.
@@ -187,7 +187,7 @@ class Transformer(nnx.Module):
         return output.states, cache
 
     def logits(self, hidden: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Float32 logits [..., V] of hidden states [..., D]; the states themselves where the model has no head.
+        """Return float32 logits [..., V] of hidden states [..., D]; the states themselves where the model has no head.
 
         A classifier gives [B, classes] for states [B, S, D], and drops inner units where it has a `dropout_key`.
         """
@@ -262,7 +262,7 @@ class Transformer(nnx.Module):
         return self.logits(last), dataclasses.replace(cache, length=length)
 
     def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Logits [B, V] of the token after the next tokens [B, T], and the new cache: what the decoding loops call.
+        """Return logits [B, V] of the token after the next tokens [B, T], and the new cache: what decoding loops call.
 
         LongRoPE changes its frequencies at a length. The token that crosses it has all tokens read again, so that what
         follows sees them as the model would have from the start (as `generate()` of Hugging Face does for Phi-3).
@@ -377,15 +377,15 @@ class OneKey(nnx.Rngs):
         self.key = jax.random.key(0)
 
     def params(self) -> jax.Array:
-        """Always the same key."""
+        """Return always the same key."""
         return self.key
 
 
 def abstract_model(config: TransformerConfig) -> Transformer:
-    """The model with shapes and types in place of its parameters."""
+    """Return the model with shapes and types in place of its parameters."""
     return nnx.eval_shape(lambda: Transformer(config, rngs=OneKey()))
 
 
 def positions_limit(stack: StackConfig | None) -> int | None:
-    """How many positions a stack has; None: no limit."""
+    """Return the number of positions of a stack; None: no limit."""
     return stack.positions.length if stack and isinstance(stack.positions, LearnedPositions) else None

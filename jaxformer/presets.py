@@ -34,7 +34,7 @@ def encoder_decoder(
     norm_order: NormOrder = "post",
     dropout: float = 0.1,
 ) -> TransformerConfig:
-    """The encoder-decoder of the paper, with its figure-1 blocks and sinusoidal positions.
+    """Return the encoder-decoder of the paper, with its figure-1 blocks and sinusoidal positions.
 
     One vocabulary (`source_vocab_size` None) shares one table between encoder, decoder and output, section 3.4. Pre-LN
     stacks end in a norm, because nothing else would bound the sum that leaves them.
@@ -56,26 +56,31 @@ def encoder_decoder(
 
 
 def paper_base(vocab_size: int = 37000) -> TransformerConfig:
-    """The base model of table 3: 6 + 6 layers of width 512, 8 heads, inner width 2048; 63 million parameters."""
+    """Return the base model of table 3: 6 + 6 layers of width 512, 8 heads, inner width 2048; 63 million parameters."""
     return encoder_decoder(vocab_size)
 
 
 def paper_big(vocab_size: int = 37000) -> TransformerConfig:
-    """The big model of table 3: 6 + 6 layers of width 1024, 16 heads, inner width 4096; 214 million parameters."""
+    """Return the big model of table 3.
+
+    It has 6 + 6 layers of width 1024, 16 heads, inner width 4096; 214 million parameters.
+    """
     return encoder_decoder(vocab_size, dim=1024, heads=16, dropout=0.3)
 
 
 def decoder_only(
     vocab_size: int, *, length: int, dim: int, layers: int, heads: int, dropout: float = 0.0
 ) -> TransformerConfig:
-    """A language model shaped as GPT-2: pre-LN, GELU, learned positions for `length` tokens, tied output."""
+    """Return a language model shaped as GPT-2: pre-LN, GELU, learned positions for `length` tokens, tied output."""
     return TransformerConfig(dim, decoder=_pre_norm_stack(vocab_size, length, layers, heads, dropout))
 
 
 def modern_decoder_only(
     vocab_size: int, *, dim: int, layers: int, heads: int, kv_heads: int, dropout: float = 0.0
 ) -> TransformerConfig:
-    """A language model shaped as Llama: rotary positions, RMSNorm, SwiGLU, grouped-query heads, no biases, tied output.
+    """Return a language model shaped as Llama.
+
+    Rotary positions, RMSNorm, SwiGLU, grouped-query heads, no biases, tied output.
 
     The gated feed-forward network has three matrices where the plain one has two: an inner width of 8/3 x the model's,
     rounded up to a multiple of 32, makes them as large. Rotary positions have no table, so any length can be read.
@@ -92,7 +97,10 @@ def modern_decoder_only(
 def encoder_only(
     vocab_size: int, *, length: int, dim: int, layers: int, heads: int, dropout: float = 0.0
 ) -> TransformerConfig:
-    """A bidirectional encoder with learned positions and logits for every token: what masked-language models train."""
+    """Return a bidirectional encoder with learned positions and logits for every token.
+
+    Masked-language models are trained like this.
+    """
     return TransformerConfig(dim, encoder=_pre_norm_stack(vocab_size, length, layers, heads, dropout))
 
 
@@ -110,27 +118,27 @@ def _pre_norm_stack(vocab_size: int, length: int, layers: int, heads: int, dropo
 
 
 def gpt2(vocab_size: int = 50257, length: int = 1024, dropout: float = 0.1) -> TransformerConfig:
-    """The shape of GPT-2 small: 12 layers of width 768, 12 heads, 1024 positions, 124 million parameters."""
+    """Return the shape of GPT-2 small: 12 layers of width 768, 12 heads, 1024 positions, 124 million parameters."""
     return decoder_only(vocab_size, length=length, dim=768, layers=12, heads=12, dropout=dropout)
 
 
 def tiny(vocab_size: int = 256, length: int = 64, dropout: float = 0.0) -> TransformerConfig:
-    """A language model that trains in a minute: 2 layers of width 128, 2 heads, 64 positions."""
+    """Return a language model that trains in a minute: 2 layers of width 128, 2 heads, 64 positions."""
     return decoder_only(vocab_size, length=length, dim=128, layers=2, heads=2, dropout=dropout)
 
 
 def small(vocab_size: int = 256, length: int = 256, dropout: float = 0.0) -> TransformerConfig:
-    """A language model for one CPU: 6 layers of width 384, 6 heads, 256 positions; 10.8 million parameters."""
+    """Return a language model for one CPU: 6 layers of width 384, 6 heads, 256 positions; 10.8 million parameters."""
     return decoder_only(vocab_size, length=length, dim=384, layers=6, heads=6, dropout=dropout)
 
 
 def small_modern(vocab_size: int = 256, dropout: float = 0.0) -> TransformerConfig:
-    """`small` with the blocks of Llama: rotary positions, RMSNorm, SwiGLU, 2 key-value heads for its 6 heads."""
+    """Return `small` with the blocks of Llama: rotary positions, RMSNorm, SwiGLU, 2 key-value heads for its 6 heads."""
     return modern_decoder_only(vocab_size, dim=384, layers=6, heads=6, kv_heads=2, dropout=dropout)
 
 
 def deepseek_tiny(vocab_size: int = 256, dropout: float = 0.0) -> TransformerConfig:
-    """DeepSeek-V3 made small: 4 layers of width 160, latent attention, 2 of 16 experts and a shared one.
+    """Return a small DeepSeek-V3: 4 layers of width 160, latent attention, 2 of 16 experts and a shared one.
 
     5.4 million parameters, of which a token goes through 1.6 million. The first layer has no experts, as in V3: what
     tokens have in common is learned there.
@@ -150,12 +158,12 @@ def deepseek_tiny(vocab_size: int = 256, dropout: float = 0.0) -> TransformerCon
 
 
 def symbols(vocab_size: int = 35) -> TransformerConfig:
-    """Two and two layers of width 128: the copy, reverse and sort tasks."""
+    """Return two and two layers of width 128: for the copy, reverse and sort tasks."""
     return encoder_decoder(vocab_size, dim=128, layers=2, heads=4, norm_order="pre", dropout=0.0)
 
 
 def rematerialised(config: TransformerConfig) -> TransformerConfig:
-    """The same model, whose blocks are computed a second time in the backward pass to save memory."""
+    """Return the same model, whose blocks are computed a second time in the backward pass to save memory."""
     encoder, decoder = (stack and replace(stack, rematerialize=True) for stack in (config.encoder, config.decoder))
     return replace(config, encoder=encoder, decoder=decoder)
 

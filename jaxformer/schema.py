@@ -25,7 +25,7 @@ MAX_EXPERTS = 65_536
 
 @dataclass(frozen=True)
 class Field:
-    """What one key of an outside file may hold.
+    """Values that one key of an outside file may hold.
 
     Attributes:
         default: The value where the file lacks the key.

@@ -23,7 +23,7 @@ FEW_ROWS_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def matmul_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Activations x [..., I] times the transpose of a weight [O, I]: [..., O] in float32 at least."""
+    """Return activations x [..., I] times the transpose of a weight [O, I]: [..., O] in float32 at least."""
     if not prefers_transposed(math.prod(x.shape[:-1]), weight.shape, jnp.promote_types(x.dtype, weight.dtype)):
         return _times_transposed(x, weight)
 
@@ -35,7 +35,7 @@ def matmul_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def batched_matmul_transposed(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """`matmul_transposed` of each of a batch, such as queries x [X, R, I] and keys [X, O, I]: [X, R, O]."""
+    """Return `matmul_transposed` of each of a batch, such as queries x [X, R, I] and keys [X, O, I]: [X, R, O]."""
     shape = (weights.shape[0] * weights.shape[1], weights.shape[2])
     if not prefers_transposed(x.shape[1], shape, jnp.promote_types(x.dtype, weights.dtype)):
         return _batch_times_transposed(x, weights)
@@ -68,7 +68,7 @@ def _batch_times_transposed(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def few_rows_matmul(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """`batched_matmul_transposed` of rows so few that it takes the time of reading the weights.
+    """Return `batched_matmul_transposed` of few rows in about the time that reading the weights takes.
 
     Derivatives, and what `jax.vmap` makes of it, are plain products: the loop below is of use for the numbers alone.
     """
@@ -84,7 +84,7 @@ def _derivative(
 
 @jax.custom_batching.custom_vmap
 def _loop_over_outputs(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Rows x [X, R, I] times the transposes of [X, O, I].
+    """Return rows x [X, R, I] times the transposes of [X, O, I].
 
     XLA's kernels take longer: for one row it reads eight rows of the weight side by side, for several it packs the
     weight first, and a batch of weights has one thread. But a vector times a matrix that is worked out on the way
@@ -108,12 +108,15 @@ def _loop_over_outputs(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 @_loop_over_outputs.def_vmap
 def _mapped(size: int, mapped: list[bool], x: jax.Array, weights: jax.Array) -> tuple[jax.Array, bool]:
-    """Plain products: mapped, the loop would become as many numbers as the weights have, for every x."""
+    """Return plain products.
+
+    Under `jax.vmap` the loop would materialize an array as large as the weights for every x.
+    """
     return jax.vmap(_batch_times_transposed, [0 if axis else None for axis in mapped])(x, weights), True
 
 
 def _piece(width: int, rows: int) -> int:
-    """How many products are summed in one go, a divisor of the width.
+    """Return how many products are summed in one go: a divisor of the width.
 
     LLVM makes one chain of up to 512, in which each sum waits for the one before, so that these had better be short; of
     more it makes a loop with four chains, which is the fastest for several rows.
@@ -124,7 +127,7 @@ def _piece(width: int, rows: int) -> int:
 
 @cache
 def few_rows_options() -> dict[str, str] | None:
-    """FEW_ROWS_OPTIONS on CPUs, unless this version of XLA does not know it."""
+    """Return FEW_ROWS_OPTIONS on CPUs, unless this version of XLA does not know it."""
     if jax.default_backend() != "cpu":
         return None
     try:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Mask(Protocol):
-    """What the kernel asks of an `AttentionMask`."""
+    """Arguments of the kernel for an `AttentionMask`."""
 
     @property
     def offset(self) -> Any:

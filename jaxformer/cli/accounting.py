@@ -63,13 +63,16 @@ class Costs:
 
 
 def abstract_inputs(config: TransformerConfig, sizes: Sizes) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The token ids that a call of the model takes, as shapes: source [B, S] and target [B, T], or the only one."""
+    """Return the token ids that a call of the model takes, as shapes.
+
+    Source [B, S] and target [B, T], or the only one.
+    """
     lengths = [sizes.S] * (config.encoder is not None) + [sizes.T] * (config.decoder is not None)
     return tuple(jax.ShapeDtypeStruct((sizes.B, length), jnp.int32) for length in lengths)
 
 
 def module_rows(config: TransformerConfig) -> list[Row]:
-    """Every module of the model, each before its parts, in the order in which they were made.
+    """Return a row for every module of the model, each before its parts, in the order in which they were made.
 
     Shapes are observed while the model is traced. B, S and T stand for lengths that no other axis has.
     """
@@ -100,7 +103,7 @@ def axes_of(module: nnx.Module) -> str:
 
 
 def walk(module: nnx.Module, path: str) -> Iterator[tuple[str, nnx.Module]]:
-    """A module and all its parts, with their paths; lists of modules are numbered."""
+    """Yield a module and all its parts, with their paths; lists of modules are numbered."""
     yield path, module
     prefix = "" if path == "model" else f"{path}."
     for name, part in vars(module).items():
@@ -112,7 +115,7 @@ def walk(module: nnx.Module, path: str) -> Iterator[tuple[str, nnx.Module]]:
 
 @contextmanager
 def recorded_calls(modules: list[nnx.Module]) -> Generator[dict[int, list[tuple[Any, Any]]]]:
-    """While this is open, the arguments and results of every call of these modules, by their `id`.
+    """Record the arguments and results of every call of these modules while this is open, by their `id`.
 
     Python looks `__call__` up in the class, so it is the classes' method that is replaced, and put back.
     """
@@ -140,13 +143,13 @@ def recorded_calls(modules: list[nnx.Module]) -> Generator[dict[int, list[tuple[
 
 
 def shapes(values: tuple[Any, ...], letters: dict[int, str]) -> str:
-    """The shapes of the arrays among `values`, sizes that have a letter by their letter: "[B, T, 512], [1, T]"."""
+    """Return the shapes of the arrays among `values`, for example "[B, T, 512], [1, T]"."""
     arrays = [value for value in values if isinstance(value, jax.Array)]
     return ", ".join(f"[{', '.join(str(letters.get(size, size)) for size in array.shape)}]" for array in arrays)
 
 
 def costs(config: TransformerConfig, sizes: Sizes) -> Costs:
-    """What the model costs for inputs of these sizes: FLOPs as XLA counts them, bytes from the shapes."""
+    """Return what the model costs for inputs of these sizes: FLOPs as XLA counts them, bytes from the shapes."""
     model = abstract_model(config)
     leaves = jax.tree.leaves(model)
     cache, cross = cache_bytes(config, sizes)
@@ -164,7 +167,7 @@ def costs(config: TransformerConfig, sizes: Sizes) -> Costs:
 
 
 def idle_parameters(model: Transformer) -> int:
-    """The parameters of the experts that a token does not go through."""
+    """Return the parameters of the experts that a token does not go through."""
     mixtures = [module for _, module in walk(model, "model") if isinstance(module, Experts)]
     return sum(
         leaf.size * (mixture.config.experts - mixture.config.top_k) // mixture.config.experts
@@ -174,7 +177,9 @@ def idle_parameters(model: Transformer) -> int:
 
 
 def active(config: TransformerConfig) -> TransformerConfig:
-    """The model without loops over experts: in place of those that a token goes through, one network as wide as all.
+    """Return the model without loops over experts.
+
+    One network as wide as all experts of a token stands in their place.
 
     It computes as much, but for the router.
     """
@@ -196,7 +201,7 @@ def active(config: TransformerConfig) -> TransformerConfig:
 
 
 def cache_bytes(config: TransformerConfig, sizes: Sizes) -> tuple[int, int]:
-    """Bytes of the decoder's own keys and values, and of those of the source; zeros without a decoder."""
+    """Return the bytes of the decoder's own keys and values, and of those of the source; zeros without a decoder."""
     if config.decoder is None:
         return 0, 0
     states = jax.ShapeDtypeStruct((sizes.B, sizes.S, config.dim), jnp.float32) if config.encoder else None
@@ -208,7 +213,7 @@ def cache_bytes(config: TransformerConfig, sizes: Sizes) -> tuple[int, int]:
 
 
 def without_latents(config: TransformerConfig) -> dict[str, int]:
-    """Bytes a token that caches would take with other attention of as many heads in place of latent attention.
+    """Return the bytes per token of caches of ordinary attention with as many heads as the latent attention here.
 
     Empty where no decoder layer has it. As in table 1 of DeepSeek-V2: keys and values of plain heads are as wide as the
     part of a key that is a head's own.
@@ -232,7 +237,7 @@ def without_latents(config: TransformerConfig) -> dict[str, int]:
 
 
 def flops(sizes: Sizes, lower: Callable[[Sizes], jax.stages.Lowered]) -> float:
-    """FLOPs of the program that `lower` makes for inputs of these sizes: additions and multiplications count one each.
+    """Return the FLOPs of the program that `lower` makes for inputs of these sizes: additions and multiplications.
 
     XLA counts the body of a loop once, and long sequences are attended to in loops. But for a given batch the count is
     a polynomial of second degree in the lengths: for long ones it is extrapolated from short ones, without loops.
@@ -257,12 +262,12 @@ def flops(sizes: Sizes, lower: Callable[[Sizes], jax.stages.Lowered]) -> float:
 
 
 def lower_forward(config: TransformerConfig, sizes: Sizes) -> jax.stages.Lowered:
-    """The forward of a whole batch, lowered."""
+    """Return the forward of a whole batch, lowered."""
     return jax.jit(Transformer.__call__).lower(abstract_model(config), *abstract_inputs(config, sizes))
 
 
 def lower_step(config: TransformerConfig, sizes: Sizes) -> jax.stages.Lowered:
-    """A training step on a whole batch, lowered: forward with dropout, loss, gradient, AdamW."""
+    """Return a training step on a whole batch, lowered: forward with dropout, loss, gradient, AdamW."""
     graphdef, params = nnx.split(abstract_model(config))
     settings = OptimizerConfig()
     optimizer = make_optimizer(settings, 1)

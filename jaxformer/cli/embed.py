@@ -27,7 +27,7 @@ ROUND = 16  # lengths are rounded up to a multiple of it, so that few programs a
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """Arguments of the command line."""
 
     model: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
     """folder of a checkpoint of Hugging Face, or its id on the hub: BERT, RoBERTa, DistilBERT, T5's encoder"""
@@ -73,7 +73,7 @@ def write_array(file: BinaryIO, array: np.ndarray) -> None:
 
 
 def encode(lm: Pretrained, lines: list[tuple[int, str]], *, truncate: bool) -> list[list[int]]:
-    """Token ids of each line. Raises InputError where the model or a line does not allow it."""
+    """Return the token ids of each line. Raises InputError where the model or a line does not allow it."""
     if lm.model.encoder is None or lm.model.decoder is not None:
         raise InputError(f"{lm.settings.get('model_type')} is no encoder alone: its states do not stand for a sentence")
     if lm.tokenizer is None:
@@ -91,7 +91,7 @@ def encode(lm: Pretrained, lines: list[tuple[int, str]], *, truncate: bool) -> l
 def embed(
     model: Transformer, sentences: list[list[int]], pooling: Pooling, batch_size: int, bar: tqdm | None = None
 ) -> np.ndarray:
-    """Float32 [sentences, D] of token ids. Sentences of like length are read together; padding changes nothing."""
+    """Return float32 vectors [sentences, D] of token ids. Sentences of like length are read together."""
     vectors = np.zeros((len(sentences), model.config.dim), np.float32)
     for rows, tokens, valid in batches(sentences, batch_size, model.max_source_length):
         vectors[rows] = pooled(model, tokens, valid, pooling=pooling)[: len(rows)]
@@ -103,7 +103,9 @@ def embed(
 def batches(
     sentences: list[list[int]], batch_size: int, limit: int | None
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Which sentences, their ids [batch_size, S] and which of these are real; the longest first, so that it fits.
+    """Yield indices of sentences, their ids [batch_size, S] and a mask of real tokens.
+
+    The longest first, so that it fits.
 
     Rows without a sentence repeat the first one.
     """
@@ -121,7 +123,7 @@ def batches(
 
 @compiled(few_rows=False)
 def pooled(model: Transformer, tokens: jax.Array, valid: jax.Array, *, pooling: Pooling) -> jax.Array:
-    """The states [B, D] of sentences [B, S]."""
+    """Return the states [B, D] of sentences [B, S]."""
     states = model.encode(tokens, mask=valid)
     if pooling == "cls":
         return states[:, 0]

@@ -25,7 +25,7 @@ SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says; a setting that is None keeps the model's own."""
+    """Arguments of the command line; a setting that is None keeps the model's own."""
 
     beam: Annotated[int | None, optional("INT")] = None
     """number of beams; 1, the default of models trained here, decodes greedily"""
@@ -148,7 +148,7 @@ def refuse_flags(run: Run, arguments: Arguments) -> None:
 
 
 def generation_settings(arguments: Arguments) -> dict[str, Any]:
-    """The settings that the flags stand for. Raises InputError for flags that contradict each other."""
+    """Return the settings that the flags stand for. Raises InputError for flags that contradict each other."""
     sampling = [name for name in SAMPLING_FLAGS if getattr(arguments, name) is not None]
     beams, copies = arguments.beam or 1, arguments.n_best or 1
     for name, count in (("beam", arguments.beam), ("n-best", arguments.n_best)):

@@ -22,7 +22,7 @@ from jaxformer.schema import INT32_MAX, shown
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """Arguments of the command line."""
 
     preset: Annotated[
         tyro.conf.Positional[str | None],
@@ -81,7 +81,7 @@ def check_sizes(config: TransformerConfig, sizes: Sizes) -> None:
 
 
 def fold(rows: list[Row]) -> list[Row]:
-    """The rows, equal blocks that follow each other as one row "blocks.1 - 5" behind the first of them."""
+    """Return the rows, equal blocks that follow each other as one row "blocks.1 - 5" behind the first of them."""
     folded: list[Row] = []
     groups = [(block, list(group)) for block, group in itertools.groupby(rows, lambda row: block_path(row.path))]
     likeness = [
@@ -103,7 +103,7 @@ def fold(rows: list[Row]) -> list[Row]:
 
 
 def block_path(path: str) -> str:
-    """The block "encoder.blocks.0" to which a module belongs; empty where it belongs to none."""
+    """Return the block "encoder.blocks.0" to which a module belongs; empty where it belongs to none."""
     parts = path.split(".")
     return ".".join(parts[:3]) if len(parts) > 2 and parts[1] == "blocks" else ""
 
@@ -117,7 +117,7 @@ def describe_sizes(config: TransformerConfig, sizes: Sizes) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned columns; a module that is called with several shapes has a line for each."""
+    """Return the rows as aligned columns; a module that is called with several shapes has a line for each."""
     lines: list[tuple[str, ...]] = [("module", "class, axes", "input", "output", "parameters")]
     for row in rows:
         first, *others = row.calls or (("", ""),)
@@ -131,7 +131,7 @@ def table(rows: list[Row]) -> str:
 
 
 def summary(costs: Costs) -> str:
-    """The totals, one a line."""
+    """Return the totals, one a line."""
     chosen = f"; a token goes through {costs.active_parameters:,}" * (costs.active_parameters < costs.parameters)
     lines = [
         ("parameters", f"{costs.parameters:,} in {quantity(costs.weights, 'B')}{chosen}"),
@@ -149,6 +149,6 @@ def summary(costs: Costs) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with its decimal prefix: 63082496 B is "63.1 MB"."""
+    """Return a number with its decimal prefix: 63082496 B is "63.1 MB"."""
     power = min(4, int(math.log10(max(value, 1))) // 3)
     return f"{value / 1000**power:.{1 if power else 0}f} {('', 'k', 'M', 'G', 'T')[power]}{unit}"

@@ -15,7 +15,7 @@ from jaxformer.flags import optional
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """Arguments of the command line."""
 
     data: Annotated[Path, tyro.conf.arg(metavar="PATH")]
     """text file, folder of text files, or .jsonl"""

@@ -33,7 +33,7 @@ ABOUT: dict[str, Field] = {
 
 
 class Description(NamedTuple):
-    """What a run's folder says of the run. Reading it runs no code of the run.
+    """Contents of a run's description. Reading it runs no code of the run.
 
     Attributes:
         spec: The task, as --task named it.

@@ -28,7 +28,7 @@ def open_standard_streams() -> None:
 
 
 def discard_output() -> None:
-    """Throw away what standard output still holds and what is printed from now on: nobody reads it."""
+    """Discard the output that is buffered and everything that is printed from now on: nobody reads it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

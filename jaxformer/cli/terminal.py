@@ -84,7 +84,7 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def explain(error: Exception) -> str:
-    """What an error says, without the number that the operating system gives it."""
+    """Return the text of an error, without the number that the operating system gives it."""
     if isinstance(error, OSError) and error.strerror:
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename or "")
         return f"{escaped(name)}: {error.strerror}" if name else error.strerror
@@ -92,7 +92,7 @@ def explain(error: Exception) -> str:
 
 
 def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
-    """The command line as an `arguments` dataclass; the options are those of `tyro.cli`.
+    """Parse the command line into an `arguments` dataclass; the options are those of `tyro.cli`.
 
     Raises InputError with the sentence that tyro would print in a box.
     """
@@ -111,7 +111,7 @@ def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
 
 
 def first_sentence(box: str) -> str:
-    """What is wrong, and the flag that was perhaps meant, from the box that tyro draws around its advice."""
+    """Return what is wrong, and the flag that was perhaps meant, from the box that tyro draws around its advice."""
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
     ruled = "\n".join("" if set(line) <= set("─-╭╮╰╯+") else line for line in lines)
     wrong, *more = [" ".join(part.split()) for part in re.split(r"\n\n+", ruled.strip())]
@@ -143,7 +143,7 @@ def argument_text(name: str, text: str) -> str:
 
 
 def search_name(config: GenerationConfig) -> str:
-    """How the settings search, in words."""
+    """Return the kind of search of some settings, in words."""
     search = f"beam search with {config.num_beams} beams" if config.num_beams > 1 else "one sequence at a time"
     if config.do_sample and config.temperature > 0:
         return f"sampling at temperature {config.temperature}, {search}"

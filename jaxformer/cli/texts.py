@@ -57,7 +57,7 @@ def answer_texts(
 
 
 def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: bool) -> list[list[int]]:
-    """The token ids of each text, inside the chat template where the model has one."""
+    """Return the token ids of each text, inside the chat template where the model has one."""
     assert lm.tokenizer is not None, "asked before"
     chats = lm.chat_template is not None and not raw
     written = [lm.chat([{"role": "user", "content": text}]) for text in texts] if chats else texts
@@ -72,7 +72,9 @@ def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: b
 
 
 def fit(lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Prompts, context: int | None) -> list[int]:
-    """The token ids, or their end, such that new tokens have room in the context of a decoder (None: it has no end).
+    """Return the token ids, or their end, so that new tokens have room in the context of a decoder.
+
+    context: its length; None: it has no end.
 
     Raises InputError where they do not fit.
     """
@@ -85,7 +87,10 @@ def fit(lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Promp
 
 
 def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) -> Iterator[list[tuple[str, float]]]:
-    """What each row leads to, best first, with scores. In the order of the rows; those of like length go together."""
+    """Return the answers to each row, best first, with scores.
+
+    In the order of the rows; those of like length go together.
+    """
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     done: dict[int, list[tuple[str, float]]] = {}
     texts = token_texts(lm, config)
@@ -110,11 +115,11 @@ def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) ->
 
 
 def token_texts(lm: Pretrained, config: GenerationConfig) -> list[str] | None:
-    """What each token says, where the folder's settings have stop strings."""
+    """Return the text of each token, where the folder's settings have stop strings."""
     return None if config.stop_strings is None else lm.token_texts
 
 
 def decoded(lm: Pretrained, config: GenerationConfig, ids: np.ndarray) -> str:
-    """The text of new tokens up to the end, without special tokens."""
+    """Return the text of new tokens up to the end, without special tokens."""
     assert lm.tokenizer is not None, "asked before"
     return decode(lm.tokenizer, until_end(ids, config).tolist())

@@ -50,7 +50,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Arguments(Generic[S]):
-    """What the command line says."""
+    """Arguments of the command line."""
 
     settings: Annotated[S, tyro.conf.arg(name="")]
     output: Annotated[Path | None, optional("RUN")] = None

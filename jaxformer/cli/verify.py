@@ -31,7 +31,7 @@ Inputs = dict[str, Any]  # token ids by the names of transformers
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """Arguments of the command line."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """checkpoint folder as transformers writes it"""
@@ -42,7 +42,7 @@ class Arguments:
 
 
 class Comparison(NamedTuple):
-    """How far we are from transformers, and transformers from its own run in float64.
+    """Distance between us and transformers, and between transformers and its own run in float64.
 
     Both relative to the largest entry of the reference where that exceeds 1; of gradients, always to the largest entry,
     so that terms that cancel leave more rounding than the bound in either program: there transformers' own decides.
@@ -60,7 +60,7 @@ class Comparison(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What transformers computed: states and maps by name, logits, loss, gradients by tensor, seconds of a forward."""
+    """Results of transformers: states and maps by name, logits, loss, gradients by tensor, seconds of a forward."""
 
     values: dict[tuple[str, str], list[np.ndarray]]
     logits: np.ndarray
@@ -103,14 +103,14 @@ def main(argv: list[str]) -> None:
 
 
 def kind(model: Transformer) -> str:
-    """What kind of model it is: for encoders alone, by what is on top of them."""
+    """Return the kind of a model: of encoders alone, by their head."""
     if model.decoder is not None:
         return "decoder" if model.encoder is None else "encoder-decoder"
     return {"Head": "head", "Classifier": "classifier"}.get(type(model.head).__name__, "bare")
 
 
 def load_reference(folder: Path, model: Transformer) -> Any:
-    """The model in transformers, in float32. Raises InputError if that is not installed or cannot open it."""
+    """Return the model in transformers, in float32. Raises InputError if that is not installed or cannot open it."""
     try:
         import torch
         import transformers
@@ -133,7 +133,10 @@ def load_reference(folder: Path, model: Transformer) -> Any:
 
 
 def make_inputs(lm: Pretrained, prompt: str | None) -> Inputs:
-    """Token ids [1, T] to compare on, and for an encoder-decoder those of its decoder, behind the start token."""
+    """Return token ids [1, T] to compare on.
+
+    An encoder-decoder also gets those of its decoder, behind the start token.
+    """
     rng = np.random.default_rng(0)
     source, target = lm.model.vocab_sizes
     positions = lm.model.max_length if source is None else lm.model.max_source_length
@@ -147,7 +150,7 @@ def make_inputs(lm: Pretrained, prompt: str | None) -> Inputs:
 
 
 def read_prompt(lm: Pretrained, prompt: str, positions: int | None) -> list[int]:
-    """The token ids of a prompt. Raises InputError where the model cannot read it."""
+    """Return the token ids of a prompt. Raises InputError where the model cannot read it."""
     if lm.tokenizer is None:
         raise InputError("the folder has no tokenizer.json to read a prompt with: leave --prompt out")
     (ids,) = encode(lm.tokenizer, [terminal.argument_text("--prompt", prompt)])
@@ -159,7 +162,7 @@ def read_prompt(lm: Pretrained, prompt: str, positions: int | None) -> list[int]
 
 
 def reference(lm: Pretrained, model: Any, inputs: Inputs) -> Reference:
-    """What transformers says of the inputs."""
+    """Return the results of transformers for the inputs."""
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -185,7 +188,7 @@ def reference(lm: Pretrained, model: Any, inputs: Inputs) -> Reference:
 
 
 def expected_labels(inputs: Inputs, shape: tuple[int, ...]) -> np.ndarray:
-    """Labels for logits of a shape: the next token where there are logits of each, else the first class everywhere.
+    """Return labels for logits of a shape: the next token where there are logits of each, else the first class.
 
     -100, which does not count, behind the last token.
     """
@@ -196,7 +199,7 @@ def expected_labels(inputs: Inputs, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def names(inputs: Inputs, model: Transformer) -> list[tuple[str, str, str]]:
-    """Stack, what it is, and the name of it in an output."""
+    """Return stack, kind and field of an output for each tuple of states or maps."""
     if "decoder_input_ids" not in inputs:
         stack = "encoder" if model.decoder is None else "decoder"
         return [(stack, "hidden state", "hidden_states"), (stack, "attention map", "attentions")]
@@ -206,7 +209,7 @@ def names(inputs: Inputs, model: Transformer) -> list[tuple[str, str, str]]:
 
 
 def compare(lm: Pretrained, inputs: Inputs, single: Reference, exact: Reference) -> Iterator[Comparison]:
-    """Every state and map from the first layer to the last, then logits, loss and gradients."""
+    """Yield every state and map from the first layer to the last, then logits, loss and gradients."""
     ours = lm(**inputs, output_hidden_states=True, output_attentions=True)
     for stack, what, name in names(inputs, lm.model):
         for index, our in enumerate(getattr(ours, name)):
@@ -233,7 +236,7 @@ def compare(lm: Pretrained, inputs: Inputs, single: Reference, exact: Reference)
 
 
 def loss_and_gradients(lm: Pretrained, inputs: Inputs) -> tuple[float, Any, float]:
-    """Our loss of predicting each token from those before it, its gradients, and the seconds of a forward pass."""
+    """Return our loss of predicting each next token, its gradients, and the seconds of a forward pass."""
     ids, targets = inputs["input_ids"], inputs.get("decoder_input_ids")
 
     def loss(model: Transformer) -> jax.Array:
@@ -248,13 +251,13 @@ def loss_and_gradients(lm: Pretrained, inputs: Inputs) -> tuple[float, Any, floa
 
 
 def distance(ours: Any, theirs: Any) -> float:
-    """The largest difference, relative to the largest reference entry where that exceeds 1."""
+    """Return the largest difference, relative to the largest reference entry where that exceeds 1."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
 
 
 def share(ours: Any, theirs: Any) -> float:
-    """The largest difference, relative to the largest reference entry."""
+    """Return the largest difference, relative to the largest reference entry."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 

@@ -33,7 +33,7 @@ MASK, REAL = 8, 5  # length of the masks drawn, and how many of the tokens are n
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """Arguments of the command line."""
 
     checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of the run (default: the one below runs/ that was finished last)"""
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
 
 
 def pictures(model: Transformer, observations: tuple[Observation, ...]) -> Iterator[tuple[str, Figure]]:
-    """The pictures of a model and of what it attended to, with their names."""
+    """Yield the pictures of a model and of what it attended to, with their names."""
     for seen in observations:
         labels = {"title": seen.title, "query_label": seen.query_label, "key_label": seen.key_label}
         yield f"{seen.name}-attention", attention_figure(seen.maps, seen.queries, seen.sources, **labels)
@@ -104,7 +104,7 @@ def pictures(model: Transformer, observations: tuple[Observation, ...]) -> Itera
 
 
 def example_masks() -> dict[str, np.ndarray]:
-    """The masks of section 3.2.3 for a short sequence: boolean arrays [T, S] by name."""
+    """Return the masks of section 3.2.3 for a short sequence: boolean arrays [T, S] by name."""
     causal = np.asarray(causal_mask(MASK))
     padding = np.broadcast_to(np.asarray(padding_mask(jnp.array([REAL]), MASK)), causal.shape)
     return {"causal": causal, f"padding ({REAL} real tokens)": padding, "both": causal & padding}

@@ -119,7 +119,9 @@ AnyAttentionConfig = AttentionConfig | LatentAttentionConfig
 
 
 def head_width(attention: AttentionConfig, dim: int) -> int:
-    """Width H of an attention head: the one given, else the model width `dim` divided by the number of heads.
+    """Return the width H of an attention head.
+
+    The one given, else the model width `dim` divided by the number of heads.
 
     Raises InputError when the heads do not divide the width.
     """

@@ -70,7 +70,10 @@ CONFIGS = (
 
 
 def to_dict(config: Any) -> Any:
-    """`config` as plain dictionaries, lists and numbers for JSON; each dictionary names its class under "type"."""
+    """Return `config` as plain dictionaries, lists and numbers for JSON.
+
+    Each dictionary names its class under "type".
+    """
     if dataclasses.is_dataclass(config):
         fields = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
         return {"type": type(config).__name__, **fields}
@@ -80,7 +83,7 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(data: Any, classes: tuple[type, ...] = CONFIGS) -> Any:
-    """The configuration that `to_dict` turned into `data`.
+    """Return the configuration that `to_dict` turned into `data`.
 
     Raises:
         InputError: A class or a field is unknown, or a value is not of the type of its field.

@@ -129,7 +129,7 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """What BERT's head does before its map to the vocabulary: Norm(activation(x W + b)), as wide as the model."""
+    """Layer in BERT's head before its map to the vocabulary: Norm(activation(x W + b)), as wide as the model."""
 
     activation: Activation = "gelu"
     norm: NormConfig = LayerNormConfig()

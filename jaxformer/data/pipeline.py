@@ -73,11 +73,11 @@ class Examples:
     seed: int
 
     def __len__(self) -> int:
-        """More than any run reads."""
+        """Return a number of examples that no run reaches."""
         return 1 << 40
 
     def __getitem__(self, index: int) -> Batch:
-        """Example `index`; held-out sequences are drawn again."""
+        """Return example `index`; held-out sequences are drawn again."""
         rng = np.random.default_rng((self.seed, int(index)))
         source = self.task.draw(rng)
         while is_held_out(source):
@@ -86,7 +86,7 @@ class Examples:
 
 
 def example(task: SequencePairs, source: np.ndarray) -> Batch:
-    """One source as arrays of fixed length, for teacher forcing.
+    """Return one source as arrays of fixed length, for teacher forcing.
 
     source: [S] ids, padded. target: [T] what the decoder reads, the answer shifted right by one behind BOS, padded.
     labels: [T] what it should say at each step, the answer and EOS; -100 where it should say nothing.
@@ -118,14 +118,17 @@ def checked_answer(task: SequencePairs, source: np.ndarray) -> np.ndarray:
 
 
 def fill(ids: np.ndarray, length: int, filler: int) -> np.ndarray:
-    """`ids` followed by the filler up to `length`: int32 [length]."""
+    """Return `ids` followed by the filler up to `length`: int32 [length]."""
     return np.concatenate([ids, np.full(length - len(ids), filler)]).astype(np.int32)
 
 
 def training_batches(
     task: SequencePairs, batch_size: int, seed: int, process: Process = ALONE
 ) -> "grain.DatasetIterator":
-    """An endless iterator over batches, arrays [batch_size, ...]; `get_state` and `set_state` move it to the sample."""
+    """Return an endless iterator over batches, arrays [batch_size, ...].
+
+    `get_state` and `set_state` move it to the sample.
+    """
     return batches_ahead(Examples(task, seed), batch_size, process=process)
 
 
@@ -152,7 +155,7 @@ def batches_ahead(
 
 
 def held_out(task: SequencePairs, count: int, seed: int) -> Batch:
-    """`count` different held-out examples, arrays [count, ...]; fewer where the task has not as many."""
+    """Return `count` different held-out examples, arrays [count, ...]; fewer where the task has not as many."""
     rng = np.random.default_rng((seed, 1))
     found: dict[bytes, np.ndarray] = {}
     for _ in range(100 * count):
@@ -165,6 +168,6 @@ def held_out(task: SequencePairs, count: int, seed: int) -> Batch:
 
 
 def stack(examples: Iterable[Batch]) -> Batch:
-    """Examples side by side: arrays [B, ...]."""
+    """Return examples side by side: arrays [B, ...]."""
     rows = list(examples)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

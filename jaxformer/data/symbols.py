@@ -47,12 +47,15 @@ class Symbols:
         return SPECIAL + self.symbols
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """A sequence of token ids, int32 [length]: every length, then every symbol, equally likely."""
+        """Return a sequence of token ids, int32 [length]: every length, then every symbol, equally likely."""
         length = rng.integers(self.min_length, self.max_length + 1)
         return rng.integers(SPECIAL, self.vocab_size, length, dtype=np.int32)
 
     def read(self, text: str) -> np.ndarray:
-        """The token ids of "3 1 4": int32 [length]. Raises InputError for what is no symbol, and for a wrong length."""
+        """Return the token ids of "3 1 4": int32 [length].
+
+        Raises InputError for what is no symbol, and for a wrong length.
+        """
         words = text.split()
         for word in words:
             known = word.isascii() and word.isdecimal() and len(word) < DIGITS and int(word) < self.symbols
@@ -65,7 +68,7 @@ class Symbols:
         return np.array([SPECIAL + int(word) for word in words], np.int32)
 
     def show(self, ids: np.ndarray) -> str:
-        """Token ids as people read them, up to the end of the sequence; special tokens inside it are named."""
+        """Return token ids as readable text, up to the end of the sequence; special tokens inside it are named."""
         tokens = ids.tolist()
         tokens = tokens[1:] if tokens[:1] == [BOS] else tokens
         tokens = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
@@ -73,5 +76,8 @@ class Symbols:
 
 
 def is_held_out(source: np.ndarray) -> bool:
-    """Whether a sequence is kept for evaluation. Its own hash decides, so that no draw can put it into training."""
+    """Return whether a sequence is kept for evaluation.
+
+    Its own hash decides, so that no draw can put it into training.
+    """
     return zlib.crc32(source.astype("<i4").tobytes()) % HELD_OUT_SHARE == 0

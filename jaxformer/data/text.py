@@ -49,7 +49,7 @@ class Corpus:
 
 
 def documents(source: Path | None, field: str = "text") -> Iterator[str]:
-    """The documents of a source one by one, without empty ones.
+    """Yield the documents of a source one by one, without empty ones.
 
     source: a text file; a .jsonl file, each line of which has a document under `field`; a folder of .txt and .jsonl
     files, also in folders inside it, in order of their names; None is the language reference that comes with Python.
@@ -65,14 +65,14 @@ def documents(source: Path | None, field: str = "text") -> Iterator[str]:
 
 
 def reference() -> Iterator[str]:
-    """The topics of Python's own help, in order of their names."""
+    """Return the topics of Python's own help, in order of their names."""
     from pydoc_data.topics import topics  # half a megabyte of text that little else needs
 
     return (topics[name] for name in sorted(topics))
 
 
 def files_documents(source: Path, field: str) -> Iterator[str]:
-    """The documents of a file or a folder."""
+    """Yield the documents of a file or a folder."""
     for path in files(source):
         # Line ends stay as they are, and the mark that some editors put before a text is no part of it.
         with reading(path), path.open(encoding="utf-8-sig", newline="\n") as file:
@@ -83,7 +83,7 @@ def files_documents(source: Path, field: str) -> Iterator[str]:
 
 
 def files(source: Path) -> list[Path]:
-    """The file itself, or the text files of a folder, sorted."""
+    """Return the file itself, or the text files of a folder, sorted."""
     with reading(source):
         if source.is_file():
             return [source]
@@ -116,7 +116,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def lines_documents(path: Path, lines: Iterable[str], field: str) -> Iterator[str]:
-    """The document of each line of a .jsonl file, of which some may be blank."""
+    """Yield the document of each line of a .jsonl file, of which some may be blank."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -126,7 +126,7 @@ def lines_documents(path: Path, lines: Iterable[str], field: str) -> Iterator[st
 
 
 def line_document(line: str, field: str) -> str:
-    """The text that a line of JSON has under a name."""
+    """Return the text that a line of JSON has under a name."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -138,7 +138,7 @@ def line_document(line: str, field: str) -> str:
 
 
 def open_corpus(source: Path | None, tokenizer: Tokenizer, cache: Path, field: str = "text") -> Corpus:
-    """The tokens of a source, from the folder `cache` if they are there.
+    """Return the tokens of a source, from the folder `cache` if they are there.
 
     Text and tokenizer name them by their checksum, so that another text or tokenizer is another corpus; what was
     damaged since is made again. Raises InputError as `documents` does, and OSError where nothing can be written.
@@ -170,7 +170,7 @@ def remove_remains(cache: Path) -> None:
 
 
 def checksum(source: Path | None, tokenizer: Tokenizer, field: str) -> str:
-    """A name for the tokens of a source: the same only if the documents and the tokenizer are."""
+    """Return a name for the tokens of a source: the same only if the documents and the tokenizer are."""
     total = hashlib.sha256(f"{FORMAT} {tokenizer.digest}".encode())
     for text in documents(source, field):
         total.update(hashlib.sha256(text.encode()).digest())
@@ -178,7 +178,7 @@ def checksum(source: Path | None, tokenizer: Tokenizer, field: str) -> str:
 
 
 def rename(folder: Path, target: Path) -> Path:
-    """The folder under its new name. Another program that was quicker has written the same."""
+    """Rename a folder. Another program that was quicker has written the same."""
     try:
         folder.rename(target)
     except OSError:
@@ -219,7 +219,7 @@ def write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
 
 
 def load_corpus(folder: Path) -> Corpus | None:
-    """The corpus in a folder, or None where there is none, or one that is not as it was written."""
+    """Return the corpus in a folder, or None where there is none, or one that is not as it was written."""
     try:
         if (folder / CHECKSUM).read_text() != arrays_checksum(folder):
             return None
@@ -229,7 +229,7 @@ def load_corpus(folder: Path) -> Corpus | None:
 
 
 def arrays_checksum(folder: Path) -> str:
-    """A checksum over the arrays of a corpus."""
+    """Return a checksum over the arrays of a corpus."""
     total = hashlib.sha256()
     for name in ARRAYS:
         with (folder / f"{name}.npy").open("rb") as file:
@@ -238,7 +238,7 @@ def arrays_checksum(folder: Path) -> str:
 
 
 def split_corpus(corpus: Corpus, share: float = 0.1) -> tuple[Corpus, Corpus]:
-    """A corpus without its last part, and that part, which has about `share` of the text, for validation.
+    """Return a corpus without its last part, and that part, which has about `share` of the text, for validation.
 
     Documents stay whole where there are at least 10; else the text is cut where its bytes say, so that tokenizers of
     every kind are validated on the same text but for a few words. Raises InputError for a text too short to be cut.
@@ -274,11 +274,11 @@ class Windows:
     length: int
 
     def __len__(self) -> int:
-        """How many windows have a token behind them."""
+        """Return the number of windows that have a token behind them."""
         return (len(self.tokens) - 1) // self.length
 
     def __getitem__(self, index: int) -> Batch:
-        """Window `index`, [length], and the tokens that follow its own."""
+        """Return window `index`, [length], and the tokens that follow its own."""
         start = int(index) * self.length
         span = self.tokens[start : start + self.length + 1].astype(np.int32)
         return {"inputs": span[:-1], "labels": span[1:]}
@@ -287,7 +287,9 @@ class Windows:
 def text_batches(
     corpus: Corpus, length: int, batch_size: int, seed: int, process: Process = ALONE
 ) -> "grain.DatasetIterator":
-    """An endless iterator over windows in random order: inputs and labels, the token behind each, int32 [B, length].
+    """Return an endless iterator over windows in random order.
+
+    Inputs and labels, the token behind each, int32 [B, length].
 
     Every epoch has every window once, in an order of its own. `get_state` and `set_state` move to the sample.
     Raises InputError for a corpus shorter than a window.
@@ -297,7 +299,9 @@ def text_batches(
 
 
 def windows(corpus: Corpus, length: int, batch_size: int) -> Iterator[Batch]:
-    """All windows once, in order: inputs and labels int32 [B, length]; every token but the first is a label once.
+    """Return all windows once, in order.
+
+    Inputs and labels int32 [B, length]; every token but the first is a label once.
 
     What is missing in the last batch has labels -100. Raises InputError for a corpus shorter than a window.
     """

@@ -59,11 +59,17 @@ class Tokenizer:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        """The tokens of a text, int32 [T]. Raises InputError for half a surrogate pair, which is no character."""
+        """Return the tokens of a text, int32 [T].
+
+        Raises InputError for half a surrogate pair, which is no character.
+        """
         return np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in self.pieces(text))])
 
     def pieces(self, text: str) -> Iterator[tuple[np.ndarray, str]]:
-        """The tokens of a text, part by part, and the characters that each part stands for. Raises as `encode` does."""
+        """Yield the tokens of a text, part by part, and the characters that each part stands for.
+
+        Raises as `encode` does.
+        """
         for block in self.blocks(text):
             encoding = self._encoded(block)
             ids, begin = np.array(encoding.ids, np.int32), 0
@@ -74,22 +80,25 @@ class Tokenizer:
                 begin = end
 
     def blocks(self, text: str) -> Iterator[str]:
-        """The text in blocks that can be encoded one by one; all of it where nobody knows how tokens are found."""
+        """Return the text in blocks that can be encoded one by one.
+
+        All of it where nobody knows how tokens are found.
+        """
         check_text(text)
         return iter([text]) if self.kind == "file" else blocks(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of tokens. Special tokens show as their names; bytes that make no character, as U+FFFD."""
+        """Return the text of tokens. Special tokens show as their names; bytes that make no character, as U+FFFD."""
         with library_errors("the tokenizer cannot write these tokens"):
             return self.backend.decode([int(index) for index in ids], skip_special_tokens=False)
 
     def _encoded(self, text: str) -> tokenizers.Encoding:
-        """What the library makes of a text."""
+        """Return the encoding that the library makes of a text."""
         with library_errors("the tokenizer cannot read this text"):
             return self.backend.encode(text, add_special_tokens=False)
 
     def names(self, ids: Iterable[int]) -> list[str]:
-        """A readable string for each token: spaces shown as ␣, what cannot be printed escaped as in Python."""
+        """Return a readable string for each token: spaces shown as ␣, what cannot be printed escaped as in Python."""
         return [self._name(int(index)) for index in ids]
 
     def _name(self, index: int) -> str:
@@ -100,11 +109,11 @@ class Tokenizer:
         return "".join(shown).replace(" ", "␣")
 
     def unknown(self, text: str) -> list[str]:
-        """The different characters or words of a text that have no token, in order of appearance."""
+        """Return the different characters or words of a text that have no token, in order of appearance."""
         return list(dict.fromkeys(self.each_unknown(text)))
 
     def each_unknown(self, text: str) -> Iterator[str]:
-        """Every character or word of a text that has no token, as it is found."""
+        """Yield every character or word of a text that has no token, in order."""
         for block in self.blocks(text):
             encoding = self._encoded(block)
             for index, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -165,7 +174,7 @@ def silenced() -> Iterator[None]:
 
 
 def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """The tokenizer of the most frequent tokens of texts.
+    """Return the tokenizer of the most frequent tokens of texts.
 
     kind: "char", "word" or "bpe" (byte-level byte-pair encoding, which holds all bytes). The vocabulary has exactly
     `vocab_size` tokens, or fewer where a text has not as many characters. Raises InputError for sizes that cannot be.
@@ -186,7 +195,7 @@ def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int) -> Tok
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, of its old kind if it was trained here.
+    """Return the tokenizer in a tokenizer.json, of its old kind if it was trained here.
 
     It encodes no more than the text: padding, truncation and special tokens that the file asks for are left out.
     A vocabulary without "<|endoftext|>" gets that token. Raises InputError for a file that cannot be read.
@@ -215,7 +224,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def untrained(kind: str) -> tokenizers.Tokenizer:
-    """A tokenizer that knows its special tokens and how to cut a text, but no vocabulary yet."""
+    """Return a tokenizer that knows its special tokens and how to cut a text, but no vocabulary yet."""
     backend = tokenizers.Tokenizer(models.BPE() if kind == "bpe" else models.WordLevel(unk_token=UNKNOWN))
     match kind:
         case "char":
@@ -231,7 +240,10 @@ def untrained(kind: str) -> tokenizers.Tokenizer:
 
 
 def trainer(kind: str, vocab_size: int) -> trainers.Trainer:
-    """What finds the vocabulary. BPE merges no pair that occurs only once: there would be nothing to learn about it."""
+    """Return the trainer of a vocabulary.
+
+    BPE merges no pair that occurs only once: nothing could be learned about it.
+    """
     if kind == "bpe":
         return trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -244,18 +256,18 @@ def trainer(kind: str, vocab_size: int) -> trainers.Trainer:
 
 
 def outline(backend: tokenizers.Tokenizer) -> dict[str, Any]:
-    """What a tokenizer does, without its vocabulary."""
+    """Return the settings of a tokenizer, without its vocabulary."""
     parts = json.loads(backend.to_str())
     return parts | {"model": {**parts["model"], "vocab": None, "merges": None}}
 
 
 def blocks(text: str) -> Iterator[str]:
-    """The text in blocks, for tokenizers that are trained here."""
+    """Return the text in blocks, for tokenizers that are trained here."""
     return (found.group() for found in BLOCK.finditer(text))
 
 
 def check_text(text: str) -> str:
-    """The text itself. Raises InputError for half a surrogate pair."""
+    """Return the text itself. Raises InputError for half a surrogate pair."""
     found = SURROGATE.search(text)
     if found:
         raise InputError(

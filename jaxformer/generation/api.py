@@ -38,7 +38,7 @@ BUCKET = 32  # prompts and sources are padded on the right to a multiple of this
 
 
 class Model(Observable, Protocol):
-    """What `generate` asks of a model, a pytree: see `jaxformer.Transformer`."""
+    """Interface of the models that `generate` accepts, a pytree: see `jaxformer.Transformer`."""
 
     @property
     def vocab_sizes(self) -> tuple[int | None, int | None]:
@@ -53,7 +53,7 @@ class Model(Observable, Protocol):
         """Longest source that the encoder's positions allow; None: any."""
 
     def encode(self, tokens: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """The encoder's output for a source [B, S]."""
+        """Return the encoder's output for a source [B, S]."""
 
     def init_cache(
         self, batch: int, capacity: int, *, encoded: jax.Array | None = None, encoded_mask: jax.Array | None = None
@@ -69,10 +69,10 @@ class Model(Observable, Protocol):
     def prefill(
         self, tokens: jax.Array, cache: Any, *, length: int | jax.Array, mask: jax.Array | None = None
     ) -> tuple[jax.Array, Any]:
-        """The logits [B, V] after the first `length` of tokens [B, P], and the cache with these."""
+        """Return the logits [B, V] after the first `length` of tokens [B, P], and the cache with these."""
 
     def step(self, tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        """The logits [R, V] after the next tokens [R, 1], and the cache with them."""
+        """Return the logits [R, V] after the next tokens [R, 1], and the cache with them."""
 
 
 def generate(
@@ -88,7 +88,7 @@ def generate(
     logits_processors: Any = (),
     **settings: Any,
 ) -> Generated:
-    """Sequences that a Transformer (or its `Generator`) generates from token ids `inputs` [B, S].
+    """Generate sequences with a Transformer (or its `Generator`) from token ids `inputs` [B, S].
 
     Encoder-decoder: inputs are the source, of which `inputs_mask` [B, S] hides padding (None: all is attended to);
     generation starts from decoder_start_token_id, or from `decoder_input_ids` [B, P], before which the start token is
@@ -127,7 +127,7 @@ def generate(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Request:
-    """What a compiled generation takes: source [B, S] and its mask, tokens [B, slots], the prompts' mask, the spec.
+    """Arguments of a compiled generation: source [B, S] and its mask, tokens [B, slots], the prompts' mask, the spec.
 
     Of the `prompt_slots` that are read at once, a static number, only spec.prompt_length count: one program serves
     shorter prompts.
@@ -186,7 +186,7 @@ def make_request(
 
 
 def begin_request(reading: Model, stepping: Model, request: Request) -> Search:
-    """The source encoded, the prompts read (of one token as steps are), their first new token chosen."""
+    """Encode the source, read the prompts (of one token as steps are), and choose their first new token."""
     spec, source, tokens = request.spec, request.source, request.tokens
     model = reading.with_position_ids_from("mask")
     encoded = None if source is None else model.encode(source, mask=request.source_valid)
@@ -200,7 +200,7 @@ def begin_request(reading: Model, stepping: Model, request: Request) -> Search:
 
 @compiled()
 def generate_compiled(reading: Model, stepping: Model, request: Request) -> tuple[Found, Any]:
-    """What `generate` compiles: what was found, and the attention maps behind it if they are asked for.
+    """Return the sequences found, and their attention maps if they are asked for: the function that is compiled.
 
     One model reads the prompts, the other, which is the same laid out for steps, generates.
     """
@@ -216,14 +216,17 @@ def generate_compiled(reading: Model, stepping: Model, request: Request) -> tupl
 
 
 def select_cache_rows(cache: Any, rows: jax.Array) -> Any:
-    """The cache of the batch rows `rows`; beams over one source share its keys and values."""
+    """Return the cache of the batch rows `rows`; beams over one source share its keys and values."""
     return cache.reorder(rows)
 
 
 def decoder_only_prompt(
     config: GenerationConfig, inputs: Any, inputs_mask: Any, decoder_input_ids: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The prompts [B, P] of a decoder-only model and their mask, inferred from the pad token if none is given."""
+    """Return the prompts [B, P] of a decoder-only model and their mask.
+
+    Inferred from the pad token if none is given.
+    """
     if decoder_input_ids is not None:
         raise InputError("a decoder-only model has no decoder_input_ids: give the prompt as inputs")
     if inputs is None and config.bos_token_id is None:
@@ -245,7 +248,7 @@ def decoder_only_prompt(
 
 
 def encoder_decoder_prompt(config: GenerationConfig, decoder_input_ids: Any, batch: int) -> np.ndarray:
-    """What the decoder starts from, [B, P]: the start token, or the given ids with it in front if no row has it."""
+    """Return the decoder's prompt [B, P]: the start token, or the given ids with it in front if no row has it."""
     start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
     if start is None:
         raise InputError("an encoder-decoder needs a decoder_start_token_id (or bos_token_id) to start from")
@@ -259,7 +262,7 @@ def encoder_decoder_prompt(config: GenerationConfig, decoder_input_ids: Any, bat
 
 
 def padded_source(model: Model, inputs: Any, inputs_mask: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The source [B, S] and its mask, padded on the right to a bucket's length."""
+    """Return the source [B, S] and its mask, padded on the right to a bucket's length."""
     if inputs is None:
         raise InputError("an encoder-decoder needs inputs: the token ids of the source")
     source = token_array("inputs", inputs, model.vocab_sizes[0])

@@ -37,7 +37,7 @@ class Automaton(NamedTuple):
 
 
 def stop_automaton(strings: Sequence[str], texts: Sequence[str], prompts: np.ndarray) -> Automaton:
-    """Sees a token within which one of the strings ends, behind prompts [B, P]; texts: what each token says.
+    """Return an automaton that accepts the token within which one of the strings ends, behind prompts [B, P].
 
     The strings' text may have begun in earlier tokens and in the prompt. (Aho and Corasick 1975.)
     """
@@ -64,7 +64,7 @@ def stop_automaton(strings: Sequence[str], texts: Sequence[str], prompts: np.nda
 
 
 def phrase_automaton(phrases: Sequence[Sequence[int]], vocabulary: int, eos: Sequence[int]) -> Automaton:
-    """Allows one of some token sequences and then an EOS token: a tree of their beginnings.
+    """Return an automaton that allows one of some token sequences and then an EOS token: a tree of their beginnings.
 
     EOS tokens at a phrase's end, as tokenizers write them, are that end.
     """
@@ -119,7 +119,7 @@ def check_texts(texts: Any) -> None:
 
 
 def without_end(phrase: Sequence[int], eos: Sequence[int]) -> Sequence[int]:
-    """The phrase without EOS tokens at its end."""
+    """Return the phrase without EOS tokens at its end."""
     length = len(phrase)
     while length and phrase[length - 1] in eos:
         length -= 1
@@ -127,7 +127,7 @@ def without_end(phrase: Sequence[int], eos: Sequence[int]) -> Sequence[int]:
 
 
 def regex_automaton(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> Automaton:
-    """Allows texts that match a regular expression as a whole, and then an EOS token. texts: what each token says.
+    """Return an automaton that allows texts that match a regular expression as a whole, and then an EOS token.
 
     Tokens that say only a part of a character, of which a tokenizer shows the replacement character, are not allowed.
     Raises InputError for a pattern that cannot be read, and for one that no sequence of tokens matches.
@@ -166,7 +166,10 @@ def regex_automaton(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> A
 
 
 def walk(table: Transitions, texts: Sequence[str], marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The states [S, V] behind each state and text, -1 where there is none, and whether a marked one was passed."""
+    """Return the states [S, V] behind each state and text, and whether a marked one was passed.
+
+    -1: there is no such state.
+    """
     alphabet = {character: index for index, character in enumerate(sorted({*"".join(map("".join, table))} - {""}))}
     other = len(alphabet)
     dense = np.array([[row.get(each, row.get("", -1)) for each in (*alphabet, "")] for row in table])
@@ -183,7 +186,7 @@ def walk(table: Transitions, texts: Sequence[str], marked: np.ndarray) -> tuple[
 
 
 def without_dead_ends(table: np.ndarray, final: np.ndarray) -> np.ndarray:
-    """The table without steps from which no final state can be reached."""
+    """Return the table without steps from which no final state can be reached."""
     alive = final.copy()
     while True:
         reaches = alive | (np.where(table >= 0, alive[table], False)).any(axis=1)
@@ -193,13 +196,13 @@ def without_dead_ends(table: np.ndarray, final: np.ndarray) -> np.ndarray:
 
 
 def compressed(states: np.ndarray, final: np.ndarray, start: Sequence[int]) -> Automaton:
-    """An automaton from its states [S, V]: equal columns become one."""
+    """Return an automaton from its states [S, V]: equal columns become one."""
     table, columns = np.unique(states, axis=1, return_inverse=True)
     return automaton(columns.ravel(), table, final, start)
 
 
 def with_end(columns: np.ndarray, table: np.ndarray, final: np.ndarray, eos: Sequence[int]) -> Automaton:
-    """The automaton in whose final states, and nowhere else, the EOS tokens may follow, for one input."""
+    """Return the automaton in whose final states, and nowhere else, the EOS tokens may follow, for one input."""
     columns = columns.astype(np.int32)
     S, C = table.shape
     columns[list(eos)] = C
@@ -209,12 +212,12 @@ def with_end(columns: np.ndarray, table: np.ndarray, final: np.ndarray, eos: Seq
 
 
 def ends_of(machine: Automaton) -> list[int]:
-    """The EOS tokens of an automaton made `with_end`."""
+    """Return the EOS tokens of an automaton made `with_end`."""
     return np.flatnonzero(machine.columns == machine.next.shape[1] - 1).tolist()
 
 
 def side_by_side(machines: Sequence[Automaton]) -> Automaton:
-    """One automaton with the states of all, in which each input starts in its own."""
+    """Return one automaton with the states of all, in which each input starts in its own."""
     columns, pairs = np.unique(np.stack([machine.columns for machine in machines]), axis=1, return_inverse=True)
     offsets = np.cumsum([0, *(len(machine.next) for machine in machines)])
     tables = [
@@ -227,7 +230,7 @@ def side_by_side(machines: Sequence[Automaton]) -> Automaton:
 
 
 def pad_to_bucket(machine: Automaton, batch: int) -> Any:
-    """The automaton with room for more states and columns, so that a similar one is not another program."""
+    """Return the automaton with room for more states and columns, so that a similar one is not another program."""
     S, C = machine.next.shape
     rows, columns = (1 << (size - 1).bit_length() for size in (S, C))
     table = np.full((rows, columns), -1)
@@ -239,7 +242,7 @@ def pad_to_bucket(machine: Automaton, batch: int) -> Any:
 
 
 def automaton(columns: Any, table: Any, final: Any, start: Any) -> Automaton:
-    """An automaton whose arrays are of one type, so that those of one shape are one program."""
+    """Return an automaton whose arrays are of one type, so that those of one shape are one program."""
     arrays: Any = (np.asarray(each, np.int32) for each in (columns, table, start))
     columns, table, start = arrays
     return Automaton(columns, table, final, start)

@@ -66,7 +66,7 @@ class BeamState:
 
 
 def take(tree: Any, index: jax.Array) -> Any:
-    """The entries `index` [B, W'] along axis 1 of every [B, W, ...] array of a tree."""
+    """Return the entries `index` [B, W'] along axis 1 of every [B, W, ...] array of a tree."""
 
     def taken(leaf: jax.Array) -> jax.Array:
         return jnp.take_along_axis(leaf, index.reshape(index.shape + (1,) * (leaf.ndim - 2)), axis=1)
@@ -75,7 +75,10 @@ def take(tree: Any, index: jax.Array) -> Any:
 
 
 def init(spec: SearchSpec, tokens: jax.Array) -> BeamState:
-    """W copies of each prompt, tokens [B*W, slots]; only the first may be extended, lest all do the same."""
+    """Return W copies of each prompt, tokens [B*W, slots].
+
+    Only the first is extended at first, or all would be equal.
+    """
     tokens = tokens.reshape(-1, spec.beams, tokens.shape[1])
     B, W, _ = tokens.shape
     length = jnp.asarray(spec.prompt_length, jnp.int32)
@@ -89,7 +92,7 @@ def init(spec: SearchSpec, tokens: jax.Array) -> BeamState:
 
 
 def advance(spec: SearchSpec, state: BeamState, logits: jax.Array) -> Advanced:
-    """The search one token further, with the cache row [B*W] that each running beam continues."""
+    """Return the search one token further, with the cache row [B*W] that each running beam continues."""
     B, W, L = state.tokens.shape
     states = jax.tree.map(jnp.ravel, state.running.states)
     context = make_context(spec, state.tokens.reshape(-1, L), state.length, states)
@@ -108,7 +111,7 @@ def advance(spec: SearchSpec, state: BeamState, logits: jax.Array) -> Advanced:
 
 
 def extend(spec: SearchSpec, state: BeamState, log_probabilities: jax.Array) -> tuple[jax.Array, Beams]:
-    """The K likeliest sequences that are one token longer, or K drawn ones, and the beam of each: [B, K].
+    """Return the K likeliest sequences that are one token longer, or K drawn ones, and the beam of each: [B, K].
 
     K = max(2, 1 + E) W for E EOS tokens: even if every beam has all its ends among them, W go on.
     """
@@ -132,7 +135,7 @@ def extend(spec: SearchSpec, state: BeamState, log_probabilities: jax.Array) -> 
 
 
 def keep_finished(spec: SearchSpec, state: BeamState, candidates: Beams, ends: jax.Array) -> Finished:
-    """The W best of the finished sequences and the candidates that end now, if they are among the first W."""
+    """Return the W best of the finished sequences and the candidates that end now, if they are among the first W."""
     B, K = ends.shape
     W, length = spec.beams, state.length + 1
     enters = ends & (jnp.arange(K) < W)[None]
@@ -147,7 +150,9 @@ def keep_finished(spec: SearchSpec, state: BeamState, candidates: Beams, ends: j
 
 
 def can_improve(spec: SearchSpec, best: jax.Array, done: Finished, length: jax.Array) -> jax.Array:
-    """Whether the best running score [B] could still beat the worst finished one, or take a free place: boolean [B].
+    """Return whether the best running score [B] could still be among the finished ones: boolean [B].
+
+    It could if there is a free place, or if it can beat the worst of them.
 
     A guess: the beam's score is taken as it is, at its present length, or under early_stopping="never" at the length
     that flatters it most. (Exact where longer cannot score better.)
@@ -159,13 +164,13 @@ def can_improve(spec: SearchSpec, best: jax.Array, done: Finished, length: jax.A
 
 
 def finished(spec: SearchSpec, state: BeamState) -> jax.Array:
-    """Whether no input can improve, or nothing runs on, or all have W sequences and that is enough."""
+    """Return whether no input can improve, or nothing runs on, or all have W sequences and that is enough."""
     enough = jnp.all(state.done.real) & (spec.early_stopping == EXHAUSTIVE)
     return ~jnp.any(state.improvable) | enough | state.ended
 
 
 def result(state: BeamState, record: Record) -> Found:
-    """The finished sequences [B*W, slots], each input's best first, their scores, lengths and origins."""
+    """Return the finished sequences [B*W, slots], each input's best first, their scores, lengths and origins."""
     tokens, scores, origins, _, lengths = state.done
     tokens, origins = (history.reshape(-1, history.shape[-1]) for history in (tokens, origins))
     return Found(tokens, scores.reshape(-1), lengths.reshape(-1), origins, record, state.length)

@@ -21,7 +21,7 @@ MOST_TRACES = 4096  # of inner functions: what most of JAX's own caches are boun
 
 
 class Signature:
-    """What selects a compiled program: the structure of a pytree, and the shape and type of its leaves.
+    """Key of a compiled program: the structure of a pytree, and the shape and type of its leaves.
 
     What else selects one, such as a sharding, JAX sees to: programs that differ in this alone are kept as one.
     """
@@ -192,7 +192,7 @@ class Compiled:
             return sum(key[0] is self for key in PROGRAMS.kept)
 
     def clear(self) -> None:
-        """Forget its programs."""
+        """Clear its programs."""
         with PROGRAMS.lock:
             dropped = [PROGRAMS.kept.pop(key) for key in list(PROGRAMS.kept) if key[0] is self]
         dropped.clear()
@@ -222,7 +222,7 @@ def maps_in_use() -> int:
 
 
 def forget_traces() -> None:
-    """Empty the one cache of JAX that has no bound, if it has grown large.
+    """Clear the one cache of JAX that has no bound, if it has grown large.
 
     It keeps each inner function, such as `jnp.where`, as traced for each shape: a program of new shapes adds some two
     hundred, 3 MB in all. Compiled programs do not need them.

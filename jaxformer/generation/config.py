@@ -115,7 +115,7 @@ class GenerationConfig:
         return config.replace(**settings)
 
     def replace(self, **settings: Any) -> "GenerationConfig":
-        """These settings with some of them changed; None turns one off. Raises InputError for what is no setting."""
+        """Return these settings with some of them changed; None turns one off. Raises InputError for unknown ones."""
         names = [field.name for field in dataclasses.fields(self)]
         for name in settings:
             if name not in names:
@@ -125,7 +125,7 @@ class GenerationConfig:
         return dataclasses.replace(self, **settings)
 
     def length_limits(self, prompt: int, longest: int | None = None) -> tuple[int, int]:
-        """Least and greatest length of a sequence that starts with `prompt` tokens, both with the prompt.
+        """Return least and greatest length of a sequence that starts with `prompt` tokens, both with the prompt.
 
         longest: what the model's positions allow (None: any length); it cuts the default, and a setting beyond it is an
         error. Raises InputError where nothing can be generated.
@@ -178,7 +178,7 @@ def advice(name: str, names: Sequence[str]) -> str:
 
 
 def as_tuple(ids: TokenIds) -> tuple[int, ...]:
-    """One token id, several or none, as a tuple."""
+    """Return one token id, several or none, as a tuple."""
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else tuple(ids)
@@ -196,17 +196,17 @@ def plain(value: Any) -> Any:
 
 
 def whole(least: int) -> tuple[Callable[[Any], bool], str]:
-    """The rule of a whole number of at least `least`, and no more than 32 bits hold."""
+    """Return the rule of a whole number of at least `least`, and no more than 32 bits hold."""
     return lambda value: is_whole(value, least), f"a whole number from {least} to 2^31 - 1"
 
 
 def number(holds: Callable[[float], bool], rule: str) -> tuple[Callable[[Any], bool], str]:
-    """The rule of a finite number for which `holds` is true."""
+    """Return the rule of a finite number for which `holds` is true."""
     return lambda value: is_number(value) and holds(value), rule
 
 
 def optional(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
-    """The same rule, or None."""
+    """Return the same rule, which also accepts None."""
     return lambda value: value is None or rule[0](value), f"{rule[1]} or None"
 
 

@@ -43,7 +43,7 @@ class Generated:
 
 
 def select_rows(cache: Any, rows: jax.Array) -> Any:
-    """The cache of the batch rows `rows` [R], in that order: axis 0 of every leaf that has axes."""
+    """Return the cache of the batch rows `rows` [R], in that order: axis 0 of every leaf that has axes."""
     return jax.tree.map(lambda leaf: leaf[rows] if jnp.ndim(leaf) else leaf, cache)
 
 
@@ -61,7 +61,7 @@ def decode(
     logits_processors: Any = (),
     **settings: Any,
 ) -> Generated:
-    """Sequences that continue the prompts [B, P], by any model that is a step over a cache.
+    """Generate sequences that continue the prompts [B, P], by any model that is a step over a cache.
 
     step: a *pytree* callable, say `jax.tree_util.Partial(function, parameters)`, so that its weights are arguments of
     the compiled program: step(tokens [R, T], cache) -> (logits [R, V] of the token after the last one, cache). It first
@@ -97,7 +97,10 @@ def decode(
 def decode_compiled(
     step: Step, cache: Any, tokens: jax.Array, spec: SearchSpec, *, prompt_slots: int, select: Select
 ) -> Found:
-    """What `decode` compiles: the prompts, the first `prompt_slots` of tokens [B, slots], are read and continued."""
+    """Read the prompts, the first `prompt_slots` of tokens [B, slots], and continue them.
+
+    This is the function that is compiled.
+    """
     logits, cache = step(tokens[:, :prompt_slots], cache)
     strategy = strategy_of(spec)
     search = begin(spec, select, tokens, logits, cache)
@@ -106,12 +109,12 @@ def decode_compiled(
 
 
 def strategy_of(spec: SearchSpec) -> Strategy:
-    """How to search."""
+    """Return the kind of search."""
     return BEAM if spec.beams > 1 else SAMPLING
 
 
 def begin(spec: SearchSpec, select: Select, tokens: jax.Array, logits: jax.Array, cache: Any) -> Search:
-    """A search from the prompts in tokens [B, slots], with their first new token chosen from the logits [B, V]."""
+    """Return a search from the prompts in tokens [B, slots], with their first new token chosen from logits [B, V]."""
     for machine in (spec.stop_fsm, spec.constraint_fsm):
         if machine is not None and len(machine.columns) != logits.shape[-1]:
             raise InputError(f"token_texts or allowed are for {len(machine.columns)} tokens, not {logits.shape[-1]}")
@@ -127,7 +130,7 @@ def begin(spec: SearchSpec, select: Select, tokens: jax.Array, logits: jax.Array
 
 
 def in_float32(step: Step) -> Step:
-    """The step with its logits in float32, whatever the model computes in."""
+    """Return the step with its logits in float32, whatever the model computes in."""
 
     def float32_step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         logits, cache = step(tokens, cache)
@@ -139,7 +142,10 @@ def in_float32(step: Step) -> Step:
 def returned(
     found: Found, config: GenerationConfig, spec: SearchSpec, maps: Any = None, source_length: int = 0
 ) -> Generated:
-    """The sequences asked for, cut to the longest of them, with their share of the maps [rows of the search, ...]."""
+    """Return the sequences asked for, cut to the longest of them.
+
+    Maps [rows of the search, ...] are cut to their share.
+    """
     if is_traced(found):
         return returned_traced(found, config, spec)
     prompt, rows = int(spec.prompt_length), rows_asked_for(found, config)

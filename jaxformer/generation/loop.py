@@ -72,7 +72,7 @@ class Search(NamedTuple):
 
 
 def choose(spec: SearchSpec, strategy: Strategy, select: Select, search: Search, logits: jax.Array) -> Search:
-    """The search one token longer, from the logits [R, V] after its tokens."""
+    """Return the search one token longer, from the logits [R, V] after its tokens."""
     state, rows, scores = strategy.advance(spec, search.state, logits)
 
     def kept(pages: jax.Array | None, page: jax.Array) -> jax.Array | None:
@@ -85,7 +85,7 @@ def choose(spec: SearchSpec, strategy: Strategy, select: Select, search: Search,
 
 
 def proceed(spec: SearchSpec, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
-    """The search a chunk of turns later, each of which reads the newest tokens and chooses the next.
+    """Return the search a chunk of turns later, each of which reads the newest tokens and chooses the next.
 
     A search that finishes inside the chunk stays as it is; what its cache and the pages of its record behind the last
     step still take in matters to nobody.
@@ -103,7 +103,7 @@ def proceed(spec: SearchSpec, strategy: Strategy, step: Step, select: Select, se
 
 
 def finish(spec: SearchSpec, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
-    """The finished search; the exit is looked for after each chunk."""
+    """Return the finished search; the exit is looked for after each chunk."""
     return lax.while_loop(
         lambda search: ~strategy.finished(spec, search.state),
         lambda search: proceed(spec, strategy, step, select, search),

@@ -46,7 +46,7 @@ class Observable(Protocol):
 def look_again(
     model: Observable, source: Any, source_valid: Any, prompt_valid: Any, tokens: jax.Array, length: jax.Array
 ) -> Any:
-    """Every map of a pass over tokens [R, slots]: encoder, decoder and cross, a tuple of layers each.
+    """Return every map of a pass over tokens [R, slots]: encoder, decoder and cross, a tuple of layers each.
 
     source [B, S] (None: there is no encoder) and prompt_valid [B, P] (None: all real) belong to R / B adjacent rows.
     length: that of the longest sequence, whose last token no step has read.
@@ -70,7 +70,7 @@ def look_again(
 
 
 def trimmed(maps: Any, rows: np.ndarray, lengths: np.ndarray, source_length: int) -> AttentionMaps:
-    """The maps of some `rows` of the search, without the room that their tokens [rows] do not fill."""
+    """Return the maps of some `rows` of the search, without the room that their tokens [rows] do not fill."""
     encoder, decoder, cross = (tuple(np.asarray(layer) for layer in layers) for layers in maps)
     T, S = int(lengths.max()) - 1, source_length
     real = (np.arange(T) < lengths[:, None] - 1)[:, None, :, None]

@@ -28,7 +28,7 @@ Class = TypeVar("Class", bound=type)
 
 
 class Context(NamedTuple):
-    """What a processor may look at.
+    """Properties of a search that a processor may look at.
 
     Attributes:
         tokens: The sequences so far, int32 [R, L], of which the first `length` count.

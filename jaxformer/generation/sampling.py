@@ -30,14 +30,14 @@ class Sequences:
 
 
 def init(spec: SearchSpec, tokens: jax.Array) -> Sequences:
-    """The prompts, tokens [R, slots], with nothing generated."""
+    """Return the prompts, tokens [R, slots], with nothing generated."""
     R = tokens.shape[0]
     length = jnp.asarray(spec.prompt_length, jnp.int32)
     return Sequences(tokens, length, jnp.ones(R, bool), jnp.zeros(R), jnp.full(R, length), first_states(spec))
 
 
 def advance(spec: SearchSpec, state: Sequences, logits: jax.Array) -> Advanced:
-    """Every live row one token longer, the finished ones padded.
+    """Return every live row one token longer, the finished ones padded.
 
     Without EOS tokens, rows that a stop string finished go on until all are finished, as in `generate()`.
     """
@@ -63,12 +63,12 @@ def advance(spec: SearchSpec, state: Sequences, logits: jax.Array) -> Advanced:
 
 
 def finished(spec: SearchSpec, state: Sequences) -> jax.Array:
-    """Whether no row is live."""
+    """Return whether no row is live."""
     return ~jnp.any(state.live)
 
 
 def result(state: Sequences, record: Record) -> Found:
-    """The sequences [R, slots], their log-probabilities and lengths."""
+    """Return the sequences [R, slots], their log-probabilities and lengths."""
     return Found(state.tokens, state.scores, state.lengths, None, record, state.length)
 
 

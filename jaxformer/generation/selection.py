@@ -15,7 +15,7 @@ INVALID_TOKEN = -1  # what is drawn where all scores are -inf, or one is NaN
 
 
 def top_k(scores: jax.Array, count: int, *, first_of_equals: bool = False) -> tuple[jax.Array, jax.Array]:
-    """The `count` largest of each row, best first, and where they stand: [R, count] each, of scores [R, V].
+    """Return the `count` largest of each row, best first, and where they stand: [R, count] each, of scores [R, V].
 
     Many scores are laid out in columns: the largest stand in the columns whose maxima are the largest. The places of
     those equal to the last may be any, unless `first_of_equals` wants the lowest, which for -inf it never does. NaN may
@@ -46,7 +46,10 @@ def top_k(scores: jax.Array, count: int, *, first_of_equals: bool = False) -> tu
 
 
 def kth_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
-    """The k-th largest score of each row [R, V], equal scores counted apiece: [R, 1]. k: a number for all rows."""
+    """Return the k-th largest score [R, 1] of each row [R, V], equal scores counted apiece.
+
+    k: a number for all rows.
+    """
     R, V = scores.shape
     k, few = jnp.minimum(k, V), min(FEW, V)
     ways = (
@@ -58,7 +61,7 @@ def kth_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def largest_float(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
-    """The largest float32 for which `holds` is true, for each row: [R, 1]; `holds` as in `largest`.
+    """Return the largest float32 for which `holds` is true, for each row: [R, 1]; `holds` as in `largest`.
 
     Found by bisection: 32 halvings find any, for the order of floats is the order of integers that their bits spell.
     """
@@ -66,7 +69,7 @@ def largest_float(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Arr
 
 
 def largest(holds: Callable[[jax.Array], jax.Array], low: int, high: int, rows: int) -> jax.Array:
-    """The largest integer from `low` to `high` for which `holds` is true, for each row: int32 [R, 1].
+    """Return the largest integer from `low` to `high` for which `holds` is true, for each row: int32 [R, 1].
 
     holds: [R, 1] integers -> [R, 1] booleans; true at `low`, and once false it stays false.
     """
@@ -82,12 +85,12 @@ def largest(holds: Callable[[jax.Array], jax.Array], low: int, high: int, rows: 
 
 
 def as_float(order: jax.Array) -> jax.Array:
-    """The float32 that stands at place `order` (int32) in the order of floats, 0 being zero."""
+    """Return the float32 that stands at place `order` (int32) in the order of floats, 0 being zero."""
     return lax.bitcast_convert_type(jnp.where(order < 0, order ^ np.int32(0x7FFFFFFF), order), jnp.float32)
 
 
 def inverse_cdf_index(lengths: jax.Array, mark: jax.Array) -> jax.Array:
-    """The stretch of a line on which the mark [R, 1] lies: an index, int32 [R, 1].
+    """Return the stretch of a line on which the mark [R, 1] lies: an index, int32 [R, 1].
 
     The stretches are as long as `lengths` [R, V], one behind the other. First the block of the line is found, then the
     place in it: the running sum of all is never computed. A stretch of length 0 is never found.
@@ -104,7 +107,7 @@ def inverse_cdf_index(lengths: jax.Array, mark: jax.Array) -> jax.Array:
 
 
 def first_beyond(lengths: jax.Array, mark: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first stretch that ends beyond the mark [R, 1], and where it begins: [R, 1] each.
+    """Return the first stretch that ends beyond the mark [R, 1], and where it begins: [R, 1] each.
 
     lengths: [R, n], of stretches one behind the other. Where rounding puts the mark behind them all, it is the last one
     that has a length.
@@ -118,7 +121,7 @@ def first_beyond(lengths: jax.Array, mark: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
-    """A random key for each of `copies` rows per input at a step: [B * copies] from seeds [B, 2].
+    """Return a random key for each of `copies` rows per input at a step: [B * copies] from seeds [B, 2].
 
     Each depends on nothing but its input's pair of numbers and its place among the copies: what a row draws does not
     depend on the rows beside it.
@@ -133,12 +136,12 @@ def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
 
 
 def best_token(scores: jax.Array) -> jax.Array:
-    """The token of the largest score, the lowest id among equals: int32 [R] from [R, V]."""
+    """Return the token of the largest score, the lowest id among equals: int32 [R] from [R, V]."""
     return top_k(scores, 1, first_of_equals=True)[1][:, 0]
 
 
 def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
-    """A token drawn from softmax(scores): int32 [R] from [R, V] and a key for each row.
+    """Return a token drawn from softmax(scores): int32 [R] from [R, V] and a key for each row.
 
     By inversion: one uniform number is laid on the line of cumulative probabilities, and the token that it falls on is
     taken. Tokens of probability 0 are never drawn; INVALID_TOKEN is, where no token has a probability.
@@ -150,7 +153,7 @@ def draw_token(scores: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def best_candidates(scores: jax.Array, count: int) -> jax.Array:
-    """The `count` largest of the scores [B, W, V], best first: [B, count] in W*V.
+    """Return the `count` largest of the scores [B, W, V], best first: [B, count] in W*V.
 
     Among equals the lowest index comes first, but for -inf. They are looked for within each beam and then among those:
     the same candidates as from all at once, found faster.
@@ -163,7 +166,7 @@ def best_candidates(scores: jax.Array, count: int) -> jax.Array:
 
 
 def draw_candidates(scores: jax.Array, count: int, keys: jax.Array) -> jax.Array:
-    """`count` candidates drawn without replacement from softmax over [W, V], in the order drawn: [B, count] in W*V.
+    """Draw `count` candidates without replacement from softmax over [W, V], in the order drawn: [B, count] in W*V.
 
     The largest of scores plus Gumbel noise are such a draw (Kool et al. 2019, section 2.3).
     """

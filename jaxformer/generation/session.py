@@ -75,14 +75,16 @@ class Session:
             self.state = proceed_compiled(self.stepping, self.state, self.spec)
 
     def result(self) -> Generated:
-        """The sequences so far, as `generate` returns them at the end; beams that run on are not among them."""
+        """Return the sequences so far, as `generate` returns them at the end; beams that run on are not among them."""
         return returned(self.found, self.config, self.spec)
 
 
 def stream(
     model: Any, inputs: Any = None, config: GenerationConfig | None = None, **settings: Any
 ) -> Iterator[np.ndarray]:
-    """The new tokens of `generate`, as they are produced: parts int32 [R, n], side by side what `generate` appends.
+    """Return the new tokens of `generate` as they are produced, in parts int32 [R, n].
+
+    Side by side they are what `generate` appends.
 
     Greedy decoding and sampling only: what a beam search has found may still change until its end. Arguments and errors
     are those of `generate`.
@@ -94,7 +96,7 @@ def stream(
 
 
 def produced(session: Session) -> Iterator[np.ndarray]:
-    """The new tokens of each chunk, up to the end of the longest row."""
+    """Yield the new tokens of each chunk, up to the end of the longest row."""
     sent = int(session.spec.prompt_length)
     while True:
         tokens, lengths = np.asarray(session.found.tokens), np.asarray(session.found.lengths)
@@ -143,5 +145,5 @@ begin_compiled = Compiled(begin_request)  # what is compiled for the prompts
 
 @compiled(donated=(1,))
 def proceed_compiled(stepping: Model, search: Search, spec: SearchSpec) -> Search:
-    """What is compiled for every chunk of tokens."""
+    """Continue a search by a chunk of tokens: the function that is compiled."""
     return proceed(spec, strategy_of(spec), in_float32(stepping.step), select_cache_rows, search)

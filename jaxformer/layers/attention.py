@@ -17,7 +17,7 @@ from jaxformer.ops import AttentionMask, attention_weights, dot_product_attentio
 
 
 class AttentionOutput(NamedTuple):
-    """What an attention layer returns.
+    """Result of an attention layer.
 
     Attributes:
         states: [B, T, D].
@@ -120,7 +120,7 @@ class Attention(nnx.Module):
 
 
 class AttendedKV(NamedTuple):
-    """What the queries of a call attend to.
+    """Keys and values that the queries of a call attend to.
 
     Attributes:
         kv: Keys and values, or latents, as a full cache.

@@ -14,7 +14,7 @@ from jaxformer.ops import AttentionMask, Routing, dropout
 
 
 class EncoderKV(NamedTuple):
-    """What cross-attention of one layer attends to.
+    """Keys and values of the encoder for the cross-attention of one layer.
 
     Attributes:
         kv: Keys and values of the encoder's output, or its latents: a `LayerCache`.
@@ -26,7 +26,7 @@ class EncoderKV(NamedTuple):
 
 
 class BlockOutput(NamedTuple):
-    """What a block returns.
+    """Result of a block.
 
     Attributes:
         states: [B, T, D].

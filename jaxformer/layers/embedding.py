@@ -31,7 +31,7 @@ class Embedding(nnx.Module):
         self.token_type_embedding = None if types is None else nnx.Param(types, axes="_" + axes[1])
 
     def __call__(self, tokens: jax.Array, token_types: jax.Array | None = None) -> jax.Array:
-        """Integers [B, T] -> [B, T, D]. An id outside the vocabulary gives NaN, never another token's vector.
+        """Return the vectors [B, T, D] of integers [B, T]. An id outside the vocabulary gives NaN.
 
         token_types: integers [B, T], the kind of each token where there are several (None: all of kind 0).
         """
@@ -55,7 +55,7 @@ class LearnedPositionEmbedding(nnx.Module):
         self.embedding = nnx.Param(vectors, axes="_D")
 
     def __call__(self, position_ids: jax.Array) -> jax.Array:
-        """Integers [B, T] -> [B, T, D]; NaN beyond the table."""
+        """Return the vectors [B, T, D] of positions [B, T]; NaN beyond the table."""
         return look_up(self.embedding[...], position_ids + self.offset)
 
 
@@ -67,7 +67,7 @@ class Sinusoids(nnx.Module):
         self.dim = dim
 
     def __call__(self, position_ids: jax.Array) -> jax.Array:
-        """Integers [B, T] -> [B, T, D], for any position."""
+        """Return the vectors [B, T, D] of positions [B, T], for any position."""
         return sinusoidal_positions(position_ids, self.dim, layout=self.config.layout, base=self.config.base)
 
 
@@ -89,5 +89,5 @@ class RelativePositionBias(nnx.Module):
 
 
 def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
-    """Rows of `table` [R, D] at `index` [...]: [..., D]. Indices outside 0..R-1 give NaN, never a wrong row."""
+    """Return rows of `table` [R, D] at `index` [...]: [..., D]. Indices outside 0..R-1 give NaN, never a wrong row."""
     return jnp.take(table, jnp.where(index < 0, table.shape[0], index), axis=0, mode="fill", fill_value=jnp.nan)

@@ -35,7 +35,7 @@ class Experts(nnx.Module):
         self.shared = FeedForward(config.shared, dim, rngs=rngs) if config.shared else None
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+        """Return the mixture of x [B, T, D]: [B, T, D]."""
         rows = x.reshape(-1, x.shape[-1])
         choice = self.choose(self.logits(rows))
         if backends.is_cpu() or not isinstance(self.experts.up, Linear):  # where grouped products would expand
@@ -46,7 +46,7 @@ class Experts(nnx.Module):
         return mixed if self.shared is None else mixed + self.shared(x, dropout_key=dropout_key)
 
     def routing(self, x: jax.Array) -> Routing:
-        """Where a call sends the tokens x [B, T, D]. Under `jax.jit` the compiler merges what both compute."""
+        """Return where a call sends the tokens x [B, T, D]. Under `jax.jit` the compiler merges what both compute."""
         logits = self.logits(x.reshape(-1, x.shape[-1]))
         if self.router_bias is None:
             probabilities = jax.nn.softmax(logits, axis=-1)
@@ -57,11 +57,14 @@ class Experts(nnx.Module):
         return jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:-1], -1), found)
 
     def logits(self, rows: jax.Array) -> jax.Array:
-        """The router's score of each expert for the tokens, rows [R, D]: [R, E], in float32 as little decides."""
+        """Return the router's scores [R, E] of the experts for tokens [R, D].
+
+        They are float32, because small differences decide.
+        """
         return self.router(rows.astype(jnp.float32))
 
     def choose(self, logits: jax.Array) -> Choice:
-        """The experts of each token, by their scores [R, E]."""
+        """Return the experts of each token, by their scores [R, E]."""
         router = self.config.router
         settings = {
             "renormalize": router.renormalize,
@@ -75,7 +78,7 @@ class Experts(nnx.Module):
 
 
 def make_feed_forward(config: FeedForwardConfig | MoEConfig, dim: int, *, rngs: nnx.Rngs) -> FeedForward | Experts:
-    """The feed-forward network or the mixture of experts that `config` describes."""
+    """Return the feed-forward network or the mixture of experts that `config` describes."""
     match config:
         case FeedForwardConfig():
             return FeedForward(config, dim, rngs=rngs)

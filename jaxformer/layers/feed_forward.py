@@ -24,7 +24,7 @@ class FeedForward(nnx.Module):
         self.down = Linear(d_ff, dim, axes="FD", bias=config.bias, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """[..., D] -> [..., D]."""
+        """Return the network's output for x [..., D]: [..., D]."""
         inner = self._inner(self.up(x), None if self.gate is None else self.gate(x))
         return self.down(dropout(inner, self.dropout, dropout_key))
 

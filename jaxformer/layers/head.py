@@ -20,7 +20,7 @@ class Transform(nnx.Module):
         self.norm = make_norm(config.norm, dim)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]."""
+        """Return transformed states: [..., D] -> [..., D]."""
         return self.norm(ACTIVATIONS[self.activation](self.linear(x)))
 
 
@@ -38,7 +38,7 @@ class Head(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(embedding.vocab_size), axes="V") if config.bias else None
 
     def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
-        """[..., D] and the embedding table [V, E] -> float32 [..., V].
+        """Return float32 logits [..., V] of states [..., D], with the embedding table [V, E].
 
         The table is an argument, not a part: two modules that share a parameter would be untied by `jax.jit`.
         """
@@ -60,7 +60,10 @@ class Head(nnx.Module):
         return logits
 
     def untied(self, table: jax.Array, *, transposed: bool = False) -> "Head":
-        """An equal head with a matrix of its own: the transpose [E, V] of the embedding table [V, E], or the table."""
+        """Return an equal head with a matrix of its own.
+
+        It is the transpose [E, V] of the embedding table [V, E], or the table.
+        """
         if self.output is not None:
             return self
         V, E = table.shape
@@ -91,6 +94,6 @@ class Classifier(nnx.Module):
         self.output = Linear(dim, config.classes, axes="D_", rngs=rngs)
 
     def __call__(self, states: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """[B, T, D] -> float32 [B, classes]."""
+        """Return float32 logits [B, classes] of states [B, T, D]."""
         inner = dropout(ACTIVATIONS[self.activation](self.hidden(states[:, 0])), self.dropout, dropout_key)
         return self.output(inner).astype(jnp.float32)

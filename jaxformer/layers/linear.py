@@ -28,7 +28,7 @@ class LinearMap(nnx.Module):
     bias: nnx.Param[jax.Array] | None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., inputs] -> [..., outputs], in the type of x."""
+        """Return `x W + b`: [..., inputs] -> [..., outputs], in the type of x."""
         rows = x.shape[: x.ndim - len(self.inputs)]
         # As matrices: XLA would transpose a weight of more axes for every product, that is at every generated token.
         y = self.product(x.reshape(*rows, math.prod(self.inputs))).reshape(*rows, *self.outputs)
@@ -39,11 +39,11 @@ class LinearMap(nnx.Module):
 
     @abstractmethod
     def product(self, x: jax.Array) -> jax.Array:
-        """`x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
+        """Return `x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
 
     @abstractmethod
     def matrix(self) -> jax.Array:
-        """The weight [inputs, outputs]."""
+        """Return the weight [inputs, outputs]."""
 
 
 class Linear(LinearMap):
@@ -72,12 +72,12 @@ class Linear(LinearMap):
         self.bias = nnx.Param(jnp.zeros(self.outputs), axes=axes[len(self.inputs) :]) if bias else None
 
     def prefers_transposed(self, rows: int) -> bool:
-        """Whether this is one map, not those of several experts, that so many rows meet faster transposed."""
+        """Return whether this is one map, not those of several experts, and faster transposed for so many rows."""
         one, shape = self.weight.ndim == len(self.inputs) + len(self.outputs), (*self.outputs, math.prod(self.inputs))
         return one and prefers_transposed(rows, shape, self.weight.dtype)
 
     def product(self, x: jax.Array) -> jax.Array:
-        """`x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
+        """Return `x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
         return matmul(x, self.weight[...].astype(x.dtype).reshape(x.shape[-1], math.prod(self.outputs)))
 
     def grouped(self, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
@@ -94,7 +94,7 @@ class Linear(LinearMap):
         return y + jnp.repeat(self.bias[...].astype(x.dtype), group_sizes, axis=0, total_repeat_length=x.shape[0])
 
     def matrix(self) -> jax.Array:
-        """The weight [inputs, outputs]."""
+        """Return the weight [inputs, outputs]."""
         return self.weight[...]
 
 
@@ -110,11 +110,11 @@ class TransposedLinear(LinearMap):
         self.weight = nnx.Param(weight.T, axes="__")
 
     def product(self, x: jax.Array) -> jax.Array:
-        """`x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
+        """Return `x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
         return matmul_transposed(x, self.weight[...]).astype(x.dtype)
 
     def matrix(self) -> jax.Array:
-        """The weight [inputs, outputs]."""
+        """Return the weight [inputs, outputs]."""
         return self.weight[...].T.reshape(*self.inputs, *self.outputs)
 
 
@@ -136,11 +136,11 @@ class QuantizedLinear(LinearMap):
         self.steps = QuantizedWeight(steps, axes=f"{several}_")
 
     def product(self, x: jax.Array) -> jax.Array:
-        """`x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
+        """Return `x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
         return int8_matmul(x, Quantized(self.values[...], self.steps[...])).astype(x.dtype)
 
     def matrix(self) -> jax.Array:
-        """The weight [inputs, outputs] in float32, but for its rounding that which it was made of."""
+        """Return the dequantized weight, float32 [inputs, outputs]."""
         weight = self.values[...].astype(jnp.float32) * self.steps[...][..., None]
         return jnp.swapaxes(weight, -1, -2).reshape(*weight.shape[:-2], *self.inputs, *self.outputs)
 

@@ -17,7 +17,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(dim), axes=axes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]."""
+        """Return normalized vectors: [..., D] -> [..., D]."""
         return layer_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
 
 
@@ -29,7 +29,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.zeros(dim) if config.offset else jnp.ones(dim), axes=axes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]."""
+        """Return normalized vectors: [..., D] -> [..., D]."""
         return rms_norm(x, self.scale[...], epsilon=self.config.epsilon, offset=self.config.offset)
 
 

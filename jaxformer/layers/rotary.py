@@ -32,7 +32,7 @@ def rotate_heads(heads: jax.Array, position_ids: jax.Array | None, rope: Rope | 
 
 
 def frequencies_and_factor(rope: Rope, width: int, position_ids: jax.Array) -> tuple[jax.Array, float]:
-    """Radians per position for each pair [R/2], and the factor on cosines and sines."""
+    """Return radians per position for each pair [R/2], and the factor on cosines and sines."""
     plain = rotary_frequencies(width, rope.base)
     match rope.scaling:
         case None:

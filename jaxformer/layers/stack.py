@@ -19,7 +19,7 @@ from jaxformer.ops import AttentionMask, Routing, count_positions, dropout
 
 
 class Intermediates(NamedTuple):
-    """What a stack computed on the way; all empty unless asked for.
+    """Intermediate results of a stack; all empty unless asked for.
 
     Attributes:
         hidden_states: L+1 arrays [B, T, D], the input of each block and the stack's output.
@@ -35,7 +35,7 @@ class Intermediates(NamedTuple):
 
 
 class StackOutput(NamedTuple):
-    """What a stack returns.
+    """Result of a stack.
 
     Attributes:
         states: [B, T, D].

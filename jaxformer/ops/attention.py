@@ -177,7 +177,7 @@ def four_axes(name: str, x: jax.Array, shape: tuple[int, int, int, int]) -> jax.
 
 
 def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
-    """The values averaged by attention weights, [B, T, N, Hv] in the type of value.
+    """Return the values averaged by attention weights, [B, T, N, Hv] in the type of value.
 
     weights [B, N, T, S], value [B, S, K, Hv]. The second half of `dot_product_attention`, for callers that change the
     weights in between, as dropout does.
@@ -227,19 +227,19 @@ def _weights(query: jax.Array, key: jax.Array, scoring: Scoring) -> jax.Array:
 
 
 def _heads_first(x: jax.Array) -> jax.Array:
-    """[B, T, N, H] -> [B, N, T, H], and back."""
+    """Swap heads and positions: [B, T, N, H] -> [B, N, T, H], and back."""
     return jnp.swapaxes(x, 1, 2)
 
 
 def _rows_and_heads(x: jax.Array) -> jax.Array:
-    """[B, T, N, H] -> [B N, T, H]."""
+    """Merge rows and heads: [B, T, N, H] -> [B N, T, H]."""
     B, T, N, H = x.shape
     return _heads_first(x).reshape(B * N, T, H)
 
 
 @jax.custom_jvp
 def _softmax(scores: jax.Array) -> jax.Array:
-    """exp(score) / sum of exp over the last axis; zeros where all scores are -inf."""
+    """Return exp(score) / sum of exp over the last axis; zeros where all scores are -inf."""
     largest = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
     exponentials = jnp.exp(scores - jnp.where(jnp.isneginf(largest), 0, largest))
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
@@ -248,6 +248,6 @@ def _softmax(scores: jax.Array) -> jax.Array:
 
 @_softmax.defjvp
 def _softmax_derivative(scores: tuple[jax.Array], d_scores: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Weights P and their derivative P * (dS - sum of P dS): for the gradient only P is kept, and -inf never enters."""
+    """Return weights P and their derivative P * (dS - sum of P dS): only P is kept for it, and -inf never enters."""
     weights = _softmax(*scores)
     return weights, weights * (d_scores[0] - jnp.sum(weights * d_scores[0], axis=-1, keepdims=True))

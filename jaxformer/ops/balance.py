@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def expert_load(experts: jax.Array, count: int) -> jax.Array:
-    """The share of choices [R, k] that fell on each of `count` experts: float32 [E], sums to 1, even at 1/E."""
+    """Return the share of choices [R, k] that fell on each of `count` experts: float32 [E], sums to 1, even at 1/E."""
     return jnp.zeros(count, jnp.float32).at[experts.reshape(-1)].add(1) / experts.size
 
 
@@ -24,7 +24,9 @@ def balance_loss(probabilities: jax.Array, experts: jax.Array) -> jax.Array:
 
 
 def device_balance_loss(probabilities: jax.Array, experts: jax.Array, devices: int) -> jax.Array:
-    """The same for devices, each of which has E / devices neighbouring experts (DeepSeek-V2, equations 26 to 28).
+    """Return the same loss for devices.
+
+    Each has E / devices neighbouring experts (DeepSeek-V2, equations 26 to 28).
 
     sum over devices of the mean f_i of its experts, times the sum of their P_i.
     """
@@ -46,7 +48,10 @@ def communication_loss(probabilities: jax.Array, experts: jax.Array, devices: in
 
 
 def router_z_loss(logits: jax.Array) -> jax.Array:
-    """The mean square of log sum exp of logits [R, E]: keeps them small (Zoph et al. 2022, ST-MoE, equation 5)."""
+    """Return the mean square of log sum exp of logits [R, E].
+
+    It keeps them small (Zoph et al. 2022, ST-MoE, equation 5).
+    """
     return jnp.mean(jnp.square(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)))
 
 

@@ -21,7 +21,7 @@ _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 class Residuals(NamedTuple):
-    """What the gradient needs: inputs in blocks, the output, and each query's largest score and sum of exponentials."""
+    """Arrays for the gradient: inputs in blocks, the output, each query's largest score and sum of exponentials."""
 
     queries: jax.Array
     keys: jax.Array
@@ -34,7 +34,7 @@ class Residuals(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What is static: the factor on the scores, and their cap."""
+    """Static settings: the factor on the scores, and their cap."""
 
     scale: float
     softcap: float | None
@@ -84,7 +84,7 @@ def blockwise_attention(
 
 
 def _split(x: jax.Array, block: int) -> jax.Array:
-    """[B, T, ...] padded with zeros to whole blocks, as blocks [T / size, B, size, ...]; size is at most T."""
+    """Return [B, T, ...] padded with zeros to whole blocks, as blocks [T / size, B, size, ...]; size is at most T."""
     size = min(block, x.shape[1])
     padding = [(0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)]
     return jnp.moveaxis(jnp.pad(x, padding).reshape(len(x), -1, size, *x.shape[2:]), 1, 0)
@@ -94,14 +94,14 @@ def _split(x: jax.Array, block: int) -> jax.Array:
 def _attend(
     static: Scale, queries: jax.Array, keys: jax.Array, values: jax.Array, mask: AttentionMask, sinks: jax.Array
 ) -> jax.Array:
-    """The attention of every query block [T blocks, B, K, G, size, Hv]."""
+    """Return the attention of every query block [T blocks, B, K, G, size, Hv]."""
     return _forward(static, queries, keys, values, mask, sinks)[0]
 
 
 def _forward(
     static: Scale, queries: jax.Array, keys: jax.Array, values: jax.Array, mask: AttentionMask, sinks: jax.Array
 ) -> tuple[jax.Array, Residuals]:
-    """The output blocks, and what the gradient needs."""
+    """Return the output blocks, and what the gradient needs."""
     rows, Hv = queries.shape[1:-1], values.shape[-1]
     # Before any key, a query has seen the sink: its exponential is 1 beneath its own score, and its value zero. The
     # lowest number stands for no sink: nothing is left of it once a key is seen, and a query that sees none gets zeros.
@@ -130,7 +130,7 @@ def _forward(
 def _backward(
     static: Scale, saved: Residuals, d_output: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array]:
-    """The gradients of queries, keys, values and sinks.
+    """Return the gradients of queries, keys, values and sinks.
 
     With weights P, dV = P^T dO and dP = dO V^T; through the softmax, dScores = P * (dP - sum of P dP), where the sum
     over keys equals the sum of dO * O over the width and is therefore known beforehand. A sink's dP is zero.
@@ -173,7 +173,10 @@ _attend.defvjp(_forward, _backward)
 
 
 def _scores(static: Scale, query: jax.Array, key: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The capped scores of one block, float32 [B, K, G, T, S], and the same with -inf at keys that are not visible."""
+    """Return the capped scores of one block, float32 [B, K, G, T, S], twice.
+
+    The second array has -inf at keys that are not visible.
+    """
     capped = _dot("BKGTH,BKSH->BKGTS", query, key) * static.scale
     if static.softcap is not None:
         capped = static.softcap * jnp.tanh(capped / static.softcap)
@@ -193,7 +196,7 @@ def _visible(queries: jax.Array, keys: jax.Array, mask: AttentionMask, index: ja
 def _key_range(
     queries: jax.Array, keys: jax.Array, mask: AttentionMask, index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The first key block that any query of block `index` sees through its window, and one past the last."""
+    """Return the first key block that any query of block `index` sees through its window, and one past the last."""
     query_size, key_size = queries.shape[-2], keys.shape[-2]
     first, stop = 0, len(keys)
     left, right = mask.bounds

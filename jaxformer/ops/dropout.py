@@ -9,7 +9,7 @@ _LEVELS = 1 << 16
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` [..., D] with each entry 0 with probability `rate` and the others divided by the probability of staying.
+    """Return `x` [..., D] with each entry 0 with probability `rate`, and the others divided by 1 - rate.
 
     The division keeps the expected value, so evaluation needs no change: `key=None` or `rate=0` returns `x` itself.
     Drawing random words is most of the cost on a CPU, so each serves two entries, sixteen bits for each (measured:

@@ -21,7 +21,7 @@ LARGEST_BLOCK = 128  # rows
 
 
 class Layout(NamedTuple):
-    """Where the rows of a choice go.
+    """Order of the rows of a choice, sorted by expert.
 
     rows: integers [blocks * size], the row k * r + i of token r and its i-th choice at each place; as many as there are
     rows where a place stays empty. places: integers [R, k], the place of each row. owners: integers [blocks], the
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
 
 def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: Choice, *, size: int | None = None) -> jax.Array:
-    """For each token the sum over its chosen experts of weight * expert(token): x [R, D] -> [R, D].
+    """Return for each token the sum over its chosen experts of weight * expert(token): x [R, D] -> [R, D].
 
     expert: the function of one expert's weights and rows [n, D]; it must be the same Python object at every call, and
     depend on nothing else. weights: those of all experts, leaves [E, ...]. choice: experts and weights [R, k]. size:
@@ -79,7 +79,7 @@ def mix_grouped(
 
 
 def arrange(experts: jax.Array, count: int, size: int) -> Layout:
-    """The layout of chosen experts [R, k], out of `count`, in blocks of `size` rows."""
+    """Return the layout of chosen experts [R, k], out of `count`, in blocks of `size` rows."""
     rows = experts.size
     flat = experts.reshape(-1)
     order = jnp.argsort(flat)  # stable: rows of an expert keep their order
@@ -102,7 +102,7 @@ def arrange(experts: jax.Array, count: int, size: int) -> Layout:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _apply(expert: Expert, weights: Any, blocks: jax.Array, owners: jax.Array, used: jax.Array) -> jax.Array:
-    """Each block [size, D] through its owner; blocks that are not in use give zeros."""
+    """Return each block [size, D] through its owner; blocks that are not in use give zeros."""
 
     def visit(at: jax.Array, outputs: jax.Array) -> jax.Array:
         return outputs.at[at].set(expert(_weights_of(weights, owners[at]), blocks[at]))
@@ -115,7 +115,10 @@ def _forward(expert: Expert, weights: Any, blocks: jax.Array, owners: jax.Array,
 
 
 def _backward(expert: Expert, saved: Any, d_outputs: jax.Array) -> tuple[Any, jax.Array, None, None]:
-    """The gradients of weights and blocks: a gradient of all experts' weights, to which each block adds its share."""
+    """Return the gradients of weights and blocks.
+
+    Each block adds its share to one gradient of all experts' weights.
+    """
     weights, blocks, owners, used = saved
 
     def visit(at: jax.Array, gradients: Any) -> Any:

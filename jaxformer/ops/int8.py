@@ -16,7 +16,10 @@ class Quantized(NamedTuple):
 
 
 def quantize(x: jax.Array) -> Quantized:
-    """The vectors of x [..., n], each divided by the step with which its largest number becomes 127, and rounded."""
+    """Return the vectors of x [..., n] as integers of 8 bits, and the step of each.
+
+    The largest number of a vector is 127 steps.
+    """
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1)
     steps = jnp.where(largest == 0, 1.0, largest / LARGEST)
@@ -24,7 +27,7 @@ def quantize(x: jax.Array) -> Quantized:
 
 
 def int8_matmul(x: jax.Array, weight: Quantized) -> jax.Array:
-    """Activations x [..., I] times the transpose of a weight [O, I]: float32 [..., O].
+    """Return activations x [..., I] times the transpose of a weight [O, I]: float32 [..., O].
 
     Each row of activations is quantized too, and 8-bit products are summed in 32 bits, exactly: only the rounding of
     the two factors is lost (Dettmers et al. 2022, section 2.1).

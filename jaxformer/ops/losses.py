@@ -9,7 +9,7 @@ from jaxformer.errors import InputError
 def token_cross_entropy(
     logits: jax.Array, labels: jax.Array, *, ignore_index: int = -100, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """The cross-entropy of every token in nats, float32 [...]; 0 where the label is `ignore_index`.
+    """Return the cross-entropy of every token in nats, float32 [...]; 0 where the label is `ignore_index`.
 
     logits [..., V], labels integer [...]. With smoothing e the target distribution is (1 - e) on the label plus e/V on
     each of the V entries, so a token costs (1 - e) * (log Z - logit[label]) + e * (log Z - mean of its logits), where
@@ -39,7 +39,7 @@ def token_cross_entropy(
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, *, ignore_index: int = -100, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """The mean cross-entropy in nats over the labels that are not `ignore_index`: a float32 scalar.
+    """Return the mean cross-entropy in nats over the labels that are not `ignore_index`: a float32 scalar.
 
     logits [..., V], labels [...]; see `token_cross_entropy`. When every label is ignored the mean is 0 (PyTorch: NaN),
     so that an empty batch neither moves nor destroys the parameters.

@@ -17,7 +17,7 @@ Window = tuple[int | None, int | None]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AttentionMask:
-    """Which keys each query may attend to, by structure instead of an array [T, S], so that kernels can use it.
+    """Keys that each query may attend to, by structure instead of an array [T, S], so that kernels can use it.
 
     All of these hold together. The default hides nothing.
 
@@ -157,7 +157,7 @@ def count_positions(valid: jax.Array) -> jax.Array:
 
 
 def causal_mask(length: int) -> jax.Array:
-    """Which keys each query may see: itself and what came before. Boolean [T, T], True = visible.
+    """Return which keys each query may see: itself and what came before. Boolean [T, T], True = visible.
 
     Section 3.2.3: a position may depend only on the known outputs before it. For length 5 (rows are queries):
         1 0 0 0 0
@@ -175,7 +175,7 @@ def causal_mask(length: int) -> jax.Array:
 
 
 def padding_mask(lengths: jax.Array, length: int) -> jax.Array:
-    """Which positions hold real tokens, from the number of tokens in each row. Boolean [B, S], True = real.
+    """Return which positions hold real tokens, from the number of tokens in each row. Boolean [B, S], True = real.
 
     For lengths [3, 5] and length 5:
         1 1 1 0 0
@@ -199,7 +199,7 @@ def padding_mask(lengths: jax.Array, length: int) -> jax.Array:
 
 
 def window_mask(query_positions: jax.Array, key_positions: jax.Array, left: int | None, right: int | None) -> jax.Array:
-    """Which keys lie within `left` positions before and `right` positions after each query. Boolean [B, T, S].
+    """Return which keys lie within `left` positions before and `right` positions after each query. Boolean [B, T, S].
 
     query_positions [B, T] (B may be 1), key_positions [S]. None leaves a side open; right = 0 is causality. For five
     queries and keys, left = 1 and right = 2:

@@ -7,7 +7,7 @@ Dims = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Activations x [..., I] times weight [I, O]: [..., O] in the type of both, summed in float32 at least.
+    """Return activations x [..., I] times weight [I, O]: [..., O] in the type of both, summed in float32 at least.
 
     Numbers of 16 bits stay so up to the unit that multiplies them, in the gradients too: a processor that has such a
     unit is twice as fast then. (Gradients of 16-bit products are of reverse mode only.)
@@ -31,7 +31,7 @@ def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 
 def _backward(kept: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The gradients of both. The rule of jax would widen d_y to float32 first, as the product's result was."""
+    """Return the gradients of both. The rule of jax would widen d_y to float32 first, as the product's result was."""
     x, weight = kept
     rows = tuple(range(x.ndim - 1))
     return _product(d_y, weight, ((d_y.ndim - 1,), (1,))), _product(x, d_y, (rows, rows))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
-    """Each vector of x [..., D] brought to mean 0 and variance 1, then scaled and biased: [..., D].
+    """Normalize each vector of x [..., D] to mean 0 and variance 1, then scale it and add the bias: [..., D].
 
     Ba et al. (2016), equation 4: (x - mean) / sqrt(variance + epsilon) * scale + bias; scale and bias are [D]. In
     float32 whatever the type of x, and with the variance as the mean of squared deviations: the one-pass formula
@@ -20,7 +20,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: floa
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6, offset: bool = False) -> jax.Array:
-    """Each vector of x [..., D] brought to a mean square of 1, then scaled: [..., D].
+    """Normalize each vector of x [..., D] to a mean square of 1, then scale it: [..., D].
 
     Zhang and Sennrich (2019), equation 4: x / sqrt(mean(x^2) + epsilon) * scale [D]. Unlike `layer_norm` it subtracts
     no mean and adds no bias. In float32 whatever the type of x. offset: the factor is 1 + scale.

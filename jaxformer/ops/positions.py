@@ -16,7 +16,7 @@ SinusoidalLayout = Literal["interleaved", "halves"]
 def sinusoidal_positions(
     positions: int | jax.Array, dim: int, layout: SinusoidalLayout = "interleaved", base: float = 10000.0
 ) -> jax.Array:
-    """The encoding of each position, float32 [T, D] for a length T, or [..., D] for an array of positions [...].
+    """Return the encoding of each position, float32 [T, D] for a length T, or [..., D] for an array of positions [...].
 
     Section 3.5: PE(pos, 2i) = sin(pos / base^(2i/D)), PE(pos, 2i + 1) = cos(pos / base^(2i/D)), a geometric range of
     wavelengths from 2 pi to base * 2 pi. layout "interleaved" is the paper's order; "halves" puts all sines before all
@@ -45,7 +45,7 @@ def sinusoidal_positions(
 def distance_buckets(
     distances: jax.Array, *, buckets: int = 32, max_distance: int = 128, causal: bool = False
 ) -> jax.Array:
-    """The bucket, an integer in 0 .. buckets - 1, of each distance key position - query position [...].
+    """Return the bucket, an integer in 0 .. buckets - 1, of each distance key position - query position [...].
 
     Raffel et al. (2020), section 2.1: half of the buckets are for one near distance each, the others share the range up
     to `max_distance` in logarithmic steps, and the last has all that is beyond. Keys before and after the query have
@@ -66,7 +66,7 @@ def distance_buckets(
 def _sinusoids(
     xp: ModuleType, positions: np.ndarray | jax.Array, dim: int, layout: SinusoidalLayout, base: float
 ) -> np.ndarray | jax.Array:
-    """Sines and cosines in float64, by NumPy or jax.numpy (`xp`)."""
+    """Return sines and cosines in float64, by NumPy or jax.numpy (`xp`)."""
     wavelengths = np.power(base, np.arange(0, dim, 2) / dim)[None]
     angles = positions.astype(np.float64).reshape(-1, 1) / wavelengths
     sines, cosines = xp.sin(angles), xp.cos(angles)

@@ -19,7 +19,7 @@ class CosSin(NamedTuple):
 
 
 def rotary_frequencies(width: int, base: float = 10000.0) -> jax.Array:
-    """How far each pair of dimensions turns per position, in radians: float32 [R/2] for a rotated width R.
+    """Return the radians per position by which each pair of dimensions turns: float32 [R/2] for a rotated width R.
 
     Section 3.2.2, equation 15: base^(-2i/R). Computed eagerly in float32, under `jax.jit` too, and so equal to what
     PyTorch computes: an error in the last place here is an error of 5e-4 at position 8192.
@@ -31,7 +31,7 @@ def rotary_frequencies(width: int, base: float = 10000.0) -> jax.Array:
 
 
 def rotary_waves(width: int, base: float) -> np.ndarray:
-    """Positions per radian for each pair, float32 [R/2]: what the frequencies are one over."""
+    """Return positions per radian for each pair, float32 [R/2]: the inverses of the frequencies."""
     if width < 2 or width % 2:
         raise InputError(f"rotary positions turn pairs of dimensions: the width must be even, not {width}")
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)  # XLA would multiply by 1 / width
@@ -40,7 +40,7 @@ def rotary_waves(width: int, base: float) -> np.ndarray:
 
 
 def rope_cos_sin(position_ids: jax.Array, frequencies: jax.Array, attention_factor: float = 1.0) -> CosSin:
-    """The angle of every position and pair, as its cosine and sine, each times `attention_factor`.
+    """Return the angle of every position and pair, as its cosine and sine, each times `attention_factor`.
 
     position_ids: integers [B|1, T].
     """
@@ -49,7 +49,7 @@ def rope_cos_sin(position_ids: jax.Array, frequencies: jax.Array, attention_fact
 
 
 def apply_rope(x: jax.Array, by: CosSin, *, layout: RotaryLayout = "halves") -> jax.Array:
-    """Queries or keys x [B, T, N, H] with their first R dimensions turned; the others stay as they are.
+    """Rotate the first R dimensions of queries or keys x [B, T, N, H]; the others stay as they are.
 
     A pair (a, b) becomes (a cos - b sin, a sin + b cos), equation 34. The score of a query and a key then depends on
     the distance between their positions alone. layout: which dimensions make a pair, "interleaved" 0 and 1, 2 and 3

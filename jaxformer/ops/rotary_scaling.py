@@ -15,17 +15,17 @@ from jaxformer.ops.rotary import rotary_waves
 
 
 def linear_frequencies(frequencies: jax.Array, factor: float) -> np.ndarray:
-    """Frequencies [R/2] divided by a factor, as if positions were nearer to each other (Chen et al. 2023)."""
+    """Return frequencies [R/2] divided by a factor, as if positions were nearer to each other (Chen et al. 2023)."""
     return np.asarray(frequencies) / np.float32(factor)
 
 
 def longrope_frequencies(width: int, base: float, factors: Sequence[float]) -> np.ndarray:
-    """Frequencies [R/2] of waves that are each lengthened by a factor of its own (LongRoPE, Ding et al. 2024)."""
+    """Return frequencies [R/2] of waves that are each lengthened by a factor (LongRoPE, Ding et al. 2024)."""
     return 1 / (np.asarray(factors, np.float32) * rotary_waves(width, base))
 
 
 def llama3_frequencies(frequencies: jax.Array, *, factor: float, low: float, high: float, length: int) -> np.ndarray:
-    """Frequencies [R/2] as Llama 3.1 has them: long waves are slowed down, short ones stay.
+    """Return frequencies [R/2] as Llama 3.1 has them: long waves are slowed down, short ones stay.
 
     They are divided by `factor` where a wave fits less than `low` times into `length`, unchanged where it fits more
     than `high` times, and in between a mixture of both, linear in how often it fits.
@@ -49,7 +49,9 @@ def yarn_frequencies(
     beta_slow: float,
     truncate: bool,
 ) -> np.ndarray:
-    """Frequencies [R/2] as YaRN has them (Peng et al. 2023, section 3.2): fast pairs as they are, slow ones / factor.
+    """Return frequencies [R/2] as YaRN has them (Peng et al. 2023, section 3.2).
+
+    Fast pairs as they are, slow ones / factor.
 
     Between the pair that turns `beta_fast` times in `length` and the one that turns `beta_slow` times, both are mixed,
     linearly in the number of the pair. truncate: these two ends are rounded outwards to whole pairs.
@@ -69,7 +71,7 @@ def yarn_frequencies(
 
 
 def dynamic_ntk_frequencies(width: int, base: float, *, factor: float, length: int, longest: jax.Array) -> jax.Array:
-    """Frequencies [R/2] of a base that grows once the `longest` sequence, a traced integer, is beyond `length`.
+    """Return frequencies [R/2] of a base that grows once the `longest` sequence, a traced integer, is beyond `length`.
 
     The base is multiplied by (factor n / length - (factor - 1))^(R / (R - 2)) with n = max(longest, length), so that
     the slowest pair is slowed down by that bracket and the fastest not at all.

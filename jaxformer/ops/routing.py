@@ -18,7 +18,7 @@ class Choice(NamedTuple):
 
 
 class Routing(NamedTuple):
-    """How tokens [...] were sent to experts: the router's logits [..., E], what the `Choice` was made of.
+    """Routing of tokens [...] to experts: the router's logits [..., E] and the choice made of them.
 
     probabilities: [..., E], they sum to one. experts: those chosen, [..., k].
     """
@@ -37,7 +37,7 @@ def softmax_router(
     top_k_groups: int = 1,
     scale: float = 1.0,
 ) -> Choice:
-    """The `chosen` experts k with the largest softmax of logits [R, E]; their weights are these probabilities * scale.
+    """Choose the experts with the largest softmax of logits [R, E]; their weights are these probabilities * scale.
 
     renormalize: made to sum to one first, as in Mixtral. That is the softmax of the k chosen logits alone, so the
     router that chooses first and takes the softmax then, as in gpt-oss, is this one too. (Shazeer et al. 2017,
@@ -61,7 +61,7 @@ def sigmoid_router(
     top_k_groups: int = 1,
     scale: float = 1.0,
 ) -> Choice:
-    """The `chosen` experts k with the largest sigmoid of logits [R, E] plus a bias [E].
+    """Choose the experts with the largest sigmoid of logits [R, E] plus a bias [E].
 
     DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2. The bias decides who is chosen, and is no part of the weights:
     the sigmoids, made to sum to one if asked for, times scale. It balances the load without a loss, and has no
@@ -77,7 +77,10 @@ def sigmoid_router(
 
 
 def of_best_groups(scores: jax.Array, groups: int, kept: int, *, best: int) -> jax.Array:
-    """The scores [R, E] of experts in the `kept` groups whose `best` experts have the largest sum; -inf for others."""
+    """Return the scores [R, E] of experts in the `kept` groups whose `best` experts have the largest sum.
+
+    Other experts have -inf.
+    """
     if groups == 1:
         return scores
     R, E = scores.shape

@@ -14,7 +14,7 @@ from jaxformer.ops import token_cross_entropy
 
 
 class Measure(NamedTuple):
-    """How well a model predicts a text.
+    """Quality of a model's predictions of a text.
 
     Attributes:
         tokens: How many were predicted.

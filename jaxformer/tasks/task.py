@@ -27,7 +27,7 @@ forward = jax.jit(Transformer.__call__, static_argnames="return_intermediates")
 
 @dataclass(frozen=True)
 class InputKind:
-    """How generate.py gives a task its inputs.
+    """Form of a task's inputs to generate.py.
 
     Attributes:
         flag: The flag that gives an input: "input" or "prompt".
@@ -43,7 +43,7 @@ class InputKind:
 
 
 class EvalResult(NamedTuple):
-    """What a trained model achieves on held-out data.
+    """Results of a trained model on held-out data.
 
     Attributes:
         metrics: Numbers for results.json and the report.

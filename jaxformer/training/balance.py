@@ -17,7 +17,7 @@ Loads = Mapping[int, jax.Array]  # the share of choices that fell on each expert
 
 @dataclass(frozen=True)
 class BalanceConfig:
-    """What keeps the experts of a mixture equally busy; of no effect on other models."""
+    """Settings that keep the experts of a mixture equally busy; of no effect on other models."""
 
     balance_loss: float = 0.0
     """weight of the loss that is least when all experts receive equally many tokens"""
@@ -35,7 +35,7 @@ class BalanceConfig:
 
 
 def penalty(config: BalanceConfig, routing: Routing) -> jax.Array:
-    """What a layer adds to the loss for how it sent R tokens, [R, E] and [R, k]: a number."""
+    """Return what a layer adds to the loss for its routing of R tokens, [R, E] and [R, k]: a number."""
     total = jnp.float32(0)
     if config.balance_loss:
         total += config.balance_loss * balance_loss(routing.probabilities, routing.experts)

@@ -13,7 +13,7 @@ OFTEN = 0.01  # more spikes or skipped steps than this share of all are no accid
 
 
 class Finding(NamedTuple):
-    """What was found, the numbers that say so, and what to try."""
+    """Finding about a run, the numbers that show it, and what to try."""
 
     verdict: str
     because: str
@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
 
 def diagnose(lines: Sequence[Line], evaluations: Sequence[Line] = ()) -> list[Finding]:
-    """What is to be said of a run, worst first, from its recorded steps and looks at held-out data; never nothing."""
+    """Return the findings about a run, worst first, from its recorded steps and evaluations; never none."""
     losses = [line["loss"] for line in lines if math.isfinite(line["loss"])]
     if len(losses) < 10:
         return [Finding("Too short to judge", f"{len(losses)} steps were recorded", "train longer")]
@@ -36,7 +36,7 @@ def diagnose(lines: Sequence[Line], evaluations: Sequence[Line] = ()) -> list[Fi
 
 
 def diverged(losses: Sequence[float]) -> Finding | None:
-    """The loss ended above its start."""
+    """Return the finding that the loss ended above its start, None if it did not."""
     first, last = losses[0], fmean(tail(losses))
     if last <= first:
         return None
@@ -45,7 +45,7 @@ def diverged(losses: Sequence[float]) -> Finding | None:
 
 
 def unstable(lines: Sequence[Line]) -> Finding | None:
-    """The loss jumped, or steps had to be skipped, more often than by accident."""
+    """Return the finding that the loss jumped, or steps had to be skipped, more often than by accident."""
     spikes, skipped = sum(line.get("spike", 0) for line in lines), lines[-1]["skipped"]
     if spikes + skipped <= OFTEN * len(lines):
         return None
@@ -55,7 +55,7 @@ def unstable(lines: Sequence[Line]) -> Finding | None:
 
 
 def over_fits(losses: Sequence[float], lines: Sequence[Line], evaluations: Sequence[Line]) -> Finding | None:
-    """The held-out loss rose again while the training loss went on falling."""
+    """Return the finding that the held-out loss rose again while the training loss went on falling."""
     if len(evaluations) < 3:
         return None
     best = min(evaluations, key=lambda look: look["loss"])
@@ -80,7 +80,7 @@ def warms_up(lines: Sequence[Line]) -> Finding | None:
 
 
 def under_fits(losses: Sequence[float], evaluations: Sequence[Line]) -> Finding | None:
-    """The loss was still falling when the run ended."""
+    """Return the finding that the loss was still falling when the run ended."""
     fifth = len(losses) // 5
     before, last = fmean(losses[-2 * fifth : -fifth]), fmean(losses[-fifth:])
     if before - last <= STILL_FALLING * abs(before) or over_the_top(evaluations):
@@ -91,18 +91,18 @@ def under_fits(losses: Sequence[float], evaluations: Sequence[Line]) -> Finding 
 
 
 def over_the_top(evaluations: Sequence[Line]) -> bool:
-    """Whether the held-out loss has turned."""
+    """Return whether the held-out loss has turned."""
     best = min((look["loss"] for look in evaluations), default=math.inf)
     return bool(evaluations) and evaluations[-1]["loss"] > (1 + WORSE) * best
 
 
 def healthy(losses: Sequence[float], evaluations: Sequence[Line]) -> Finding:
-    """Nothing is wrong."""
+    """Return the finding that nothing is wrong."""
     held_out = f", on held-out data at {evaluations[-1]['loss']:.3f}" if evaluations else ""
     because = f"the loss fell from {losses[0]:.3f} and settled at {fmean(tail(losses)):.3f}{held_out}"
     return Finding("Healthy", because, "a larger model or more data are what could still help")
 
 
 def tail(values: Sequence[float]) -> Sequence[float]:
-    """The last values, a twentieth of them but at least five."""
+    """Return the last values, a twentieth of them but at least five."""
     return values[-max(5, len(values) // 20) :]

@@ -24,7 +24,7 @@ class Batches(Protocol):
 
     def __next__(self) -> Any: ...
     def get_state(self) -> Any:
-        """Its place in the data, as JSON can hold it."""
+        """Return the place in the data, as JSON can hold it."""
         ...
 
     def set_state(self, state: Any) -> None:
@@ -38,7 +38,7 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How far to train, how often to save and to evaluate. tokens: how many real target tokens a batch holds.
+    """Number of steps, and how often to save and to evaluate. tokens: how many real target tokens a batch holds.
 
     evaluate: parameters -> what is known of them on held-out data, its mean loss under "loss" (None: never).
     """
@@ -109,7 +109,7 @@ def fit(
 
 
 class LossMonitor:
-    """Where a run is heading, from its recorded lines; a resumed run begins with those of its earlier steps."""
+    """Course of a run, from its recorded lines; a resumed run begins with those of its earlier steps."""
 
     def __init__(self, lines: Iterable[Line] = (), evaluations: Sequence[Line] = ()):
         self.first = math.nan
@@ -131,7 +131,9 @@ class LossMonitor:
         return sum(losses) / len(losses) if losses else math.inf
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a loss stands out above those before it: eight times as far above their median as they scatter.
+        """Return whether a loss stands out above those before it.
+
+        It does where it is eight times as far above their median as they scatter.
 
         Scatter is the median distance from the median, which no single spike moves; less than a tenth of the median,
         or of a nat, is no spike however still the others are.

@@ -51,7 +51,7 @@ class OptimizerConfig:
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate of each step of a run of `steps`.
+    """Return the learning rate of each step of a run of `steps`.
 
     inverse-sqrt is section 5.3, equation 3, rate ~ min(step^-0.5, step * warmup^-1.5), scaled so that its peak is
     `learning_rate`; the paper's own peak is (d_model * warmup)^-0.5.

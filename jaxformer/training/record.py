@@ -116,7 +116,7 @@ class MetricLogger:
 
 
 def as_json(line: Line) -> str:
-    """A line of a metrics file. JSON has no word for what is not finite: null."""
+    """Return a line of a metrics file. JSON has no word for what is not finite: null."""
     finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}
     return json.dumps(finite) + "\n"
 
@@ -174,7 +174,7 @@ def parse_line(name: str, data: bytes) -> Line:
 
 
 def keep_lines(path: Path, last_step: int) -> list[Line]:
-    """Drop the lines behind `last_step`, because a resumed run takes those steps again; return what remains."""
+    """Remove the lines behind `last_step`, because a resumed run takes those steps again; return what remains."""
     lines = [line for line in read_lines(path, notify=say) if line["step"] <= last_step]
     replace_text(path, "".join(map(as_json, lines)))
     return lines

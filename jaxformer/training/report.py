@@ -60,34 +60,34 @@ def write_report(folder: Path, title: str, facts: Mapping[str, str]) -> Path:
 
 
 def read_run(folder: Path) -> tuple[list[Line], list[Line]]:
-    """The recorded steps of a run, and its looks at held-out data."""
+    """Return the recorded steps of a run, and its looks at held-out data."""
     return list(read_lines(folder / METRICS)), list(read_lines(folder / EVALUATIONS))
 
 
 def finding_html(finding: Finding) -> str:
-    """A finding as a box."""
+    """Return a finding as a box."""
     said = f"{escape(finding.because)}. What to try: {escape(finding.advice)}."
     return f'<div class="finding {finding.verdict}"><b>{finding.verdict}</b>{said[0].upper()}{said[1:]}</div>'
 
 
 def row_html(fact: tuple[str, str]) -> str:
-    """A row of the table of facts."""
+    """Return a row of the table of facts."""
     return f"<tr><th>{escape(fact[0])}</th><td>{escape(fact[1])}</td></tr>"
 
 
 def sample_html(look: Line) -> str:
-    """A sample under its step."""
+    """Return a sample under its step."""
     return f"<b>step {look['step']}, held-out loss {look['loss']:.3f}</b><pre>{escape(look['sample'])}</pre>"
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spread, the first and the last among them."""
+    """Return at most `count` of the items, evenly spread, the first and the last among them."""
     chosen = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
     return [items[index] for index in chosen]
 
 
 def as_svg(figure: Any) -> str:
-    """A figure as an SVG element."""
+    """Return a figure as an SVG element."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = file.getvalue()
@@ -95,7 +95,7 @@ def as_svg(figure: Any) -> str:
 
 
 def curves(lines: Sequence[Line], evaluations: Sequence[Line]) -> Any:
-    """Loss, learning rate, gradient norm, update ratio and speed over the steps, as a matplotlib figure.
+    """Return loss, learning rate, gradient norm, update ratio and speed over the steps, as a matplotlib figure.
 
     The loss is drawn as it is and smoothed, with the held-out loss as dots; spikes and skipped steps are marked.
     """
@@ -137,7 +137,7 @@ def curves(lines: Sequence[Line], evaluations: Sequence[Line]) -> Any:
 
 
 def expert_loads(lines: Sequence[Line]) -> Any:
-    """Which experts were busy when, a strip for each layer, times the number of experts: 1 where loads are even."""
+    """Return a figure of how busy each expert was over the steps, a strip per layer: 1 where loads are even."""
     import matplotlib.figure
 
     lines = [line for line in lines if "expert_load" in line]
@@ -175,7 +175,7 @@ def mark(axes: Any, lines: Sequence[Line]) -> None:
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
-    """The values, each the mean of its neighbourhood, a fiftieth of all; what is not finite does not count."""
+    """Return the values, each the mean of its neighbourhood, a fiftieth of all; what is not finite does not count."""
     if len(values) == 0:
         return np.zeros(0)
     array, width = np.asarray(values, float), max(1, len(values) // 50)

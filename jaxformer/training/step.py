@@ -13,7 +13,7 @@ LossFunction = Callable[[Params, Batch, jax.Array], tuple[jax.Array, "Loss"]]
 
 
 class Loss(NamedTuple):
-    """What a batch, or a part of one, reports: its mean loss, and over how many labels the mean was taken.
+    """Mean loss of a batch, or of a part of one, and the number of labels that the mean was taken over.
 
     loads: what was seen of the experts of a mixture, if anything, as means over the batch.
     """
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step reports: float32 scalars, and the number of steps skipped so far.
+    """Measurements of a step: float32 scalars, and the number of steps skipped so far.
 
     update_ratio: length of the change of all parameters / their length; 1e-3 is usual, far more is a step too far.
     loads: those of `Loss`.
@@ -55,7 +55,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     key = jax.random.key_data(jax.random.key(seed))
     return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.int32(0), key)
 
@@ -68,7 +68,7 @@ def make_train_step(
     accumulate: int = 1,
     adjust: Callable[[Params, Any], Params] | None = None,
 ) -> TrainStep:
-    """The compiled step. Its state is donated: the memory of the old one becomes the new one.
+    """Return the compiled step. Its state is donated: the memory of the old one becomes the new one.
 
     loss_function: (params, batch, dropout key) -> (the mean to minimise, the loss to report). accumulate: the batch is
     cut into so many parts, whose gradients are computed one after the other and averaged by their numbers of labels:
@@ -100,7 +100,7 @@ def make_train_step(
 def gradient_of(
     loss_function: LossFunction, params: Params, batch: Batch, key: jax.Array, parts: int
 ) -> tuple[jax.Array, jax.Array, Any, Params]:
-    """Objective, reported loss, loads and gradient of a batch, computed in so many parts one after the other.
+    """Return objective, reported loss, loads and gradient of a batch, computed in so many parts one after the other.
 
     A part weighs as much as it has labels, so that the mean is over the labels of the whole batch.
     """
@@ -126,5 +126,5 @@ def gradient_of(
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:
-    """The parameters in the type to compute in; the master weights stay float32, and so do their gradients."""
+    """Return the parameters in the type to compute in; the master weights stay float32, and so do their gradients."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)

@@ -15,7 +15,7 @@ from jaxformer.interrupts import SIGNALS, deferring
 
 @dataclass
 class Stop:
-    """Whether somebody asked the loop to stop.
+    """Flag that asks the loop to stop.
 
     Attributes:
         requested: The number of the signal, if there was one.

@@ -57,7 +57,7 @@ class Writer:
         self.orbax.wait_until_finished()
 
     def close(self) -> None:
-        """Release what orbax holds; failures of saves were raised by `wait`."""
+        """Close what orbax holds; failures of saves were raised by `wait`."""
         with contextlib.suppress(Exception):
             self.orbax.close()
 
@@ -84,7 +84,7 @@ def checksum(path: Path) -> list[int]:
 
 
 class About(NamedTuple):
-    """What a checkpoint says of itself beside the state.
+    """Properties of a checkpoint beside its state.
 
     Attributes:
         position: The place in the data.

@@ -30,7 +30,7 @@ def attention_figure(
     query_label: str = "queries",
     key_label: str = "keys",
 ) -> Figure:
-    """A grid of attention maps, a row per layer and a column per head, all on one colour scale from 0 to 1.
+    """Draw a grid of attention maps, a row per layer and a column per head, all on one colour scale from 0 to 1.
 
     maps: L arrays [N, T, S], of one sequence. queries: T tokens, down. keys: S tokens, across. Raises InputError where
     the tokens do not fit the maps.
@@ -69,7 +69,10 @@ def attention_figure(
 
 
 def mask_figure(masks: Mapping[str, np.ndarray]) -> Figure:
-    """Masks side by side under their names: boolean arrays [T, S], dark where a query (down) sees a key (across)."""
+    """Draw masks side by side under their names.
+
+    Boolean arrays [T, S], dark where a query (down) sees a key (across).
+    """
     size = panel_size(max(max(np.shape(mask)) for mask in masks.values()), least=2.2)
     figure = Figure(figsize=(len(masks) * (size + 0.5) + 0.4, size + 1.0), layout="constrained")
     grid = figure.subplots(1, len(masks), squeeze=False)
@@ -88,7 +91,7 @@ def mask_figure(masks: Mapping[str, np.ndarray]) -> Figure:
 
 
 def positions_figure(encoding: np.ndarray) -> Figure:
-    """A positional encoding [T, D]: above as a heat map, below four of its dimensions as waves over the positions.
+    """Draw a positional encoding [T, D]: above as a heat map, below four of its dimensions as waves over the positions.
 
     Sinusoids are drawn from -1 to 1, trained vectors as far as they reach.
     """
@@ -112,7 +115,7 @@ def positions_figure(encoding: np.ndarray) -> Figure:
 
 
 def panel_size(cells: int, *, least: float = 1.5) -> float:
-    """Inches of a panel's side: room for a name at every cell, up to `LABELS` names, and `least` at any rate."""
+    """Return a panel's side in inches: room for a name at every cell, up to `LABELS` names, and `least` at any rate."""
     return max(least, CELL * min(cells, LABELS))
 
 
@@ -129,11 +132,11 @@ def label_axis(axes: Axes, axis: str, names: Sequence[str], *, centre: float = 0
 
 
 def drawable(name: str) -> str:
-    """The token as the font of pictures can write it: an empty box for each character that is not in it."""
+    """Return the token as the font of pictures can write it: an empty box for each character that is not in it."""
     return "".join(letter if font().get_char_index(ord(letter)) else "\u25a1" for letter in visible(name))
 
 
 @cache
 def font() -> FT2Font:
-    """The font of pictures."""
+    """Return the font of pictures."""
     return get_font(findfont(FontProperties()))

@@ -61,7 +61,7 @@ class SubLayer:
 
 
 def graph_figure(config: TransformerConfig) -> Figure:
-    """The layers of any model with the shapes between them, bottom to top, equal layers drawn once.
+    """Draw the layers of any model with the shapes between them, bottom to top, equal layers drawn once.
 
     An encoder stands to the left of its decoder (section 3, figure 1).
     """
@@ -85,7 +85,7 @@ def graph_figure(config: TransformerConfig) -> Figure:
 
 @dataclass
 class Pen:
-    """Where the drawing of a stack has come to: a column at x, upwards to y. side: of the residual paths, -1 or 1."""
+    """Place of the drawing of a stack: a column at x, upwards to y. side: of the residual paths, -1 or 1."""
 
     axes: Axes
     x: float
@@ -98,7 +98,7 @@ class Pen:
         self.axes.text(x, y, text, fontsize=size, color=colour, va="center", parse_math=False, **settings)
 
     def arrow(self, *points: tuple[float, float], head: bool = True) -> None:
-        """A line through the points, with a head at its end."""
+        """Draw a line through the points, with a head at its end."""
         for start, end in itertools.pairwise(points):
             last = head and end == points[-1]
             style = "-|>,head_width=1.6,head_length=3" if last else "-"
@@ -109,14 +109,14 @@ class Pen:
             )
 
     def climb(self, shape: str = "", *, head: bool = True) -> None:
-        """An arrow upwards, with the shape of what flows along it."""
+        """Draw an arrow upwards, with the shape of what flows along it."""
         length = GAP + 0.12 * bool(shape)
         self.arrow((self.x, self.y), (self.x, self.y + length), head=head)
         self.text(shape, self.x + 0.1, self.y + length / 2, size=7.5, family="monospace")
         self.y += length
 
     def box(self, box: Box) -> None:
-        """A box above what is there."""
+        """Draw a box above what is there."""
         self.frame(self.x - WIDTH / 2, self.y, WIDTH, box.height, box.colour, 0.06, INK)
         top = self.y + box.height - HEIGHT / 2
         self.text(box.label, self.x, top - 0.01, size=9.5, colour=INK, ha="center")
@@ -125,7 +125,7 @@ class Pen:
         self.y += box.height
 
     def plus(self) -> float:
-        """A sum above what is there; the height of its middle."""
+        """Draw a sum above what is there; returns the height of its middle."""
         middle = self.y + 0.11
         self.axes.add_patch(Circle((self.x, middle), 0.11, facecolor="white", edgecolor=INK, linewidth=1, zorder=3))
         self.text("+", self.x, middle, size=11, colour=INK, ha="center", zorder=4)
@@ -133,7 +133,7 @@ class Pen:
         return middle
 
     def frame(self, x: float, y: float, width: float, height: float, face: str, rounding: float, edge: str) -> None:
-        """A rectangle with round corners; pale ones lie below all else."""
+        """Draw a rectangle with round corners; pale ones lie below all else."""
         style = f"round,pad=0,rounding_size={rounding}"
         below = 0 if face == FRAME else 2
         self.axes.add_patch(
@@ -144,7 +144,7 @@ class Pen:
 
 
 def draw_stack(pen: Pen, config: TransformerConfig, stack: StackConfig, length: str) -> Pen:
-    """Tokens, embedding, positions, layers, final norm; the pen then stands above the stack's output."""
+    """Draw tokens, embedding, positions, layers, final norm; the pen then stands above the stack's output."""
     role = "source tokens" if length == "S" and config.decoder else "tokens"
     role = "target tokens, shifted right" if length == "T" and config.encoder else role
     states = f"[B, {length}, {config.dim}]"
@@ -189,7 +189,7 @@ def draw_stack(pen: Pen, config: TransformerConfig, stack: StackConfig, length: 
 
 
 def draw_sub_layer(pen: Pen, sub_layer: SubLayer) -> None:
-    """A sub-layer with its residual path, and its norm before it, after it or after the sum."""
+    """Draw a sub-layer with its residual path, and its norm before it, after it or after the sum."""
     pen.climb(head=False)
     fork = pen.y - 0.14
     pen.arrow((pen.x, pen.y - 0.01), (pen.x, pen.y))
@@ -212,7 +212,7 @@ def draw_sub_layer(pen: Pen, sub_layer: SubLayer) -> None:
 
 
 def draw_source(encoder: Pen, decoder: Pen) -> None:
-    """The encoder's output on its way into each cross-attention of the decoder."""
+    """Draw the encoder's output on its way into each cross-attention of the decoder."""
     turn = (encoder.x + decoder.x) / 2
     for entry in decoder.entries:
         encoder.arrow((encoder.x, encoder.y), (turn, encoder.y), (turn, entry[1]), entry)
@@ -221,7 +221,7 @@ def draw_source(encoder: Pen, decoder: Pen) -> None:
 
 
 def draw_head(pen: Pen, config: TransformerConfig) -> None:
-    """From hidden states to logits, where the model has a head."""
+    """Draw the way from hidden states to logits, where the model has a head."""
     length = "T" if config.decoder else "S"
     if config.head is None:
         pen.text("hidden states", pen.x, pen.y + 0.14, size=9.5, colour=INK, ha="center")
@@ -238,7 +238,10 @@ def draw_head(pen: Pen, config: TransformerConfig) -> None:
 
 
 def folded(blocks: tuple[BlockConfig, ...]) -> list[tuple[tuple[BlockConfig, ...], int]]:
-    """Layers that repeat, and how often: the whole stack as one pattern if it is one, else runs of equal layers."""
+    """Return layers that repeat, and how often.
+
+    The whole stack as one pattern if it is one, else runs of equal layers.
+    """
     L = len(blocks)
     for period in range(1, L // 2 + 1):
         if L % period == 0 and blocks[:period] * (L // period) == blocks:
@@ -247,7 +250,7 @@ def folded(blocks: tuple[BlockConfig, ...]) -> list[tuple[tuple[BlockConfig, ...
 
 
 def sub_layers(block: BlockConfig, config: TransformerConfig, length: str) -> list[SubLayer]:
-    """What one layer does, in order."""
+    """Return the sub-layers of a layer, in order."""
     name = "Self-attention" if length == "S" else "Causal self-attention"
     norm, norm_order = norm_box(block.norm), block.norm_order
     found = [SubLayer(attention_box(block.attention, name, config.dim, length, length), norm, norm_order)]
@@ -261,7 +264,7 @@ def sub_layers(block: BlockConfig, config: TransformerConfig, length: str) -> li
 
 
 def attention_box(config: AnyAttentionConfig, label: str, dim: int, queries: str, keys: str) -> Box:
-    """Heads, their width, the shape of the maps, and what is unlike the paper."""
+    """Return heads, their width, the shape of the maps, and what is unlike the paper."""
     if isinstance(config, LatentAttentionConfig):
         N, H, P = config.heads, config.qk_nope_head_dim, config.qk_rope_head_dim
         heads = f"{N} heads of width {H} + {P} shared, latent {config.kv_lora_rank}"
@@ -279,7 +282,10 @@ def attention_box(config: AnyAttentionConfig, label: str, dim: int, queries: str
 
 
 def feed_forward_box(config: FeedForwardConfig | MoEConfig, dim: int) -> Box:
-    """The widths and the activation of a feed-forward network, or of each expert and how many a token goes through."""
+    """Return the widths and the activation of a feed-forward network.
+
+    For a mixture: those of an expert, and how many a token goes through.
+    """
     if isinstance(config, MoEConfig):
         (inside,) = feed_forward_box(config.expert, dim).details
         details = [f"{config.top_k} of {config.experts}, each {inside}"]
@@ -293,12 +299,12 @@ def feed_forward_box(config: FeedForwardConfig | MoEConfig, dim: int) -> Box:
 
 
 def norm_box(config: NormConfig) -> Box:
-    """The kind of a norm."""
+    """Return the kind of a norm."""
     return Box(type(config).__name__.removesuffix("Config"), (), NORM)
 
 
 def embedding_box(stack: StackConfig, config: TransformerConfig) -> Box:
-    """The table of a stack's embedding, what is done to its vectors, and who else reads it."""
+    """Return the table of a stack's embedding, what is done to its vectors, and who else reads it."""
     embedding, dim = stack.embedding, config.dim
     width = embedding.dim or dim
     table = f"table [{embedding.vocab_size}, {width}]" + ", shared" * config.share_embeddings
@@ -307,13 +313,13 @@ def embedding_box(stack: StackConfig, config: TransformerConfig) -> Box:
 
 
 def head_box(config: HeadConfig, dim: int, vocabulary: int) -> Box:
-    """The output projection, and whose weights it has."""
+    """Return the output projection, and whose weights it has."""
     said = [f"{dim} \u2192 {vocabulary}", "the embedding's table" if config.tied else "a matrix of its own"]
     return Box("Output projection", (", ".join([*said, *["a bias"] * config.bias]),), HEAD)
 
 
 def positions_text(positions: Positions) -> str:
-    """What is added to the embedding, or later to the scores."""
+    """Return what is added to the embedding, or later to the scores."""
     match positions:
         case LearnedPositions(length):
             return f"{length} learned\npositions"

@@ -46,7 +46,7 @@ def check_tokens(maps: Sequence[np.ndarray], queries: Sequence[str], keys: Seque
 
 
 def entropies(heads: np.ndarray) -> np.ndarray:
-    """How widely each head looks, in bits: maps [N, T, S] -> [N], the mean over queries of -sum p log2 p.
+    """Return how widely each head looks, in bits: maps [N, T, S] -> [N], the mean over queries of -sum p log2 p.
 
     0: every query attends to one key. log2(S): all attend to all keys alike. Queries that see nothing do not count.
     """
@@ -56,7 +56,7 @@ def entropies(heads: np.ndarray) -> np.ndarray:
 
 
 def visible(token: str) -> str:
-    r"""The token as it can be seen on a screen and do no harm there: a mark for each character without a shape.
+    r"""Return the token as it can be seen on a screen and do no harm there: a mark for each character without a shape.
 
     >>> visible(" the\n\x1b")
     '␣the↵␛'
@@ -65,7 +65,7 @@ def visible(token: str) -> str:
 
 
 def visible_character(character: str) -> str:
-    """A mark for a space or a control, the code point of anything else without a shape, otherwise the character."""
+    """Return a mark for a space or a control, the code point of what has no shape, else the character."""
     if character in LETTERS:
         return LETTERS[character]
     code = ord(character)

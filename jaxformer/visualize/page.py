@@ -18,7 +18,7 @@ UNIT = 10_000  # weights are stored as whole numbers of 1 / UNIT
 
 
 def attention_page(observations: Sequence[Observation], *, title: str, subtitle: str = "") -> str:
-    """An HTML page of attention maps, a tab per observation, that opens from disk and reaches for nothing else.
+    """Return an HTML page of attention maps, a tab per observation, that opens from disk and loads nothing else.
 
     Its address chooses what it shows: `#map=NAME&layer=2&head=3&query=5`, counted from one. Weights are rounded to 4
     decimals, an exact zero stays one. Raises InputError for no observations, or equal names.
@@ -37,7 +37,7 @@ def attention_page(observations: Sequence[Observation], *, title: str, subtitle:
 
 
 def pack(observation: Observation) -> dict[str, Any]:
-    """An observation as JSON: the maps one after another as deflated little-endian uint16, in base64."""
+    """Return an observation as JSON: the maps one after another as deflated little-endian uint16, in base64."""
     weights = np.concatenate([np.ravel(layer) for layer in observation.maps])
     units = np.rint(np.clip(weights, 0, 1) * UNIT).astype("<u2")
     return {
@@ -54,5 +54,5 @@ def pack(observation: Observation) -> dict[str, Any]:
 
 
 def asset(name: str) -> str:
-    """The text of a file that lies beside this one."""
+    """Return the text of a file that lies beside this one."""
     return resources.files("jaxformer.visualize").joinpath(name).read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ SHADES = ((0.0, " "), (math.ulp(0.0), "\u00b7"), (0.05, "\u2591"), (0.2, "\u2592
 
 
 def heat_map(observation: Observation, *, layer: int, head: int | None = None) -> str:
-    """One map as text of at most 100 columns: a row per query, blocks the darker the larger the weight.
+    """Return one map as text of at most 100 columns: a row per query, blocks the darker the larger the weight.
 
     layer and head count from one; head None: the mean over the layer's heads. Where the keys outnumber the columns,
     neighbours share a column and their weights add up. Raises InputError for a layer or head that is not there.
@@ -39,7 +39,7 @@ def heat_map(observation: Observation, *, layer: int, head: int | None = None) -
 
 
 def chosen_map(observation: Observation, layer: int, head: int | None) -> tuple[np.ndarray, str]:
-    """The map [T, S] of a head, or of a layer's heads on average, and what it is. Both count from one."""
+    """Return the map [T, S] of a head, or of a layer's heads on average, and what it is. Both count from one."""
     L = len(observation.maps)
     if not 1 <= layer <= L:
         raise InputError(f"there is no layer {layer} in the {observation.name}: choose one of 1 to {L}")
@@ -53,18 +53,18 @@ def chosen_map(observation: Observation, layer: int, head: int | None) -> tuple[
 
 
 def shade(weight: float) -> str:
-    """The block for a weight: blank where it is exactly zero, a dot where it is too small for a block."""
+    """Return the block for a weight: blank where it is exactly zero, a dot where it is too small for a block."""
     return next(block for least, block in reversed(SHADES) if weight >= least)
 
 
 def legend() -> str:
-    """What the blocks mean."""
+    """Return what the blocks mean."""
     said = [f"{block * 2} {least:g}" for least, block in SHADES[2:]]
     return f"from {'   '.join(said)}   \u00b7\u00b7 less   blank: zero"
 
 
 def upright(names: Sequence[str], cell: int) -> list[str]:
-    """The names written downwards, each over a column of `cell` columns, ending on the same line."""
+    """Return the names written downwards, each over a column of `cell` columns, ending on the same line."""
     written = [letters(shortened(name, NAME)) for name in names]
     height = max(map(len, written))
     padded = [[" "] * (height - len(name)) + name for name in written]
@@ -73,7 +73,7 @@ def upright(names: Sequence[str], cell: int) -> list[str]:
 
 
 def letters(name: str) -> list[str]:
-    """The letters of a name, each with the accents that follow it."""
+    """Return the letters of a name, each with the accents that follow it."""
     found: list[str] = []
     for character in name:
         if found and unicodedata.combining(character):
@@ -84,13 +84,13 @@ def letters(name: str) -> list[str]:
 
 
 def aligned(name: str, width: int) -> str:
-    """The name at the right end of `width` columns, shortened where it is longer."""
+    """Return the name at the right end of `width` columns, shortened where it is longer."""
     cut = shortened(name, width)
     return " " * (width - columns(cut)) + cut
 
 
 def shortened(name: str, width: int) -> str:
-    """The name if it fits `width` columns, otherwise its beginning and an ellipsis."""
+    """Return the name if it fits `width` columns, otherwise its beginning and an ellipsis."""
     if columns(name) <= width:
         return name
     while columns(name) > width - 1:
@@ -99,7 +99,7 @@ def shortened(name: str, width: int) -> str:
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal the text takes: East Asian characters and emoji two, accents none."""
+    """Return how many columns of a terminal the text takes: East Asian characters and emoji two, accents none."""
     return sum(
         0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
     )
