@@ -49,7 +49,7 @@ def step(model: NearAndFar, tokens: jax.Array, cache: tuple) -> tuple[jax.Array,
     return logits[:, -1], cache
 
 
-def select(cache: tuple, rows: jax.Array) -> tuple:
+def reorder(cache: tuple, rows: jax.Array) -> tuple:
     """Return the cache of the batch rows `rows`."""
     read, *caches = cache
     return read, *(each.reorder(rows) for each in caches)
@@ -83,7 +83,7 @@ def main() -> None:
     model = train()
     counting = jax.tree_util.Partial(step, model)
     prompts = [[3, 4], [10, 11]]
-    found = jaxformer.decode(counting, model.init_cache(2), prompts, select=select, num_beams=2, max_new_tokens=8)
+    found = jaxformer.decode(counting, model.init_cache(2), prompts, reorder=reorder, num_beams=2, max_new_tokens=8)
     print(found.sequences)
 
 

@@ -46,9 +46,11 @@ class Row:
 class Costs:
     """FLOPs of a forward and a training step; bytes of the weights and of the cache.
 
-    active_parameters: without those of the experts that a token does not go through.
-    cache_token: for one more token of one sequence. cache, cross: keys and values of all tokens and of the source, for
-    the whole batch. otherwise: what `cache_token` would be if latent attention kept other things.
+    Attributes:
+        active_parameters: Without those of the experts that a token does not go through.
+        cache_token: For one more token of one sequence.
+        cache, cross: Keys and values of all tokens and of the source, for the whole batch.
+        otherwise: What `cache_token` would be if latent attention kept other things.
     """
 
     parameters: int

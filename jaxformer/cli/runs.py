@@ -72,7 +72,7 @@ def abstract_state(transformer: TransformerConfig, settings: TrainSettings) -> t
     return graphdef, jax.eval_shape(init, nnx.to_pure_dict(params))
 
 
-def describe(folder: Path, named: NamedTask, settings: TrainSettings, transformer: TransformerConfig) -> None:
+def write_description(folder: Path, named: NamedTask, settings: TrainSettings, transformer: TransformerConfig) -> None:
     """Write what the run is, so that its checkpoints can be opened by themselves."""
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {"version": version("jaxformer"), "format": FORMAT, "task": named.spec}

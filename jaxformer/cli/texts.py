@@ -27,9 +27,15 @@ ENOUGH = 256
 def answer_texts(
     name: str, lm: Pretrained, settings: dict[str, Any], prompts: Prompts, *, raw: bool, as_json: bool
 ) -> None:
-    """Print what the model of that name makes of the prompts. A single one is printed as it is produced.
+    """Print the answers of a model to prompts. A single one is printed as it is produced.
 
-    raw: without the chat template.
+    Args:
+        name: What the user called the model, for messages.
+        lm: The model.
+        settings: Changes to its settings of generation.
+        prompts: Where the prompts are.
+        raw: Whether to leave out the chat template.
+        as_json: Whether to print JSON, a line per prompt.
     """
     if lm.tokenizer is None:
         raise InputError(f"{name} has no tokenizer.json: its tokens cannot be read as text")
@@ -40,7 +46,7 @@ def answer_texts(
         limit = lm.context
         behind = rows if lm.model.encoder is None else [[0]]  # a decoder behind an encoder begins with one token
         config = config.replace(max_new_tokens=contexts.room(ENOUGH, behind, lm.context, truncate=prompts.truncate))
-    rows = [fit(lm, config, row, prompts, lm.context if prompts.truncate else limit) for row in rows]
+    rows = [fit_row(lm, config, row, prompts, lm.context if prompts.truncate else limit) for row in rows]
     if not as_json:
         note(f"{name}: {search_name(config)}")
     if len(rows) == config.num_return_sequences == config.num_beams == 1 and not as_json:
@@ -71,19 +77,27 @@ def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: b
     return rows
 
 
-def fit(lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Prompts, context: int | None) -> list[int]:
+def fit_row(
+    lm: Pretrained, config: GenerationConfig, row: list[int], prompts: Prompts, context: int | None
+) -> list[int]:
     """Return the token ids, or their end, so that new tokens have room in the context of a decoder.
 
-    context: its length; None: it has no end.
+    Args:
+        lm: The model.
+        config: Settings of generation, which say how many tokens are new.
+        row: Token ids of a prompt.
+        prompts: Whether prompts may be cut.
+        context: Length of the context. None: it has no end.
 
-    Raises InputError where they do not fit.
+    Raises:
+        InputError: The prompt does not fit.
     """
     if lm.model.encoder is not None:
-        return contexts.fit(row, 0, lm.model.max_source_length, truncate=prompts.truncate)
+        return contexts.fit_prompt(row, 0, lm.model.max_source_length, truncate=prompts.truncate)
     new_tokens = config.max_new_tokens or max((config.max_length or 0) - len(row), 1)
     if context is not None and lm.model.max_length is None:  # new tokens may go beyond it, prompts are cut for half
         new_tokens = min(new_tokens, context // 2)
-    return contexts.fit(row, new_tokens, context, truncate=prompts.truncate)
+    return contexts.fit_prompt(row, new_tokens, context, truncate=prompts.truncate)
 
 
 def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) -> Iterator[list[tuple[str, float]]]:

@@ -96,7 +96,7 @@ def train(argv: list[str]) -> None:
             note_changed_code(folder, named)
         try:
             folder = folder if arguments.resume else folders.claim(named.task.name, arguments.output, lock)
-            runs.describe(folder, named, task.settings, task.config)
+            runs.write_description(folder, named, task.settings, task.config)
             task.save(folder)
         except OSError as error:
             raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None

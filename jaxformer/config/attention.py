@@ -24,7 +24,9 @@ class LayerNormConfig:
 class RMSNormConfig:
     """Root-mean-square normalisation over the model width (Zhang and Sennrich 2019): a learned scale, no mean.
 
-    offset: the learned numbers are how far the scale is from one, as in Gemma: weight decay then pulls it there.
+    Attributes:
+        epsilon: A small number below the root.
+        offset: Whether the learned numbers are how far the scale is from one, as in Gemma: weight decay pulls it there.
     """
 
     epsilon: float = 1e-6
@@ -38,13 +40,20 @@ NormConfig = LayerNormConfig | RMSNormConfig
 class AttentionConfig:
     """Multi-head attention, section 3.2.2.
 
-    heads: query heads N. kv_heads: key-value heads K, each serving N/K query heads (None: N). head_dim: width H of a
-    head (None: model width / N). scale: factor on the scores (None: 1/sqrt(H)). window: how many keys a query sees,
-    itself included (None: all). softcap: scores are squashed into (-softcap, softcap) by tanh (None: not). bias: of the
-    projections to queries, keys and values. output_bias: of the output projection (None: as bias). query_key_norm:
-    queries and keys are normalised before they are turned (Henry et al. 2020). normed: each head by itself or all heads
-    of a token as one vector. rope: rotary positions (None: the stack's positions are all there is). sinks: each head
-    has a learned score for looking at nothing. dropout: rate on the attention weights.
+    Attributes:
+        heads: Number of query heads N.
+        kv_heads: Number of key-value heads K, each serving N/K query heads. None: N.
+        head_dim: Width H of a head. None: model width / N.
+        scale: Factor on the scores. None: 1/sqrt(H).
+        window: Number of keys that a query sees, itself included. None: all.
+        softcap: Scores are squashed into (-softcap, softcap) by tanh. None: they are not.
+        bias: Whether the projections to queries, keys and values have biases.
+        output_bias: Whether the output projection has one. None: as bias.
+        query_key_norm: Norm of queries and keys before they are rotated (Henry et al. 2020). None: none.
+        normed: Whether that norm is over each head by itself, or over all heads of a token as one vector.
+        rope: Rotary positions. None: the stack's positions are all there is.
+        sinks: Whether each head has a learned score for looking at nothing.
+        dropout: Rate on the attention weights.
     """
 
     heads: int = 8
@@ -136,10 +145,10 @@ def check_attention(attention: AnyAttentionConfig, dim: int) -> None:
     """Raise InputError unless heads can be formed in a model this wide, and have the pairs that are to be turned."""
     width = head_width(attention, dim) if isinstance(attention, AttentionConfig) else attention.qk_rope_head_dim
     if attention.rope is not None:
-        turned = width if attention.rope.width is None else attention.rope.width
-        if turned < 2 or turned % 2 or turned > width:
-            raise InputError(f"rotary positions turn pairs of a head's {width} dimensions, not {turned}: change one")
+        rotated = width if attention.rope.width is None else attention.rope.width
+        if rotated < 2 or rotated % 2 or rotated > width:
+            raise InputError(f"rotary positions turn pairs of a head's {width} dimensions, not {rotated}: change one")
         scaling = attention.rope.scaling
-        if isinstance(scaling, LongRopeScaling) and not len(scaling.short) == len(scaling.long) == turned // 2:
+        if isinstance(scaling, LongRopeScaling) and not len(scaling.short) == len(scaling.long) == rotated // 2:
             counts = f"{len(scaling.short)} short and {len(scaling.long)} long"
-            raise InputError(f"LongRoPE needs a factor for each of {turned // 2} pairs, not {counts}")
+            raise InputError(f"LongRoPE needs a factor for each of {rotated // 2} pairs, not {counts}")

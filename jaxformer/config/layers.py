@@ -14,10 +14,15 @@ NormOrder = Literal["pre", "post", "pre_and_post", "post_sublayer"]
 class FeedForwardConfig:
     """Position-wise feed-forward network, section 3.3, equation 2: two linear maps with an activation between them.
 
-    d_ff: inner width F (None: 4 x the model width, as in the paper). gated: the inner units are multiplied by a
-    second linear map of the input, activation(x W_gate) * (x W_up) (Shazeer 2020; SwiGLU with the activation "silu").
-    limit: keeps both factors of a gated network within bounds, activation(min(x W_gate, limit)) * (1 + x W_up), the
-    latter product between -limit and limit, as gpt-oss does (None: no bounds). dropout: rate on the inner units.
+    Attributes:
+        d_ff: Inner width F. None: 4 x the model width, as in the paper.
+        activation: Name of the activation.
+        gated: Whether the inner units are multiplied by a second linear map of the input, activation(x W_gate) * (x
+            W_up) (Shazeer 2020; SwiGLU with the activation "silu").
+        bias: Whether the linear maps have biases.
+        limit: Bound on both factors of a gated network, activation(min(x W_gate, limit)) * (1 + x W_up), the latter
+            product between -limit and limit, as in gpt-oss. None: no bound.
+        dropout: Rate on the inner units.
     """
 
     d_ff: int | None = None
@@ -40,8 +45,12 @@ class FeedForwardConfig:
 class SoftmaxRouter:
     """Experts with the largest softmax of a linear map of the token, as in Mixtral and DeepSeek-V2.
 
-    renormalize: the weights of the chosen experts sum to one. bias: of the linear map. groups: of experts, side by
-    side; a token goes to those of the best `top_k_groups` alone. scale: factor on the weights.
+    Attributes:
+        renormalize: Whether the weights of the chosen experts sum to one.
+        bias: Whether the linear map has a bias.
+        groups: Number of groups of neighbouring experts.
+        top_k_groups: Number of groups that a token may go to.
+        scale: Factor on the weights.
     """
 
     renormalize: bool = True
@@ -69,10 +78,14 @@ Router = SoftmaxRouter | SigmoidRouter
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """Mixture of experts: each token goes through `top_k` of `experts` feed-forward networks (Shazeer et al. 2017).
+    """Mixture of experts: each token goes through a few of many feed-forward networks (Shazeer et al. 2017).
 
-    expert: what each of them is like. router: how they are chosen. shared: a network beside them that every token goes
-    through (Dai et al. 2024; None: there is none).
+    Attributes:
+        experts: Number of experts E.
+        top_k: Number of experts that a token goes through.
+        expert: Configuration of an expert.
+        router: How experts are chosen.
+        shared: Network that every token goes through as well (Dai et al. 2024). None: none.
     """
 
     experts: int

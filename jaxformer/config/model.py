@@ -12,13 +12,17 @@ from jaxformer.schema import check_range
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """Token embedding, section 3.4: a vector of width `dim` (None: the model width) per token of the vocabulary.
+    """Token embedding, section 3.4.
 
-    A width unlike the model's is projected to it. scale: multiply by sqrt(model width), as the paper does, so that
-    vectors drawn with variance 1/width (which suit an output projection that shares the table) are not drowned by the
-    positions, whose entries are of order one. Modern models start their tables at the size that they want, or learn
-    positions of the same small size, and leave the factor out. types: how many kinds of token there are, each with a
-    vector of its own that is added, as for BERT's first and second sentence (None: one kind, nothing added).
+    Attributes:
+        vocab_size: Number of tokens V.
+        dim: Width of the vectors, which are projected to the model width where it is another. None: the model width.
+        scale: Whether vectors are multiplied by sqrt(model width), as in the paper, so that vectors drawn with variance
+            1/width (which suit an output projection that shares the table) are not drowned by the positions, whose
+            entries are of order one. Modern models start their tables at the size that they want, or learn positions of
+            the same small size, and leave the factor out.
+        types: Number of kinds of token, each with a vector that is added, as for BERT's first and second sentence.
+            None: one kind, nothing added.
     """
 
     vocab_size: int
@@ -71,10 +75,14 @@ class StackConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The map from hidden states to logits. tied: by the token embedding's table (section 3.4), else by a matrix.
+    """Map from hidden states to logits.
 
-    bias: one number per token. scale: factor on the hidden states. transform: what comes before the map. softcap:
-    logits are squashed into (-softcap, softcap) by tanh (None: not).
+    Attributes:
+        tied: Whether it is the token embedding's table (section 3.4), else a matrix.
+        bias: Whether there is a number per token.
+        scale: Factor on the hidden states.
+        transform: Layer before the map. None: none.
+        softcap: Logits are squashed into (-softcap, softcap) by tanh. None: they are not.
     """
 
     tied: bool = True
@@ -86,9 +94,12 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The class of a whole sequence from the state of its first token: activation(x W + b) W_out + b_out.
+    """Class of a whole sequence from the state of its first token: activation(x W + b) W_out + b_out.
 
-    dropout: rate on the inner units.
+    Attributes:
+        classes: Number of classes.
+        activation: Name of the activation.
+        dropout: Rate on the inner units.
     """
 
     classes: int
@@ -104,10 +115,14 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """A whole Transformer: encoder-decoder, or decoder-only or encoder-only where the other stack is None.
+    """Whole Transformer: encoder-decoder, or decoder-only or encoder-only where the other stack is None.
 
-    dim: model width D. head: to logits of the vocabulary or of classes; None returns hidden states. share_embeddings:
-    encoder and decoder read one embedding table.
+    Attributes:
+        dim: Model width D.
+        encoder: The encoder. None: none.
+        decoder: The decoder. None: none.
+        head: Map to logits of the vocabulary or of classes. None: hidden states are returned.
+        share_embeddings: Whether encoder and decoder read one embedding table.
     """
 
     dim: int

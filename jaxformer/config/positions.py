@@ -8,7 +8,12 @@ from jaxformer.ops.rotary import RotaryLayout
 
 @dataclass(frozen=True)
 class LearnedPositions:
-    """A trained vector per position, for positions below `length`; the table has `offset` reserved rows before them."""
+    """Trained vector per position.
+
+    Attributes:
+        length: Number of positions.
+        offset: Number of reserved rows before them in the table.
+    """
 
     length: int
     offset: int = 0
@@ -16,7 +21,12 @@ class LearnedPositions:
 
 @dataclass(frozen=True)
 class SinusoidalPositions:
-    """The fixed sinusoids of section 3.5, sine and cosine interleaved as in the paper, or in halves as in Marian."""
+    """Fixed sinusoids of section 3.5.
+
+    Attributes:
+        layout: "interleaved" sines and cosines, as in the paper, or in "halves", as in Marian.
+        base: Base of the wavelengths.
+    """
 
     layout: Literal["interleaved", "halves"] = "interleaved"
     base: float = 10000.0
@@ -24,10 +34,14 @@ class SinusoidalPositions:
 
 @dataclass(frozen=True)
 class RelativePositions:
-    """A learned number per head and distance, added to the scores of self-attention (Raffel et al. 2020, section 2.1).
+    """Learned number per head and distance, added to the scores of self-attention (Raffel et al. 2020, section 2.1).
 
-    Near distances have a bucket each, farther ones share buckets that grow logarithmically up to `max_distance`, see
+    Near distances have a bucket each, farther ones share buckets that grow logarithmically, see
     `jaxformer.ops.distance_buckets`. One table serves all blocks of a stack.
+
+    Attributes:
+        buckets: Number of buckets.
+        max_distance: Distance from which all share a bucket.
     """
 
     buckets: int = 32
@@ -64,9 +78,13 @@ class DynamicScaling:
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Slow pairs are slowed down by `factor`, fast ones stay, those between are mixed (Llama 3.1).
+    """Scaling that divides slow pairs by a factor, leaves fast ones, and mixes those between (Llama 3.1).
 
-    A pair is slow that turns less than `low` times in the trained `length`, and fast that turns more than `high` times.
+    Attributes:
+        factor: The factor.
+        low: A pair is slow that turns less often than this in `length`.
+        high: A pair is fast that turns more often than this in `length`.
+        length: Number of positions in training.
     """
 
     factor: float
@@ -77,11 +95,15 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """Slow pairs are slowed down by `factor`, fast ones stay, with a ramp between them (YaRN, Peng et al. 2023).
+    """Scaling that slows down slow pairs, leaves fast ones, with a ramp between them (YaRN, Peng et al. 2023).
 
-    A pair is fast that turns more than `beta_fast` times in the trained `length`, slow below `beta_slow` times.
-    truncate: the ramp begins and ends at whole dimensions. attention_factor: factor on cosines and
-    sines, that is its square on the scores.
+    Attributes:
+        factor: How many times longer texts are than in training.
+        length: Number of positions in training.
+        beta_fast: A pair is fast that turns more often than this in `length`.
+        beta_slow: A pair is slow that turns less often than this in `length`.
+        truncate: Whether the ramp begins and ends at whole dimensions.
+        attention_factor: Factor on cosines and sines, that is its square on the scores.
     """
 
     factor: float
@@ -94,10 +116,13 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class LongRopeScaling:
-    """Each pair is slowed down by a factor of its own (LongRoPE, Ding et al. 2024).
+    """Scaling that slows down each pair by a factor of its own (LongRoPE, Ding et al. 2024).
 
-    The factors are `short`, or `long` once the longest position is beyond the trained `length`. attention_factor:
-    factor on cosines and sines.
+    Attributes:
+        short: The factors up to the trained length.
+        long: The factors once the longest position is beyond the trained length.
+        length: Number of positions in training.
+        attention_factor: Factor on cosines and sines.
     """
 
     short: tuple[float, ...]
@@ -111,11 +136,13 @@ RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | Lon
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions: queries and keys are turned by angles in proportion to their position (Su et al. 2021).
+    """Rotary positions: queries and keys are rotated by angles in proportion to their position (Su et al. 2021).
 
-    base: the slowest pair of dimensions turns once in 2 pi x base positions. width: how many dimensions of a head are
-    turned (None: all). layout: which dimensions make a pair, see `jaxformer.ops.apply_rope`. scaling: how a model that
-    was trained on shorter sequences reaches farther (None: it does not).
+    Attributes:
+        base: The slowest pair of dimensions turns once in 2 pi x base positions.
+        width: Number of dimensions of a head that are rotated. None: all.
+        layout: Which dimensions make a pair, see `jaxformer.ops.apply_rope`.
+        scaling: How a model that was trained on shorter sequences reaches farther. None: it does not.
     """
 
     base: float = 10000.0

@@ -88,8 +88,12 @@ class Examples:
 def example(task: SequencePairs, source: np.ndarray) -> Batch:
     """Return one source as arrays of fixed length, for teacher forcing.
 
-    source: [S] ids, padded. target: [T] what the decoder reads, the answer shifted right by one behind BOS, padded.
-    labels: [T] what it should say at each step, the answer and EOS; -100 where it should say nothing.
+    They are "source", ids [S], padded; "target", ids [T] that the decoder reads: the answer shifted right by one behind
+    BOS, padded; "labels" [T], the answer and EOS, -100 where nothing is to be predicted.
+
+    Args:
+        task: A task of sequences.
+        source: Token ids of a source.
     """
     answer = checked_answer(task, source)
     slots = task.max_answer_length + 1  # and BOS, or EOS

@@ -37,9 +37,11 @@ FEW = 10  # documents; fewer are not divided between training and validation as 
 class Corpus:
     """Tokenised documents.
 
-    tokens: [T] memory-mapped, uint16 where the vocabulary fits, else uint32; each document ends with the end token.
-    ends: int64 [N], the place behind the end token of each document. sizes: int64 [N], their text in bytes of UTF-8.
-    cuts: int64 [C, 2], places at which the text may be cut, and the bytes of all text before them.
+    Attributes:
+        tokens: [T] memory-mapped, uint16 where the vocabulary fits, else uint32; each document ends with the end token.
+        ends: Int64 [N], the place behind the end token of each document.
+        sizes: Int64 [N], their text in bytes of UTF-8.
+        cuts: Int64 [C, 2], places at which the text may be cut, and the bytes of all text before them.
     """
 
     tokens: np.ndarray
@@ -51,9 +53,13 @@ class Corpus:
 def documents(source: Path | None, field: str = "text") -> Iterator[str]:
     """Yield the documents of a source one by one, without empty ones.
 
-    source: a text file; a .jsonl file, each line of which has a document under `field`; a folder of .txt and .jsonl
-    files, also in folders inside it, in order of their names; None is the language reference that comes with Python.
-    Raises InputError for what cannot be read, for what is no UTF-8, no JSON, and where there is no text at all.
+    Args:
+        source: A text file; a .jsonl file, of which each line has a document; a folder of .txt and .jsonl files, also
+            in folders inside it, in order of their names. None: the language reference that comes with Python.
+        field: Key of the document in a line of a .jsonl file.
+
+    Raises:
+        InputError: The source cannot be read, is not UTF-8 or not JSON, or has no text at all.
     """
     empty = True
     for text in reference() if source is None else files_documents(source, field):

@@ -36,8 +36,10 @@ BYTES = {chr(byte): byte for byte in PRINTED} | {chr(256 + place): byte for plac
 class Tokenizer:
     """Text to token ids and back.
 
-    kind: "char", "word" and "bpe" are trained by `train_tokenizer`; "file" is any other tokenizer.json. Names of
-    special tokens that a text happens to hold are text: no text encodes to `end`.
+    Names of special tokens that a text happens to contain are text: no text is encoded to `end`.
+
+    Attributes:
+        kind: "char", "word" and "bpe" are trained by `train_tokenizer`; "file" is any other tokenizer.json.
     """
 
     kind: str
@@ -176,8 +178,13 @@ def silenced() -> Iterator[None]:
 def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """Return the tokenizer of the most frequent tokens of texts.
 
-    kind: "char", "word" or "bpe" (byte-level byte-pair encoding, which holds all bytes). The vocabulary has exactly
-    `vocab_size` tokens, or fewer where a text has not as many characters. Raises InputError for sizes that cannot be.
+    Args:
+        kind: "char", "word" or "bpe" (byte-level byte-pair encoding, which has all bytes).
+        documents: The texts.
+        vocab_size: Number of tokens. There are fewer where a text has not as many characters.
+
+    Raises:
+        InputError: The size is impossible.
     """
     if kind not in SPECIAL:
         raise InputError(f"no tokenizer {kind!r} can be trained: choose from {', '.join(SPECIAL)}")

@@ -5,7 +5,7 @@ from jaxformer.generation.automata import Automaton
 from jaxformer.generation.automata import phrase_automaton as allow_phrases
 from jaxformer.generation.automata import regex_automaton as allow_regex
 from jaxformer.generation.config import GenerationConfig
-from jaxformer.generation.engine import Generated, decode, select_rows
+from jaxformer.generation.engine import Generated, decode, reorder_rows
 from jaxformer.generation.processors import Context, LogitsProcessor, logits_processor
 from jaxformer.generation.session import Generator, Session, stream
 
@@ -22,6 +22,6 @@ __all__ = [
     "decode",
     "generate",
     "logits_processor",
-    "select_rows",
+    "reorder_rows",
     "stream",
 ]

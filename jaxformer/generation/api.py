@@ -88,22 +88,31 @@ def generate(
     logits_processors: Any = (),
     **settings: Any,
 ) -> Generated:
-    """Generate sequences with a Transformer (or its `Generator`) from token ids `inputs` [B, S].
-
-    Encoder-decoder: inputs are the source, of which `inputs_mask` [B, S] hides padding (None: all is attended to);
-    generation starts from decoder_start_token_id, or from `decoder_input_ids` [B, P], before which the start token is
-    put if no row has it. Decoder-only: inputs are the prompts (None: BOS alone), shorter ones padded on the left;
-    without a mask the pad token, unless it is an EOS token too, is taken for padding where it occurs.
-    allowed: the only sequences that may be generated, see `allow_phrases` and `allow_regex`; one for all inputs or one
-    each. Where there are fewer of them than beams, the sequences left over are empty and score -inf. token_texts: what
-    each token says, for stop strings. key: of `jax.random`, in place of the setting `seed`. logits_processors: the
-    caller's own, one or several, see `jaxformer.logits_processor`; they act after those of the settings and before
-    temperature and truncations. settings: changes to `config`. Raises InputError, before anything is compiled, for
-    what cannot be generated.
+    """Generate sequences with a Transformer, equal to `generate()` of transformers.
 
     Inside `jax.jit` and other transformations the search is a part of their program. Settings are static, a `Generator`
     is captured and not passed. The result is `Generated` of JAX arrays, as long as a sequence may become. Nothing is
     checked that depends on values: `decoder_input_ids` must begin with the start token. No gradient flows through it.
+
+    Args:
+        model: A `Transformer`, or its `Generator`, which keeps prepared weights.
+        inputs: Token ids [B, S]. Of an encoder-decoder the source. Else the prompts (None: BOS alone), shorter ones
+            padded on the left.
+        config: Settings. None: the defaults of `GenerationConfig`.
+        inputs_mask: Booleans or integers [B, S], False at padding. None: everything in a source is attended to; in
+            prompts the pad token, unless it is an EOS token too, is taken for padding where it occurs.
+        decoder_input_ids: Token ids [B, P] that the decoder starts from; the start token is put in front if no row has
+            it. None: decoder_start_token_id.
+        allowed: The only sequences that may be generated, see `allow_phrases` and `allow_regex`; one for all inputs or
+            one each. Where there are fewer of them than beams, the sequences left over are empty and score -inf.
+        token_texts: Text of each token, for stop strings.
+        key: Key of `jax.random`, in place of the setting `seed`.
+        logits_processors: The caller's own, one or several, see `jaxformer.logits_processor`; they act after those of
+            the settings and before temperature and truncations.
+        **settings: Changes to `config`, by the names of transformers.
+
+    Raises:
+        InputError: The inputs or settings cannot be used. It is raised before anything is compiled.
     """
     check_one_source(key, settings)
     config = GenerationConfig.of(config, settings)
@@ -195,7 +204,7 @@ def begin_request(reading: Model, stepping: Model, request: Request) -> Search:
     prompt, length = jnp.maximum(tokens[:, : request.prompt_slots], 0), jnp.asarray(spec.prompt_length)
     reader = stepping if request.prompt_slots == 1 else model
     logits, cache = reader.prefill(prompt, cache, length=length, mask=request.valid)
-    return begin(spec, select_cache_rows, tokens, logits, cache)
+    return begin(spec, reorder_cache, tokens, logits, cache)
 
 
 @compiled()
@@ -206,7 +215,7 @@ def generate_compiled(reading: Model, stepping: Model, request: Request) -> tupl
     """
     spec, strategy = request.spec, strategy_of(request.spec)
     search = begin_request(reading, stepping, request)
-    search = finish(spec, strategy, in_float32(stepping.step), select_cache_rows, search)
+    search = finish(spec, strategy, in_float32(stepping.step), reorder_cache, search)
     found = strategy.result(search.state, search.record)
     if not request.observe:
         return found, None
@@ -215,7 +224,7 @@ def generate_compiled(reading: Model, stepping: Model, request: Request) -> tupl
     return found, maps
 
 
-def select_cache_rows(cache: Any, rows: jax.Array) -> Any:
+def reorder_cache(cache: Any, rows: jax.Array) -> Any:
     """Return the cache of the batch rows `rows`; beams over one source share its keys and values."""
     return cache.reorder(rows)
 

@@ -23,24 +23,27 @@ EXHAUSTIVE, NEVER = 1, 2  # codes of early_stopping: True and "never"
 class Beams(NamedTuple):
     """Sequences of each input, best first: tokens [B, W, slots], scores [B, W].
 
-    origins [B, W, slots]: the row [B*W] of the search in which each token was chosen. states: automata behind them.
+    Attributes:
+        beam_indices: [B, W, slots], the row [B*W] of the search in which each token was chosen.
+        states: Of automata.
     """
 
     tokens: jax.Array
     scores: jax.Array
-    origins: jax.Array
+    beam_indices: jax.Array
     states: FSMStates
 
 
 class Finished(NamedTuple):
     """The best finished sequences, by score / length ** length_penalty; `real` [B, W] is False where none is yet.
 
-    lengths [B, W]: tokens that count, prompt and EOS included. origins as of `Beams`.
+    Attributes:
+        lengths: [B, W], tokens that count, prompt and EOS included. beam_indices as of `Beams`.
     """
 
     tokens: jax.Array
     scores: jax.Array
-    origins: jax.Array
+    beam_indices: jax.Array
     real: jax.Array
     lengths: jax.Array
 
@@ -50,7 +53,8 @@ class Finished(NamedTuple):
 class BeamState:
     """A beam search under way: the running beams, the finished ones, and which inputs may still improve, [B].
 
-    ended: every candidate of the last step ended, so nothing runs on.
+    Attributes:
+        ended: Every candidate of the last step ended, so nothing runs on.
     """
 
     running: Beams
@@ -65,7 +69,7 @@ class BeamState:
         return self.running.tokens
 
 
-def take(tree: Any, index: jax.Array) -> Any:
+def gather_beams(tree: Any, index: jax.Array) -> Any:
     """Return the entries `index` [B, W'] along axis 1 of every [B, W, ...] array of a tree."""
 
     def taken(leaf: jax.Array) -> jax.Array:
@@ -82,13 +86,13 @@ def init(spec: SearchSpec, tokens: jax.Array) -> BeamState:
     tokens = tokens.reshape(-1, spec.beams, tokens.shape[1])
     B, W, _ = tokens.shape
     length = jnp.asarray(spec.prompt_length, jnp.int32)
-    origins = jnp.full_like(tokens, -1)
-    none = Finished(tokens, jnp.full((B, W), NEG_INF), origins, jnp.zeros((B, W), bool), jnp.full((B, W), length))
+    beam_indices = jnp.full_like(tokens, -1)
+    none = Finished(tokens, jnp.full((B, W), NEG_INF), beam_indices, jnp.zeros((B, W), bool), jnp.full((B, W), length))
     # A constraint may leave so few sequences that these would be found.
     others = NEG_INF if spec.constraint_fsm is None else -jnp.inf
     first = jnp.broadcast_to(jnp.where(jnp.arange(W) == 0, 0.0, others)[None], (B, W))
     states = jax.tree.map(lambda each: each.reshape(B, W), first_states(spec))
-    return BeamState(Beams(tokens, first, origins, states), none, jnp.ones(B, bool), jnp.array(False), length)
+    return BeamState(Beams(tokens, first, beam_indices, states), none, jnp.ones(B, bool), jnp.array(False), length)
 
 
 def advance(spec: SearchSpec, state: BeamState, logits: jax.Array) -> Advanced:
@@ -102,7 +106,7 @@ def advance(spec: SearchSpec, state: BeamState, logits: jax.Array) -> Advanced:
     newest = lax.dynamic_index_in_dim(candidates.tokens, state.length, axis=2, keepdims=False)
     ends = ends_with(spec, candidates.states, newest) | (length >= spec.max_length)
     running_scores, chosen = lax.top_k(candidates.scores + NEG_INF * ends, W)
-    running = take(candidates, chosen)._replace(scores=running_scores)
+    running = gather_beams(candidates, chosen)._replace(scores=running_scores)
     done = keep_finished(spec, state, candidates, ends)
     parents = jnp.take_along_axis(parents, chosen, axis=1) + W * jnp.arange(B)[:, None]
     improvable = state.improvable & can_improve(spec, running.scores[:, 0], done, length)
@@ -124,14 +128,14 @@ def extend(spec: SearchSpec, state: BeamState, log_probabilities: jax.Array) -> 
     else:
         chosen = best_candidates(scores, K)
     parents, newest = chosen // V, chosen % V
-    parent = take(state.running, parents)
+    parent = gather_beams(state.running, parents)
     rows = parents + W * jnp.arange(B)[:, None]
-    tokens, origins = (
+    tokens, beam_indices = (
         lax.dynamic_update_slice_in_dim(history, new[:, :, None], state.length, axis=2)
-        for history, new in ((parent.tokens, newest), (parent.origins, rows.astype(jnp.int32)))
+        for history, new in ((parent.tokens, newest), (parent.beam_indices, rows.astype(jnp.int32)))
     )
     reached = jnp.take_along_axis(scores.reshape(B, -1), chosen, axis=1)
-    return parents, Beams(tokens, reached, origins, next_states(spec, parent.states, newest))
+    return parents, Beams(tokens, reached, beam_indices, next_states(spec, parent.states, newest))
 
 
 def keep_finished(spec: SearchSpec, state: BeamState, candidates: Beams, ends: jax.Array) -> Finished:
@@ -144,9 +148,9 @@ def keep_finished(spec: SearchSpec, state: BeamState, candidates: Beams, ends: j
     full = jnp.all(state.done.real, axis=1) & (spec.early_stopping == EXHAUSTIVE)
     scores = candidates.scores / (length - spec.prompt_length).astype(jnp.float32) ** spec.length_penalty
     scores += NEG_INF * full[:, None] + NEG_INF * ~state.improvable[:, None] + NEG_INF * ~enters
-    entering = Finished(candidates.tokens, scores, candidates.origins, enters, jnp.full((B, K), length))
+    entering = Finished(candidates.tokens, scores, candidates.beam_indices, enters, jnp.full((B, K), length))
     merged = Finished(*(jnp.concatenate(pair, axis=1) for pair in zip(state.done, entering, strict=True)))
-    return take(merged, lax.top_k(merged.scores, W)[1])
+    return gather_beams(merged, lax.top_k(merged.scores, W)[1])
 
 
 def can_improve(spec: SearchSpec, best: jax.Array, done: Finished, length: jax.Array) -> jax.Array:
@@ -170,10 +174,10 @@ def finished(spec: SearchSpec, state: BeamState) -> jax.Array:
 
 
 def result(state: BeamState, record: Record) -> Found:
-    """Return the finished sequences [B*W, slots], each input's best first, their scores, lengths and origins."""
-    tokens, scores, origins, _, lengths = state.done
-    tokens, origins = (history.reshape(-1, history.shape[-1]) for history in (tokens, origins))
-    return Found(tokens, scores.reshape(-1), lengths.reshape(-1), origins, record, state.length)
+    """Return the finished sequences [B*W, slots], each input's best first, their scores, lengths and beam_indices."""
+    tokens, scores, beam_indices, _, lengths = state.done
+    tokens, beam_indices = (history.reshape(-1, history.shape[-1]) for history in (tokens, beam_indices))
+    return Found(tokens, scores.reshape(-1), lengths.reshape(-1), beam_indices, record, state.length)
 
 
 BEAM = Strategy(init, advance, finished, result)

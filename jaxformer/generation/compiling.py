@@ -151,9 +151,12 @@ PROGRAMS = Programs(MOST_PROGRAMS)
 class Compiled:
     """`jax.jit(function)`, of whose programs PROGRAMS keeps the most recent ones.
 
-    Positional arguments are pytrees, which may be given as `Flat`; those given by name are static. donated: the numbers
-    of arguments whose memory a program may take over. few_rows: compiled for the few rows of a search, where the
-    compiler knows how, see `backends.cpu`. It is asked at the first call: an import must not choose the backend.
+    Positional arguments are pytrees, which may be given as `Flat`; those given by name are static.
+
+    Args:
+        donated: The numbers of arguments whose memory a program may take over.
+        few_rows: Compiled for the few rows of a search, where the compiler knows how, see `backends.cpu`. It is asked
+            at the first call: an import must not choose the backend.
     """
 
     def __init__(self, function: Callable[..., Any], *, donated: tuple[int, ...] = (), few_rows: bool = True):

@@ -125,10 +125,15 @@ class GenerationConfig:
         return dataclasses.replace(self, **settings)
 
     def length_limits(self, prompt: int, longest: int | None = None) -> tuple[int, int]:
-        """Return least and greatest length of a sequence that starts with `prompt` tokens, both with the prompt.
+        """Return least and greatest length of a sequence, both with its prompt.
 
-        longest: what the model's positions allow (None: any length); it cuts the default, and a setting beyond it is an
-        error. Raises InputError where nothing can be generated.
+        Args:
+            prompt: Number of tokens of the prompt.
+            longest: Length that the model's positions allow (None: any length); it cuts the default, and a setting
+                beyond it is an error.
+
+        Raises:
+            InputError: Nothing can be generated.
         """
         if self.max_new_tokens is not None:
             greatest = prompt + self.max_new_tokens

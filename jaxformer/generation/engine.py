@@ -13,7 +13,7 @@ from jaxformer.generation.arrays import fill_right, is_traced, mask_array, round
 from jaxformer.generation.beam import BEAM, NEG_INF
 from jaxformer.generation.compiling import compiled
 from jaxformer.generation.config import GenerationConfig
-from jaxformer.generation.loop import Found, Record, Search, Select, Step, Strategy, choose, finish
+from jaxformer.generation.loop import Found, Record, Reorder, Search, Step, Strategy, choose, finish
 from jaxformer.generation.observation import AttentionMaps, trimmed
 from jaxformer.generation.processors import check_processors
 from jaxformer.generation.sampling import SAMPLING
@@ -25,13 +25,18 @@ from jaxformer.schema import INT32_MAX
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Generated:
-    """Token ids int32 [R = B * num_return_sequences, length], prompts included, rows that end early padded; and more.
+    """Result of a generation, of R = B * num_return_sequences sequences.
 
-    sequences_scores [R]: in beam search log-probability / generated length ** length_penalty, best first within each
-    input, log-probabilities as the processors left them; in greedy decoding and sampling the log-probability that the
-    model itself gave to the generated tokens. beam_indices [R, generated length]: the row of the search, of B *
-    num_beams, in which each token was chosen, -1 behind the end; None without beams. If asked for: scores, by which the
-    tokens were chosen, and logits, which the model gave, float32 [steps, rows of the search, V]; attentions.
+    Attributes:
+        sequences: Token ids int32 [R, length], prompts included; rows that end early are padded.
+        sequences_scores: Float32 [R]. In beam search log-probability / generated length ** length_penalty, best first
+            within each input, log-probabilities as the processors left them. Else the log-probability that the model
+            itself gave to the generated tokens.
+        beam_indices: Integers [R, generated length]: the row of the search, of B * num_beams, in which each token was
+            chosen, -1 behind the end. None without beams.
+        scores: Float32 [steps, rows of the search, V], by which tokens were chosen. None unless asked for.
+        logits: Float32 [steps, rows of the search, V] of the model. None unless asked for.
+        attentions: Attention maps. None unless asked for.
     """
 
     sequences: np.ndarray
@@ -42,7 +47,7 @@ class Generated:
     attentions: AttentionMaps | None = None
 
 
-def select_rows(cache: Any, rows: jax.Array) -> Any:
+def reorder_rows(cache: Any, rows: jax.Array) -> Any:
     """Return the cache of the batch rows `rows` [R], in that order: axis 0 of every leaf that has axes."""
     return jax.tree.map(lambda leaf: leaf[rows] if jnp.ndim(leaf) else leaf, cache)
 
@@ -54,28 +59,40 @@ def decode(
     config: GenerationConfig | None = None,
     *,
     prompt_mask: Any = None,
-    select: Select = select_rows,
+    reorder: Reorder = reorder_rows,
     allowed: Allowed = None,
     token_texts: Sequence[str] | None = None,
     key: jax.Array | None = None,
     logits_processors: Any = (),
     **settings: Any,
 ) -> Generated:
-    """Generate sequences that continue the prompts [B, P], by any model that is a step over a cache.
+    """Generate sequences that continue the prompts, by any model that is a step over a cache.
 
-    step: a *pytree* callable, say `jax.tree_util.Partial(function, parameters)`, so that its weights are arguments of
-    the compiled program: step(tokens [R, T], cache) -> (logits [R, V] of the token after the last one, cache). It first
-    reads the prompts at once (R = B), then one token at a time with R = B * num_beams (or num_return_sequences) rows.
-    cache: the pytree that goes with it, with room for all tokens but the last; select(cache, rows) picks rows of it.
-    prompt_mask: boolean [B, P], False at left padding, which repetition penalties skip; what else padding means is up
-    to the step. allowed: the only sequences that may be generated, see `allow_phrases` and `allow_regex`; one for all
-    inputs or one each. Where there are fewer of them than beams, the sequences left over are empty and score -inf.
-    token_texts: what each token says, for stop strings. key, logits_processors: as for `generate`. settings: changes to
-    `config`. Inside `jax.jit` as `generate`. Raises InputError for settings or prompts that cannot be used.
+    Works inside `jax.jit` as `generate` does.
+
+    Args:
+        step: A *pytree* callable, say `jax.tree_util.Partial(function, parameters)`, so that its weights are arguments
+            of the compiled program: step(tokens [R, T], cache) -> (logits [R, V] of the token after the last one,
+            cache). It first reads the prompts at once (R = B), then one token at a time with R = B * num_beams (or
+            num_return_sequences) rows.
+        cache: The pytree that goes with it, with room for all tokens but the last.
+        prompt: Token ids [B, P].
+        config: Settings. None: the defaults of `GenerationConfig`.
+        prompt_mask: Booleans or integers [B, P], False at left padding, which repetition penalties skip; what else
+            padding means is up to the step.
+        reorder: Function of the cache and integers [R'] that returns the cache of these rows.
+        allowed: The only sequences that may be generated, see `generate`.
+        token_texts: Text of each token, for stop strings.
+        key: Key of `jax.random`, in place of the setting `seed`.
+        logits_processors: The caller's own, see `generate`.
+        **settings: Changes to `config`, by the names of transformers.
+
+    Raises:
+        InputError: The settings or prompts cannot be used.
     """
     if jax.tree_util.all_leaves([step]):
         raise InputError("step must be a pytree: wrap a function as jax.tree_util.Partial(function, parameters)")
-    for name, function in (("step", step), ("select", select)):
+    for name, function in (("step", step), ("reorder", reorder)):
         if not callable(function):
             raise InputError(f"{name} must be a function, not {shortened(repr(function), 60)}")
     config = GenerationConfig.of(config, settings)
@@ -89,13 +106,13 @@ def decode(
     beside = {"allowed": allowed, "token_texts": token_texts, "key": key, "logits_processors": own}
     spec = make_spec(config, limits, prompt, mask, **beside)
     tokens = fill_right(prompt, round_up(int(spec.max_length), SLOTS), config.padding)
-    found = decode_compiled(step, cache, tokens, spec, prompt_slots=prompt.shape[1], select=select)
+    found = decode_compiled(step, cache, tokens, spec, prompt_slots=prompt.shape[1], reorder=reorder)
     return returned(found, config, spec)
 
 
 @compiled()
 def decode_compiled(
-    step: Step, cache: Any, tokens: jax.Array, spec: SearchSpec, *, prompt_slots: int, select: Select
+    step: Step, cache: Any, tokens: jax.Array, spec: SearchSpec, *, prompt_slots: int, reorder: Reorder
 ) -> Found:
     """Read the prompts, the first `prompt_slots` of tokens [B, slots], and continue them.
 
@@ -103,8 +120,8 @@ def decode_compiled(
     """
     logits, cache = step(tokens[:, :prompt_slots], cache)
     strategy = strategy_of(spec)
-    search = begin(spec, select, tokens, logits, cache)
-    search = finish(spec, strategy, in_float32(step), select, search)
+    search = begin(spec, reorder, tokens, logits, cache)
+    search = finish(spec, strategy, in_float32(step), reorder, search)
     return strategy.result(search.state, search.record)
 
 
@@ -113,7 +130,7 @@ def strategy_of(spec: SearchSpec) -> Strategy:
     return BEAM if spec.beams > 1 else SAMPLING
 
 
-def begin(spec: SearchSpec, select: Select, tokens: jax.Array, logits: jax.Array, cache: Any) -> Search:
+def begin(spec: SearchSpec, reorder: Reorder, tokens: jax.Array, logits: jax.Array, cache: Any) -> Search:
     """Return a search from the prompts in tokens [B, slots], with their first new token chosen from logits [B, V]."""
     for machine in (spec.stop_fsm, spec.constraint_fsm):
         if machine is not None and len(machine.columns) != logits.shape[-1]:
@@ -122,11 +139,11 @@ def begin(spec: SearchSpec, select: Select, tokens: jax.Array, logits: jax.Array
         raise InputError(f"num_beams={spec.beams} are too many for a vocabulary of {logits.shape[-1]} tokens")
     if spec.copies > 1:
         rows = jnp.repeat(jnp.arange(tokens.shape[0]), spec.copies)
-        tokens, logits, cache = tokens[rows], logits[rows], select(cache, rows)
+        tokens, logits, cache = tokens[rows], logits[rows], reorder(cache, rows)
     strategy, logits = strategy_of(spec), logits.astype(jnp.float32)
     pages = jnp.zeros((tokens.shape[1], *logits.shape), jnp.float32)
     record = Record(pages if spec.record_scores else None, pages if spec.record_logits else None)
-    return choose(spec, strategy, select, Search(strategy.init(spec, tokens), cache, record), logits)
+    return choose(spec, strategy, reorder, Search(strategy.init(spec, tokens), cache, record), logits)
 
 
 def in_float32(step: Step) -> Step:
@@ -157,11 +174,11 @@ def returned(
         scores, lengths = np.where(empty, -np.inf, scores), np.where(empty, prompt, lengths)
         tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, max(config.padding, 0))
     longest, steps = lengths.max(), int(found.length) - prompt
-    origins = None if found.origins is None else np.asarray(found.origins)[rows, prompt:longest]
+    beam_indices = None if found.beam_indices is None else np.asarray(found.beam_indices)[rows, prompt:longest]
     return Generated(
         tokens[:, :longest],
         scores,
-        None if origins is None else np.where(np.arange(prompt, longest) < lengths[:, None], origins, -1),
+        None if beam_indices is None else np.where(np.arange(prompt, longest) < lengths[:, None], beam_indices, -1),
         # As copies: the next steps of a session take over the memory.
         *(None if pages is None else np.asarray(pages)[:steps].copy() for pages in found.record),
         attentions=None if maps is None else trimmed(maps, rows, lengths, source_length),
@@ -186,9 +203,11 @@ def returned_traced(found: Found, config: GenerationConfig, spec: SearchSpec) ->
         padding = max(padding, 0)
     real = jnp.arange(longest)[None] < lengths[:, None]
     tokens = jnp.where(real, found.tokens[rows, :longest], padding)
-    origins = None if found.origins is None else jnp.where(real, found.origins[rows, :longest], -1)[:, prompt:]
+    beam_indices = (
+        None if found.beam_indices is None else jnp.where(real, found.beam_indices[rows, :longest], -1)[:, prompt:]
+    )
     pages = (None if pages is None else pages[: longest - prompt] for pages in found.record)
-    arrays: Any = (tokens, scores, origins, *pages)
+    arrays: Any = (tokens, scores, beam_indices, *pages)
     return Generated(*arrays)
 
 

@@ -12,20 +12,21 @@ from jaxformer.generation.spec import SearchSpec
 CHUNK = 4
 
 Step = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
-Select = Callable[[Any, jax.Array], Any]
+Reorder = Callable[[Any, jax.Array], Any]
 
 
 class Found(NamedTuple):
     """A search's result: tokens [R, slots], the score of each row [R], and how many of its tokens count [R].
 
-    origins [R, slots]: of beams, the row that each token was chosen in. record: what was kept of each step, and
-    `length`, to which the search came.
+    Attributes:
+        beam_indices: [R, slots], of beams, the row that each token was chosen in.
+        record: What was kept of each step, and `length`, to which the search came.
     """
 
     tokens: jax.Array
     scores: jax.Array
     lengths: jax.Array
-    origins: jax.Array | None
+    beam_indices: jax.Array | None
     record: "Record"
     length: jax.Array
 
@@ -33,9 +34,11 @@ class Found(NamedTuple):
 class Strategy(NamedTuple):
     """A way to search, as pure functions over a state with `tokens` [..., slots] and `length`.
 
-    init: (spec, tokens [R, slots]) -> state.
-    advance: (spec, state, logits [R, V]) -> Advanced. finished: (spec, state) -> boolean scalar.
-    result: (state, record) -> Found.
+    Attributes:
+        init: (spec, tokens [R, slots]) -> state.
+        advance: (spec, state, logits [R, V]) -> Advanced.
+        finished: (spec, state) -> boolean scalar.
+        result: (state, record) -> Found.
     """
 
     init: Callable[[SearchSpec, jax.Array], Any]
@@ -47,8 +50,9 @@ class Strategy(NamedTuple):
 class Advanced(NamedTuple):
     """A state one token longer, and how it came about.
 
-    rows [R]: the rows of the cache that go on in the place of each row (None: each its own). scores [R, V]: what the
-    tokens were chosen by.
+    Attributes:
+        rows: [R], the rows of the cache that go on in the place of each row (None: each its own).
+        scores: [R, V], what the tokens were chosen by.
     """
 
     state: Any
@@ -71,7 +75,7 @@ class Search(NamedTuple):
     record: Record
 
 
-def choose(spec: SearchSpec, strategy: Strategy, select: Select, search: Search, logits: jax.Array) -> Search:
+def choose(spec: SearchSpec, strategy: Strategy, reorder: Reorder, search: Search, logits: jax.Array) -> Search:
     """Return the search one token longer, from the logits [R, V] after its tokens."""
     state, rows, scores = strategy.advance(spec, search.state, logits)
 
@@ -81,31 +85,31 @@ def choose(spec: SearchSpec, strategy: Strategy, select: Select, search: Search,
         return lax.dynamic_update_index_in_dim(pages, page, search.state.length - spec.prompt_length, axis=0)
 
     record = Record(kept(search.record.scores, scores), kept(search.record.logits, logits))
-    return Search(state, search.cache if rows is None else select(search.cache, rows), record)
+    return Search(state, search.cache if rows is None else reorder(search.cache, rows), record)
 
 
-def proceed(spec: SearchSpec, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
+def proceed(spec: SearchSpec, strategy: Strategy, step: Step, reorder: Reorder, search: Search) -> Search:
     """Return the search a chunk of turns later, each of which reads the newest tokens and chooses the next.
 
     A search that finishes inside the chunk stays as it is; what its cache and the pages of its record behind the last
     step still take in matters to nobody.
     """
 
-    def turn(search: Search, _: None) -> tuple[Search, None]:
+    def one_step(search: Search, _: None) -> tuple[Search, None]:
         state = search.state
         tokens = state.tokens.reshape(-1, state.tokens.shape[-1])
         logits, cache = step(lax.dynamic_slice_in_dim(tokens, state.length - 1, 1, axis=1), search.cache)
-        new = choose(spec, strategy, select, search._replace(cache=cache), logits)
+        new = choose(spec, strategy, reorder, search._replace(cache=cache), logits)
         done = strategy.finished(spec, state)
         return new._replace(state=jax.tree.map(lambda old, new: jnp.where(done, old, new), state, new.state)), None
 
-    return lax.scan(turn, search, length=CHUNK)[0]
+    return lax.scan(one_step, search, length=CHUNK)[0]
 
 
-def finish(spec: SearchSpec, strategy: Strategy, step: Step, select: Select, search: Search) -> Search:
+def finish(spec: SearchSpec, strategy: Strategy, step: Step, reorder: Reorder, search: Search) -> Search:
     """Return the finished search; the exit is looked for after each chunk."""
     return lax.while_loop(
         lambda search: ~strategy.finished(spec, search.state),
-        lambda search: proceed(spec, strategy, step, select, search),
+        lambda search: proceed(spec, strategy, step, reorder, search),
         search,
     )

@@ -18,9 +18,11 @@ from jaxformer.ops import count_positions
 class AttentionMaps(NamedTuple):
     """Attention maps of a generation, one array per layer, for the R sequences that it returned.
 
-    decoder: [R, N, T, T], T = length - 1. Row t is what the model looked at when it had read tokens 0 .. t and chose
-    token t+1; behind the end of a sequence the rows are zero. cross: [R, N, T, S] likewise, over the source. encoder:
-    [B, N, S, S]. Empty where the model has no such layers.
+    Attributes:
+        decoder: [R, N, T, T], T = length - 1. Row t is what the model looked at when it had read tokens 0 .. t and
+            chose token t+1; behind the end of a sequence the rows are zero.
+        cross: [R, N, T, S] likewise, over the source.
+        encoder: [B, N, S, S]. Empty where the model has no such layers.
     """
 
     encoder: tuple[np.ndarray, ...]
@@ -46,10 +48,15 @@ class Observable(Protocol):
 def look_again(
     model: Observable, source: Any, source_valid: Any, prompt_valid: Any, tokens: jax.Array, length: jax.Array
 ) -> Any:
-    """Return every map of a pass over tokens [R, slots]: encoder, decoder and cross, a tuple of layers each.
+    """Return every map of a pass over the tokens: encoder, decoder and cross, a tuple of layers each.
 
-    source [B, S] (None: there is no encoder) and prompt_valid [B, P] (None: all real) belong to R / B adjacent rows.
-    length: that of the longest sequence, whose last token no step has read.
+    Args:
+        model: The model.
+        source: Token ids [B, S]; each row belongs to R / B adjacent rows of tokens. None: there is no encoder.
+        source_valid: Booleans [B, S], False at padding.
+        prompt_valid: Booleans [B, P], False at padding. None: all are real.
+        tokens: Token ids [R, slots].
+        length: Length of the longest sequence, whose last token no step has read.
     """
     tokens = jnp.maximum(tokens, 0)  # what stands behind a sequence is not looked at, but has to be a token
     if source is not None:

@@ -341,7 +341,8 @@ def without_ngrams(scores: jax.Array, context: Context, text: jax.Array, ends: j
         recent = lax.dynamic_slice_in_dim(tokens, length - back, 1, axis=1)
         return matches & (jnp.roll(text, back, axis=1) == recent) & (back <= length)
 
-    matches = lax.fori_loop(1, size, also_matches, jnp.broadcast_to(ends, text.shape))
+    # An n-gram longer than the text has no end in it.
+    matches = lax.fori_loop(1, jnp.minimum(size, text.shape[1]), also_matches, jnp.broadcast_to(ends, text.shape))
     return jnp.where(token_mask(text, matches, scores.shape[1]), -jnp.inf, scores)
 
 

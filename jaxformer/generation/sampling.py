@@ -17,8 +17,10 @@ from jaxformer.generation.spec import FSMStates, SearchSpec, ends_with, first_st
 class Sequences:
     """Sequences in the making: tokens [R, slots], of which `length` count, and of a finished row `lengths` [R].
 
-    live: boolean [R], not finished. scores: [R] log-probability that the model gave to the tokens it generated. states:
-    automata behind the tokens.
+    Attributes:
+        live: Boolean [R], not finished.
+        scores: [R] log-probability that the model gave to the tokens it generated.
+        states: Automata behind the tokens.
     """
 
     tokens: jax.Array

@@ -46,9 +46,11 @@ def top_k(scores: jax.Array, count: int, *, first_of_equals: bool = False) -> tu
 
 
 def kth_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
-    """Return the k-th largest score [R, 1] of each row [R, V], equal scores counted apiece.
+    """Return the k-th largest score [R, 1] of each row, equal scores counted apiece.
 
-    k: a number for all rows.
+    Args:
+        scores: Float32 [R, V].
+        k: A number for all rows.
     """
     R, V = scores.shape
     k, few = jnp.minimum(k, V), min(FEW, V)
@@ -69,9 +71,13 @@ def largest_float(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Arr
 
 
 def largest(holds: Callable[[jax.Array], jax.Array], low: int, high: int, rows: int) -> jax.Array:
-    """Return the largest integer from `low` to `high` for which `holds` is true, for each row: int32 [R, 1].
+    """Return the largest integer for which `holds` is true, for each row: int32 [R, 1].
 
-    holds: [R, 1] integers -> [R, 1] booleans; true at `low`, and once false it stays false.
+    Args:
+        holds: Function from integers [R, 1] to booleans [R, 1]; true at `low`, and once false it stays false.
+        low: The least integer.
+        high: The greatest integer.
+        rows: Number of rows R.
     """
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -107,10 +113,11 @@ def inverse_cdf_index(lengths: jax.Array, mark: jax.Array) -> jax.Array:
 
 
 def first_beyond(lengths: jax.Array, mark: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the first stretch that ends beyond the mark [R, 1], and where it begins: [R, 1] each.
+    """Return the first stretch that ends beyond the mark, and where it begins: [R, 1] each.
 
-    lengths: [R, n], of stretches one behind the other. Where rounding puts the mark behind them all, it is the last one
-    that has a length.
+    Args:
+        lengths: Float32 [R, n], of stretches one behind the other.
+        mark: Float32 [R, 1]. Where rounding puts it behind them all, the last stretch that has a length is returned.
     """
     ends = jnp.cumsum(lengths, axis=1)
     real = lengths > 0

@@ -13,7 +13,7 @@ from jaxformer.generation.api import (
     begin_request,
     generate,
     make_request,
-    select_cache_rows,
+    reorder_cache,
 )
 from jaxformer.generation.arrays import is_traced
 from jaxformer.generation.compiling import Compiled, compiled
@@ -146,4 +146,4 @@ begin_compiled = Compiled(begin_request)  # what is compiled for the prompts
 @compiled(donated=(1,))
 def proceed_compiled(stepping: Model, search: Search, spec: SearchSpec) -> Search:
     """Continue a search by a chunk of tokens: the function that is compiled."""
-    return proceed(spec, strategy_of(spec), in_float32(stepping.step), select_cache_rows, search)
+    return proceed(spec, strategy_of(spec), in_float32(stepping.step), reorder_cache, search)

@@ -31,9 +31,11 @@ class Embedding(nnx.Module):
         self.token_type_embedding = None if types is None else nnx.Param(types, axes="_" + axes[1])
 
     def __call__(self, tokens: jax.Array, token_types: jax.Array | None = None) -> jax.Array:
-        """Return the vectors [B, T, D] of integers [B, T]. An id outside the vocabulary gives NaN.
+        """Return the vectors [B, T, D] of tokens. An id outside the vocabulary gives NaN.
 
-        token_types: integers [B, T], the kind of each token where there are several (None: all of kind 0).
+        Args:
+            tokens: Integers [B, T].
+            token_types: Integers [B, T], the kind of each token where there are several (None: all of kind 0).
         """
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise InputError(f"tokens must be integers, not {tokens.dtype}: embeddings are looked up, not multiplied")

@@ -9,7 +9,7 @@ from jaxformer.config import FeedForwardConfig, MoEConfig, SigmoidRouter, Softma
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.variables import RouterBias
-from jaxformer.ops import Choice, Routing, mix_experts, mix_grouped, sigmoid_router, softmax_router
+from jaxformer.ops import Routing, TopK, mix_experts, mix_grouped, sigmoid_router, softmax_router
 
 
 class Experts(nnx.Module):
@@ -63,7 +63,7 @@ class Experts(nnx.Module):
         """
         return self.router(rows.astype(jnp.float32))
 
-    def choose(self, logits: jax.Array) -> Choice:
+    def choose(self, logits: jax.Array) -> TopK:
         """Return the experts of each token, by their scores [R, E]."""
         router = self.config.router
         settings = {

@@ -152,7 +152,7 @@ class LatentAttention(nnx.Module):
         mixed = attend(query, key, value, options, self.config.dropout, dropout_key)
         mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])  # [B, T, N, H]
         if absorbed:
-            weight = self.value.matrix().astype(x.dtype)
+            weight = self.value.dense_weight().astype(x.dtype)
             mixed = jnp.einsum("BTNR,RNH->BTNH", mixed[..., : self.config.kv_lora_rank], weight)
         weights = unfolded_weights(query, key, options, x.shape[0]) if return_weights else None
         return AttentionOutput(self.output(mixed), cache, weights)
@@ -169,7 +169,7 @@ class LatentAttention(nnx.Module):
             x = self.query_norm(x)
         own, shared = jnp.split(self.query(x), [self.config.qk_nope_head_dim], axis=-1)
         if absorbed:
-            own = jnp.einsum("BTNH,RNH->BTNR", own, self.key.matrix().astype(x.dtype))
+            own = jnp.einsum("BTNH,RNH->BTNR", own, self.key.dense_weight().astype(x.dtype))
         return fold_beams(
             jnp.concatenate([own, rotate_heads(shared, position_ids, self.config.rope)], axis=-1), kv.rows
         )

@@ -31,18 +31,18 @@ class LinearMap(nnx.Module):
         """Return `x W + b`: [..., inputs] -> [..., outputs], in the type of x."""
         rows = x.shape[: x.ndim - len(self.inputs)]
         # As matrices: XLA would transpose a weight of more axes for every product, that is at every generated token.
-        y = self.product(x.reshape(*rows, math.prod(self.inputs))).reshape(*rows, *self.outputs)
+        y = self.matmul(x.reshape(*rows, math.prod(self.inputs))).reshape(*rows, *self.outputs)
         if self.bias is None:
             return y
         bias = self.bias[...].astype(y.dtype)
         return y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
 
     @abstractmethod
-    def product(self, x: jax.Array) -> jax.Array:
+    def matmul(self, x: jax.Array) -> jax.Array:
         """Return `x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
 
     @abstractmethod
-    def matrix(self) -> jax.Array:
+    def dense_weight(self) -> jax.Array:
         """Return the weight [inputs, outputs]."""
 
 
@@ -76,7 +76,7 @@ class Linear(LinearMap):
         one, shape = self.weight.ndim == len(self.inputs) + len(self.outputs), (*self.outputs, math.prod(self.inputs))
         return one and prefers_transposed(rows, shape, self.weight.dtype)
 
-    def product(self, x: jax.Array) -> jax.Array:
+    def matmul(self, x: jax.Array) -> jax.Array:
         """Return `x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
         return matmul(x, self.weight[...].astype(x.dtype).reshape(x.shape[-1], math.prod(self.outputs)))
 
@@ -93,7 +93,7 @@ class Linear(LinearMap):
             return y
         return y + jnp.repeat(self.bias[...].astype(x.dtype), group_sizes, axis=0, total_repeat_length=x.shape[0])
 
-    def matrix(self) -> jax.Array:
+    def dense_weight(self) -> jax.Array:
         """Return the weight [inputs, outputs]."""
         return self.weight[...]
 
@@ -109,11 +109,11 @@ class TransposedLinear(LinearMap):
         weight = linear.weight[...].reshape(math.prod(self.inputs), math.prod(self.outputs))
         self.weight = nnx.Param(weight.T, axes="__")
 
-    def product(self, x: jax.Array) -> jax.Array:
+    def matmul(self, x: jax.Array) -> jax.Array:
         """Return `x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
         return matmul_transposed(x, self.weight[...]).astype(x.dtype)
 
-    def matrix(self) -> jax.Array:
+    def dense_weight(self) -> jax.Array:
         """Return the weight [inputs, outputs]."""
         return self.weight[...].T.reshape(*self.inputs, *self.outputs)
 
@@ -135,11 +135,11 @@ class QuantizedLinear(LinearMap):
         self.values = QuantizedWeight(values, axes=f"{several}__")
         self.steps = QuantizedWeight(steps, axes=f"{several}_")
 
-    def product(self, x: jax.Array) -> jax.Array:
+    def matmul(self, x: jax.Array) -> jax.Array:
         """Return `x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
         return int8_matmul(x, Quantized(self.values[...], self.steps[...])).astype(x.dtype)
 
-    def matrix(self) -> jax.Array:
+    def dense_weight(self) -> jax.Array:
         """Return the dequantized weight, float32 [inputs, outputs]."""
         weight = self.values[...].astype(jnp.float32) * self.steps[...][..., None]
         return jnp.swapaxes(weight, -1, -2).reshape(*weight.shape[:-2], *self.inputs, *self.outputs)

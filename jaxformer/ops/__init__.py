@@ -26,16 +26,16 @@ from jaxformer.ops.rotary_scaling import (
     longrope_frequencies,
     yarn_frequencies,
 )
-from jaxformer.ops.routing import Choice, Routing, sigmoid_router, softmax_router
+from jaxformer.ops.routing import Routing, TopK, sigmoid_router, softmax_router
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
     "AttentionMask",
-    "Choice",
     "CosSin",
     "Quantized",
     "Routing",
+    "TopK",
     "apply_rope",
     "as_mask",
     "attention_scores",

@@ -14,33 +14,41 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.backends.default import are_numbers
-from jaxformer.ops.routing import Choice
+from jaxformer.ops.routing import TopK
 
 Expert = Callable[[Any, jax.Array], jax.Array]
 LARGEST_BLOCK = 128  # rows
 
 
-class Layout(NamedTuple):
+class DispatchPlan(NamedTuple):
     """Order of the rows of a choice, sorted by expert.
 
-    rows: integers [blocks * size], the row k * r + i of token r and its i-th choice at each place; as many as there are
-    rows where a place stays empty. places: integers [R, k], the place of each row. owners: integers [blocks], the
-    expert of each block. used: how many blocks have rows; they are the first.
+    Attributes:
+        rows: Integers [blocks * size], the row k * r + i of token r and its i-th choice at each place; as many as there
+            are rows where a place stays empty.
+        row_index: Integers [R, k], the place of each row.
+        block_expert: Integers [blocks], the expert of each block.
+        used: How many blocks have rows; they are the first.
     """
 
     rows: jax.Array
-    places: jax.Array
-    owners: jax.Array
+    row_index: jax.Array
+    block_expert: jax.Array
     used: jax.Array
 
 
-def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: Choice, *, size: int | None = None) -> jax.Array:
-    """Return for each token the sum over its chosen experts of weight * expert(token): x [R, D] -> [R, D].
+def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: TopK, *, size: int | None = None) -> jax.Array:
+    """Return for each token the sum over its chosen experts of weight * expert(token): [R, D].
 
-    expert: the function of one expert's weights and rows [n, D]; it must be the same Python object at every call, and
-    depend on nothing else. weights: those of all experts, leaves [E, ...]. choice: experts and weights [R, k]. size:
-    rows of a block; by default as many as an expert has on average, as a power of two between 8 and 128. Gradients are
-    of first order only, and compute the inside of the experts a second time rather than keep it.
+    Gradients are of first order only, and compute the inside of the experts a second time rather than keep it.
+
+    Args:
+        expert: Function of one expert's weights and rows [n, D]; it must be the same Python object at every call, and
+            depend on nothing else.
+        weights: Weights of all experts, leaves [E, ...].
+        x: Tokens [R, D].
+        choice: Experts and weights [R, k].
+        size: Rows of a block. None: as many as an expert has on average, as a power of two between 8 and 128.
     """
     R, D = x.shape
     k, E = choice.experts.shape[1], len(jax.tree.leaves(weights)[0])
@@ -49,15 +57,15 @@ def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: Choice, *, s
     elif size is None:
         # Experts of a single token differ, so that its rows share no block.
         size = 1 if R == 1 else min(max(8, 1 << (R * k // E).bit_length()), LARGEST_BLOCK)
-    layout = arrange(choice.experts, E, size)
+    plan = sort_by_expert(choice.experts, E, size)
     # A place that stays empty reads beyond the tokens, which gives zeros.
-    blocks = x.at[layout.rows // k].get(mode="fill", fill_value=0).reshape(-1, size, D)
-    mixed = _apply(expert, weights, blocks, layout.owners, layout.used).reshape(-1, D)[layout.places]
+    blocks = x.at[plan.rows // k].get(mode="fill", fill_value=0).reshape(-1, size, D)
+    mixed = _apply(expert, weights, blocks, plan.block_expert, plan.used).reshape(-1, D)[plan.row_index]
     return jnp.einsum("RK,RKD->RD", choice.weights.astype(x.dtype), mixed)
 
 
 def mix_grouped(
-    grouped: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, choice: Choice, count: int
+    grouped: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, choice: TopK, count: int
 ) -> jax.Array:
     """Return what `mix_experts` returns, by products of rows that are grouped by expert.
 
@@ -78,8 +86,8 @@ def mix_grouped(
     return jnp.einsum("RK,RKD->RD", choice.weights.astype(x.dtype), unsorted)
 
 
-def arrange(experts: jax.Array, count: int, size: int) -> Layout:
-    """Return the layout of chosen experts [R, k], out of `count`, in blocks of `size` rows."""
+def sort_by_expert(experts: jax.Array, count: int, size: int) -> DispatchPlan:
+    """Return the plan for chosen experts [R, k], out of `count`, in blocks of `size` rows."""
     rows = experts.size
     flat = experts.reshape(-1)
     order = jnp.argsort(flat)  # stable: rows of an expert keep their order
@@ -88,30 +96,32 @@ def arrange(experts: jax.Array, count: int, size: int) -> Layout:
     last_block = jnp.cumsum(blocks_per_expert)
     first_place = (last_block - blocks_per_expert) * size
     first_sorted = jnp.cumsum(per_expert) - per_expert
-    owner = flat[order]
-    places = first_place[owner] + jnp.arange(rows) - first_sorted[owner]
+    expert_of = flat[order]
+    row_index = first_place[expert_of] + jnp.arange(rows) - first_sorted[expert_of]
     blocks = rows // size + count  # enough, whatever was chosen
     blocks = min(rows, blocks) if are_numbers(rows) else blocks
-    return Layout(
-        jnp.full(blocks * size, jnp.int32(rows)).at[places].set(order.astype(jnp.int32)),
-        jnp.zeros(rows, jnp.int32).at[order].set(places.astype(jnp.int32)).reshape(experts.shape),
+    return DispatchPlan(
+        jnp.full(blocks * size, jnp.int32(rows)).at[row_index].set(order.astype(jnp.int32)),
+        jnp.zeros(rows, jnp.int32).at[order].set(row_index.astype(jnp.int32)).reshape(experts.shape),
         jnp.searchsorted(last_block, jnp.arange(blocks), side="right").clip(0, count - 1),
         last_block[-1],
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _apply(expert: Expert, weights: Any, blocks: jax.Array, owners: jax.Array, used: jax.Array) -> jax.Array:
-    """Return each block [size, D] through its owner; blocks that are not in use give zeros."""
+def _apply(expert: Expert, weights: Any, blocks: jax.Array, block_expert: jax.Array, used: jax.Array) -> jax.Array:
+    """Return each block [size, D] through its expert; blocks that are not in use give zeros."""
 
     def visit(at: jax.Array, outputs: jax.Array) -> jax.Array:
-        return outputs.at[at].set(expert(_weights_of(weights, owners[at]), blocks[at]))
+        return outputs.at[at].set(expert(_weights_of(weights, block_expert[at]), blocks[at]))
 
     return jax.lax.fori_loop(0, used, visit, jnp.zeros_like(blocks))
 
 
-def _forward(expert: Expert, weights: Any, blocks: jax.Array, owners: jax.Array, used: jax.Array) -> tuple[Any, Any]:
-    return _apply(expert, weights, blocks, owners, used), (weights, blocks, owners, used)
+def _forward(
+    expert: Expert, weights: Any, blocks: jax.Array, block_expert: jax.Array, used: jax.Array
+) -> tuple[Any, Any]:
+    return _apply(expert, weights, blocks, block_expert, used), (weights, blocks, block_expert, used)
 
 
 def _backward(expert: Expert, saved: Any, d_outputs: jax.Array) -> tuple[Any, jax.Array, None, None]:
@@ -119,13 +129,13 @@ def _backward(expert: Expert, saved: Any, d_outputs: jax.Array) -> tuple[Any, ja
 
     Each block adds its share to one gradient of all experts' weights.
     """
-    weights, blocks, owners, used = saved
+    weights, blocks, block_expert, used = saved
 
     def visit(at: jax.Array, gradients: Any) -> Any:
         d_weights, d_blocks = gradients
-        _, pull = jax.vjp(expert, _weights_of(weights, owners[at]), blocks[at])
+        _, pull = jax.vjp(expert, _weights_of(weights, block_expert[at]), blocks[at])
         share, d_block = pull(d_outputs[at])
-        d_weights = jax.tree.map(lambda total, part: total.at[owners[at]].add(part), d_weights, share)
+        d_weights = jax.tree.map(lambda total, part: total.at[block_expert[at]].add(part), d_weights, share)
         return d_weights, d_blocks.at[at].set(d_block)
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), weights)
@@ -136,5 +146,5 @@ def _backward(expert: Expert, saved: Any, d_outputs: jax.Array) -> tuple[Any, ja
 _apply.defvjp(_forward, _backward)
 
 
-def _weights_of(weights: Any, owner: jax.Array) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, owner, keepdims=False), weights)
+def _weights_of(weights: Any, expert: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, expert, keepdims=False), weights)

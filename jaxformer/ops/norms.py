@@ -20,10 +20,16 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: floa
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6, offset: bool = False) -> jax.Array:
-    """Normalize each vector of x [..., D] to a mean square of 1, then scale it: [..., D].
+    """Normalize each vector to a mean square of 1, then scale it: [..., D].
 
-    Zhang and Sennrich (2019), equation 4: x / sqrt(mean(x^2) + epsilon) * scale [D]. Unlike `layer_norm` it subtracts
-    no mean and adds no bias. In float32 whatever the type of x. offset: the factor is 1 + scale.
+    Zhang and Sennrich (2019), equation 4: x / sqrt(mean(x^2) + epsilon) * scale. Unlike `layer_norm` it subtracts no
+    mean and adds no bias. In float32 whatever the type of x.
+
+    Args:
+        x: Vectors [..., D].
+        scale: Factors [D].
+        epsilon: A small number below the root.
+        offset: Whether the factor is 1 + scale.
     """
     wide = x.astype(jnp.float32)
     normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)

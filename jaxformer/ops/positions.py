@@ -45,11 +45,17 @@ def sinusoidal_positions(
 def distance_buckets(
     distances: jax.Array, *, buckets: int = 32, max_distance: int = 128, causal: bool = False
 ) -> jax.Array:
-    """Return the bucket, an integer in 0 .. buckets - 1, of each distance key position - query position [...].
+    """Return the bucket of each distance, integers in 0 .. buckets - 1.
 
     Raffel et al. (2020), section 2.1: half of the buckets are for one near distance each, the others share the range up
-    to `max_distance` in logarithmic steps, and the last has all that is beyond. Keys before and after the query have
-    half of the buckets each; causal: keys after it, which are not seen, share bucket 0, the query's own.
+    to `max_distance` in logarithmic steps, and the last has all that is beyond.
+
+    Args:
+        distances: Key position - query position, integers [...].
+        buckets: Number of buckets.
+        max_distance: Distance from which all share a bucket.
+        causal: Whether keys after the query, which are not seen, share bucket 0, the query's own. Otherwise keys before
+            and after it have half of the buckets each.
     """
     if causal:
         start, far = 0, jnp.maximum(-distances, 0)

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021): queries and keys are turned by an angle that grows with their position."""
+"""Rotary positions (Su et al. 2021): queries and keys are rotated by an angle that grows with their position."""
 
 from typing import Literal, NamedTuple
 
@@ -40,32 +40,41 @@ def rotary_waves(width: int, base: float) -> np.ndarray:
 
 
 def rope_cos_sin(position_ids: jax.Array, frequencies: jax.Array, attention_factor: float = 1.0) -> CosSin:
-    """Return the angle of every position and pair, as its cosine and sine, each times `attention_factor`.
+    """Return the cosine and sine of the angle of every position and pair.
 
-    position_ids: integers [B|1, T].
+    Args:
+        position_ids: Integers [B|1, T].
+        frequencies: Radians per position, float32 [R/2].
+        attention_factor: Factor on both.
     """
     angles = position_ids[..., None].astype(jnp.float32) * frequencies[None, None]
     return CosSin(jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor)
 
 
 def apply_rope(x: jax.Array, by: CosSin, *, layout: RotaryLayout = "halves") -> jax.Array:
-    """Rotate the first R dimensions of queries or keys x [B, T, N, H]; the others stay as they are.
+    """Rotate the first R dimensions of queries or keys; the others stay as they are.
 
     A pair (a, b) becomes (a cos - b sin, a sin + b cos), equation 34. The score of a query and a key then depends on
-    the distance between their positions alone. layout: which dimensions make a pair, "interleaved" 0 and 1, 2 and 3
-    ..., as in the paper; "halves" 0 and R/2, 1 and R/2 + 1 ..., as Llama and most checkpoints have it.
+    the distance between their positions alone.
 
-    Raises InputError where there are more angles than pairs in a head.
+    Args:
+        x: Queries or keys [B, T, N, H].
+        by: Cosines and sines of `rope_cos_sin`.
+        layout: Which dimensions make a pair: "interleaved" 0 and 1, 2 and 3 ..., as in the paper; "halves" 0 and R/2, 1
+            and R/2 + 1 ..., as Llama and most checkpoints have it.
+
+    Raises:
+        InputError: There are more angles than pairs in a head.
     """
     R, H = 2 * by.cosines.shape[-1], x.shape[-1]
     if R > H:
         raise InputError(f"{R} dimensions cannot be rotated in a head of width {H}")
     cosines, sines = (wave[:, :, None].astype(jnp.float32) for wave in by)
-    turned, rest = x[..., :R].astype(jnp.float32), x[..., R:]
+    rotated, rest = x[..., :R].astype(jnp.float32), x[..., R:]
     if layout == "halves":
-        a, b = turned[..., : R // 2], turned[..., R // 2 :]
+        a, b = rotated[..., : R // 2], rotated[..., R // 2 :]
     else:
-        a, b = turned[..., ::2], turned[..., 1::2]
+        a, b = rotated[..., ::2], rotated[..., 1::2]
     pairs = (a * cosines - b * sines, a * sines + b * cosines)
-    turned = jnp.concatenate(pairs, -1) if layout == "halves" else jnp.stack(pairs, -1).reshape(*x.shape[:-1], R)
-    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+    rotated = jnp.concatenate(pairs, -1) if layout == "halves" else jnp.stack(pairs, -1).reshape(*x.shape[:-1], R)
+    return jnp.concatenate([rotated.astype(x.dtype), rest], axis=-1)

@@ -51,10 +51,17 @@ def yarn_frequencies(
 ) -> np.ndarray:
     """Return frequencies [R/2] as YaRN has them (Peng et al. 2023, section 3.2).
 
-    Fast pairs as they are, slow ones / factor.
+    Fast pairs are as they are, slow ones are divided by the factor. Between the pair that turns `beta_fast` times in
+    `length` and the one that turns `beta_slow` times, both are mixed, linearly in the number of the pair.
 
-    Between the pair that turns `beta_fast` times in `length` and the one that turns `beta_slow` times, both are mixed,
-    linearly in the number of the pair. truncate: these two ends are rounded outwards to whole pairs.
+    Args:
+        width: Number R of rotated dimensions.
+        base: Base of the frequencies.
+        factor: How many times longer texts are than in training.
+        length: Number of positions in training.
+        beta_fast: Turns in `length` of the last fast pair.
+        beta_slow: Turns in `length` of the first slow pair.
+        truncate: Whether these two ends are rounded outwards to whole pairs.
     """
 
     def pair_that_turns(times: float) -> float:

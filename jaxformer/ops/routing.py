@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Choice(NamedTuple):
+class TopK(NamedTuple):
     """The chosen experts of each token, best first: which, integers [R, k], and their weights, float32 [R, k]."""
 
     experts: jax.Array
@@ -20,7 +20,9 @@ class Choice(NamedTuple):
 class Routing(NamedTuple):
     """Routing of tokens [...] to experts: the router's logits [..., E] and the choice made of them.
 
-    probabilities: [..., E], they sum to one. experts: those chosen, [..., k].
+    Attributes:
+        probabilities: [..., E], they sum to one.
+        experts: Those chosen, [..., k].
     """
 
     logits: jax.Array
@@ -30,50 +32,64 @@ class Routing(NamedTuple):
 
 def softmax_router(
     logits: jax.Array,
-    chosen: int,
+    top_k: int,
     *,
     renormalize: bool = True,
     groups: int = 1,
     top_k_groups: int = 1,
     scale: float = 1.0,
-) -> Choice:
-    """Choose the experts with the largest softmax of logits [R, E]; their weights are these probabilities * scale.
+) -> TopK:
+    """Choose the experts with the largest softmax of logits; their weights are these probabilities * scale.
 
-    renormalize: made to sum to one first, as in Mixtral. That is the softmax of the k chosen logits alone, so the
-    router that chooses first and takes the softmax then, as in gpt-oss, is this one too. (Shazeer et al. 2017,
-    equations 3 to 5.) groups: experts of the `top_k_groups` alone whose best ones are best (DeepSeek-AI 2024,
-    DeepSeek-V2, section 2.2.2).
+    Args:
+        logits: Scores [R, E].
+        top_k: Number of experts k of a token.
+        renormalize: Whether the weights are made to sum to one first, as in Mixtral. That is the softmax of the k
+            chosen logits alone, so the router that chooses first and takes the softmax then, as in gpt-oss, is this one
+            too (Shazeer et al. 2017, equations 3 to 5).
+        groups: Number of groups of neighbouring experts.
+        top_k_groups: Number of groups that a token may go to: those whose best expert is best (DeepSeek-AI 2024,
+            DeepSeek-V2, section 2.2.2).
+        scale: Factor on the weights.
     """
     logits = logits.astype(jnp.float32)
-    best, experts = jax.lax.top_k(of_best_groups(logits, groups, top_k_groups, best=1), chosen)
+    best, experts = jax.lax.top_k(of_best_groups(logits, groups, top_k_groups, best=1), top_k)
     if renormalize:
-        return Choice(experts, scale * jax.nn.softmax(best, axis=-1))
-    return Choice(experts, scale * jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)))
+        return TopK(experts, scale * jax.nn.softmax(best, axis=-1))
+    return TopK(experts, scale * jnp.exp(best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)))
 
 
 def sigmoid_router(
     logits: jax.Array,
     bias: jax.Array,
-    chosen: int,
+    top_k: int,
     *,
     renormalize: bool = True,
     groups: int = 1,
     top_k_groups: int = 1,
     scale: float = 1.0,
-) -> Choice:
-    """Choose the experts with the largest sigmoid of logits [R, E] plus a bias [E].
+) -> TopK:
+    """Choose the experts with the largest sigmoid of logits plus a bias.
 
-    DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2. The bias decides who is chosen, and is no part of the weights:
-    the sigmoids, made to sum to one if asked for, times scale. It balances the load without a loss, and has no
-    gradient. groups: experts of the `top_k_groups` alone whose two best ones have the largest sum.
+    DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2. The bias decides who is chosen, and is no part of the weights. It
+    balances the load without a loss, and has no gradient.
+
+    Args:
+        logits: Scores [R, E].
+        bias: Bias [E] of the choice.
+        top_k: Number of experts k of a token.
+        renormalize: Whether the weights, which are sigmoids, are made to sum to one.
+        groups: Number of groups of neighbouring experts.
+        top_k_groups: Number of groups that a token may go to: those whose two best experts have the largest sum.
+        scale: Factor on the weights.
     """
     scores = jax.nn.sigmoid(logits.astype(jnp.float32))
     biased = jax.lax.stop_gradient(scores + bias[None])
-    _, experts = jax.lax.top_k(of_best_groups(biased, groups, top_k_groups, best=2), chosen)
+    _, experts = jax.lax.top_k(of_best_groups(biased, groups, top_k_groups, best=2), top_k)
     weights = jnp.take_along_axis(scores, experts, axis=-1)
     if renormalize:
         weights /= jnp.sum(weights, axis=-1, keepdims=True) + 1e-20
-    return Choice(experts, scale * weights)
+    return TopK(experts, scale * weights)
 
 
 def of_best_groups(scores: jax.Array, groups: int, kept: int, *, best: int) -> jax.Array:

@@ -185,7 +185,12 @@ def encoder_config(
 ) -> TransformerConfig:
     """Return a post-norm encoder, with the head that the model's class has.
 
-    transformed, classified: the activations inside the two kinds of head.
+    Args:
+        hf: Settings by BERT's names.
+        positions: Table of positions.
+        position_ids_from: What numbers the positions.
+        transformed: Activation inside the head for masked tokens.
+        classified: Activation inside the head for classes.
     """
     norm = LayerNormConfig(hf["layer_norm_eps"])
     block = BlockConfig(

@@ -24,11 +24,17 @@ from jaxformer.pretrained.chat import ChatTemplate, Messages, chat_template
 
 @dataclass(frozen=True)
 class Output:
-    """Result of a forward pass: logits float32 [B, T, V], and intermediate results that were asked for.
+    """Result of a forward pass. A field is None where it was not asked for or does not exist.
 
-    hidden_states: the input of each block and the stack's output, [B, T, D]; attentions: a map [B, N, T, S] per block.
-    An encoder-decoder has those of each stack under names of their own, and cross-attentions. None: not asked for, or
-    not there.
+    Attributes:
+        logits: Float32 [B, T, V]; of a bare model the last hidden states.
+        hidden_states: The input of each block and the stack's output, [B, T, D] each.
+        attentions: A map [B, N, T, S] per block.
+        encoder_hidden_states: Those of the encoder, in an encoder-decoder.
+        encoder_attentions: Those of the encoder.
+        decoder_hidden_states: Those of the decoder.
+        decoder_attentions: Those of the decoder's self-attention.
+        cross_attentions: Those of its cross-attention.
     """
 
     logits: jax.Array
@@ -43,11 +49,17 @@ class Output:
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """Contents of a checkpoint folder: the model, its tokenizer (None: no tokenizer.json), settings for generation.
+    """Contents of a checkpoint folder.
 
-    settings: the folder's config.json. kept: tensors that the model has no use for, and files: what else belongs to the
-    tokenizer, by name; both are saved with it. The model is a pytree of parameters like any other: train it, replace
-    it.
+    The model is a pytree of parameters like any other: train it, replace it.
+
+    Attributes:
+        model: The model.
+        tokenizer: Its tokenizer. None: there is no tokenizer.json.
+        generation: Defaults of `generate`.
+        settings: The folder's config.json.
+        kept: Tensors that the model has no use for, by name; they are saved with it.
+        files: Texts of the other files of the tokenizer, by name; they are saved with it.
     """
 
     model: Transformer
@@ -73,12 +85,20 @@ class Pretrained:
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Output:
-        """Return the forward pass over token ids [B, S], of which the mask (None: all ones) marks the real ones.
+        """Return the forward pass over token ids.
 
-        decoder_input_ids [B, T]: what the decoder of an encoder-decoder has read. token_type_ids [B, S]: which sentence
-        a token is of, where the model knows several. position_ids [B, S] or [1, S]: instead of
-        the family's own rule, which mostly numbers slots. Raises InputError for ids outside the vocabulary, shapes that
-        do not fit, and sequences longer than the positions.
+        Args:
+            input_ids: Token ids [B, S].
+            attention_mask: Booleans or integers [B, S], 0 at padding. None: all ones.
+            decoder_input_ids: Token ids [B, T] that the decoder of an encoder-decoder has read.
+            decoder_attention_mask: Booleans or integers [B, T], 0 at padding. None: all ones.
+            token_type_ids: Integers [B, S], which sentence a token is of, where the model knows several.
+            position_ids: Integers [B, S] or [1, S], in place of the family's own rule, which mostly numbers slots.
+            output_hidden_states: Whether to return hidden states.
+            output_attentions: Whether to return attention maps.
+
+        Raises:
+            InputError: Ids are outside the vocabulary, shapes do not fit, or sequences are longer than the positions.
         """
         encoder, decoder = self.model.config.encoder, self.model.config.decoder
         if (decoder_input_ids is None) == (encoder is not None and decoder is not None):
@@ -120,15 +140,22 @@ class Pretrained:
         allowed_regex: str | Sequence[str] | None = None,
         **settings: Any,
     ) -> Generated:
-        """Generate as `jaxformer.generate` with the folder's settings, of which each may be changed.
+        """Generate as `jaxformer.generate` with the folder's settings.
 
-        None counts as given.
+        Where no length is set, there are 20 new tokens, but no more than the model's `context` has room for.
 
-        Where no length is set, 20 new tokens, but no more than the model's `context` has room for.
+        Args:
+            input_ids: Token ids [B, S], see `jaxformer.generate`.
+            attention_mask: Booleans or integers [B, S], 0 at padding.
+            allowed_phrases: Strings or lists of token ids, one of which has to be generated and nothing else; or a list
+                of these with one for each input.
+            allowed_regex: A regular expression that the generated text has to match, or a list with one for each input.
+                Stop strings and regular expressions need the folder's tokenizer.
+            **settings: Changes to the folder's settings, and other arguments of `jaxformer.generate`. None counts as
+                given.
 
-        allowed_phrases: strings or lists of token ids, one of which has to be said and nothing else; allowed_regex:
-        what is said has to match. Both for all inputs, or a list with one for each. Stop strings and regular
-        expressions need the folder's tokenizer. Raises InputError as `jaxformer.generate` does.
+        Raises:
+            InputError: As `jaxformer.generate` does.
         """
         if "inputs_mask" in settings:
             raise InputError("give the mask of the inputs as attention_mask")

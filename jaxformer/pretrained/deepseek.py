@@ -107,7 +107,14 @@ def deepseek_v3_config(hf: dict[str, Any]) -> TransformerConfig:
 
 
 def config(hf: dict[str, Any], router: Router, *, bias: bool, layout: RotaryLayout) -> TransformerConfig:
-    """Return what both have in common. bias: of feed-forward networks, but for those that a router chooses."""
+    """Return our configuration of either version.
+
+    Args:
+        hf: Settings.
+        router: How experts are chosen.
+        bias: Whether feed-forward networks have biases, except for the experts that a router chooses.
+        layout: Which dimensions of a head make a rotary pair.
+    """
     check_given(hf, "num_experts_per_tok")
     check_experts(hf, "n_routed_experts")
     if hf["first_k_dense_replace"] > hf["num_hidden_layers"]:

@@ -100,13 +100,13 @@ def gemma3_config(hf: dict[str, Any]) -> TransformerConfig:
     near = checked_parameters(given.get("sliding_attention") or {}, "rope_parameters")
     own = {False: (full, {}), True: (near, {"rope_theta": hf["rope_local_base_freq"]})}
 
-    def turned(slides: bool) -> Rope:
+    def rope_of(slides: bool) -> Rope:
         parameters, instead = own[slides]
         return rope(hf | instead, width, parameters=parameters, theta=1e6)
 
     norm = RMSNormConfig(hf["rms_norm_eps"], offset=True)
     hf = hf | {"attn_logit_softcapping": None}
-    return sandwich_config(hf, lambda layer: (layer + 1) % pattern != 0, turned, query_key_norm=norm)
+    return sandwich_config(hf, lambda layer: (layer + 1) % pattern != 0, rope_of, query_key_norm=norm)
 
 
 def gemma2_table(config: TransformerConfig) -> WeightTable:
@@ -121,14 +121,17 @@ def gemma2_table(config: TransformerConfig) -> WeightTable:
 
 
 def sandwich_config(
-    hf: dict[str, Any], slides_by_default: Any, turned: Any, query_key_norm: RMSNormConfig | None = None
+    hf: dict[str, Any], slides_by_default: Any, rope_of: Any, query_key_norm: RMSNormConfig | None = None
 ) -> TransformerConfig:
     """Return what Gemma 2 and 3 share.
 
-    Norms before and after each sub-layer, windows in some layers, a scale of scores.
+    Norms stand before and after each sub-layer, some layers have windows, scores have a scale.
 
-    slides_by_default: whether a layer has a window where the file does not say. turned: the rotary positions of layers
-    with and without one.
+    Args:
+        hf: Settings.
+        slides_by_default: Whether a layer has a window where the file does not say.
+        rope_of: The rotary positions of layers with and without one.
+        query_key_norm: Norm of queries and keys. None: none.
     """
     check_layer_types(hf)
     head_width(hf, "hidden_size", "num_attention_heads")  # asked by transformers too, though nothing follows from it
@@ -145,7 +148,7 @@ def sandwich_config(
             query_key_norm=query_key_norm,
         )
         scale, softcap = hf["query_pre_attn_scalar"] ** -0.5, hf["attn_logit_softcapping"]
-        return replace(config, scale=scale, softcap=softcap, rope=turned(slides))
+        return replace(config, scale=scale, softcap=softcap, rope=rope_of(slides))
 
     norm = RMSNormConfig(hf["rms_norm_eps"], offset=True)
     return decoder_config(hf, attention, norm_order="pre_and_post", norm=norm, scale_embedding=True)

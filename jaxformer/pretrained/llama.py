@@ -169,19 +169,19 @@ def smollm3_config(hf: dict[str, Any]) -> TransformerConfig:
     hf = read_settings(hf, SMOLLM3)
     check_layer_types(hf)
     interval, number_of_layers = hf["no_rope_layer_interval"], hf["num_hidden_layers"]
-    turned = hf["no_rope_layers"]
-    if turned is None:
-        turned = [(layer + 1) % interval != 0 for layer in range(number_of_layers)]
-    if len(turned) != number_of_layers:
-        raise InputError(f"no_rope_layers names {len(turned)} layers, but num_hidden_layers={number_of_layers}")
+    rotated = hf["no_rope_layers"]
+    if rotated is None:
+        rotated = [(layer + 1) % interval != 0 for layer in range(number_of_layers)]
+    if len(rotated) != number_of_layers:
+        raise InputError(f"no_rope_layers names {len(rotated)} layers, but num_hidden_layers={number_of_layers}")
 
     def attention(layer: int) -> AttentionConfig:
         bias, types = hf["attention_bias"], hf["layer_types"]
         # Where the file names the types of layers, use_sliding_window counts no more, as in transformers.
-        slides = types[layer] == "sliding_attention" if types else hf["use_sliding_window"] and not turned[layer]
+        slides = types[layer] == "sliding_attention" if types else hf["use_sliding_window"] and not rotated[layer]
         window = hf["sliding_window"] if slides else None
         config = attention_config(hf, bias=bias, output_bias=bias, window=window, theta=2e6)
-        return config if turned[layer] else replace(config, rope=None)
+        return config if rotated[layer] else replace(config, rope=None)
 
     return decoder_config(hf, attention)
 

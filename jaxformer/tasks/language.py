@@ -25,7 +25,7 @@ from jaxformer.tasks.corpora import Texts, read_text, read_texts
 from jaxformer.tasks.language_settings import MODELS, LanguageSettings
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.perplexity import Measure, measure
-from jaxformer.tasks.prompts import BATCH, fit, padded, pieces, room, until_end
+from jaxformer.tasks.prompts import BATCH, fit_prompt, padded, pieces, room, until_end
 from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split, Task, first_row, forward
 from jaxformer.training import Loss, cast, replace_text, update_router_biases
 from jaxformer.visualize import Observation
@@ -133,9 +133,9 @@ class LanguageTask(Task[LanguageSettings]):
         """Return the loss of predicting each next token, and how experts were used."""
         if not has_experts(model.config):
             return next_token_loss(model(batch["inputs"], dropout_key=key), batch["labels"])
-        seen = model(batch["inputs"], dropout_key=key, return_intermediates=True)  # unused parts cost nothing
-        routing = {layer: routes for layer, routes in enumerate(seen.decoder.routing) if routes is not None}
-        return next_token_loss(seen.logits, batch["labels"], routing=routing, balance=self.settings.balance)
+        output = model(batch["inputs"], dropout_key=key, return_intermediates=True)  # unused parts cost nothing
+        routing = {layer: routes for layer, routes in enumerate(output.decoder.routing) if routes is not None}
+        return next_token_loss(output.logits, batch["labels"], routing=routing, balance=self.settings.balance)
 
     def validate(self, model: Transformer) -> dict[str, Any]:
         """Return how well a model predicts the first batches of the validation text, and a sample."""
@@ -215,7 +215,7 @@ class LanguageTask(Task[LanguageSettings]):
         new_tokens = settings.get("max_new_tokens")
         if new_tokens is None:
             new_tokens = room(config.max_new_tokens or 1, rows, context, truncate=truncate)
-        rows = [fit(row, new_tokens, context, truncate=truncate) for row in rows]
+        rows = [fit_prompt(row, new_tokens, context, truncate=truncate) for row in rows]
         return config.replace(max_new_tokens=new_tokens), rows
 
     def _continuations(

@@ -27,7 +27,7 @@ def room(most: int, rows: Sequence[Any], context: int | None, *, truncate: bool)
     return max(1, min(most, max(fitting, context // 2) if truncate else fitting))
 
 
-def fit(row: Any, new_tokens: int, context: int | None, *, truncate: bool) -> Any:
+def fit_prompt(row: Any, new_tokens: int, context: int | None, *, truncate: bool) -> Any:
     """Return a prompt that leaves room for new tokens: as it is, or its end. Raises InputError where it does not."""
     if context is None or len(row) + new_tokens <= context:
         return row

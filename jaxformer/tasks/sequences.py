@@ -38,7 +38,11 @@ SPECIAL_TOKENS = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>"}
 
 @dataclass(frozen=True)
 class Hypothesis(Output):
-    """A generated sequence. right: whether it is the task's answer to the source."""
+    """A generated sequence.
+
+    Attributes:
+        right: Whether it is the task's answer to the source.
+    """
 
     source: str
     hypothesis: str

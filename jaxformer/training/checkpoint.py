@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxformer.errors import InputError, shortened
 from jaxformer.training.record import say
-from jaxformer.training.storage import UNFINISHED, DamagedError, Writer, describe, load
+from jaxformer.training.storage import UNFINISHED, DamagedError, Writer, load, read_about
 
 REMOVED, DAMAGED = ".removed", ".damaged"  # endings of the folders of checkpoints that are none any more
 
@@ -149,7 +149,7 @@ class Checkpoints:
         for step in self.steps:
             if step not in self.losses:
                 try:
-                    self.losses[step] = describe(self.folder / str(step)).loss
+                    self.losses[step] = read_about(self.folder / str(step)).loss
                 except DamagedError as error:
                     self._pass_over(step, str(error), "it is not used")
         steps = self.steps

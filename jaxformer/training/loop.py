@@ -38,9 +38,11 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Number of steps, and how often to save and to evaluate. tokens: how many real target tokens a batch holds.
+    """Number of steps, and how often to save and to evaluate.
 
-    evaluate: parameters -> what is known of them on held-out data, its mean loss under "loss" (None: never).
+    Attributes:
+        tokens: How many real target tokens a batch holds.
+        evaluate: Parameters -> what is known of them on held-out data, its mean loss under "loss" (None: never).
     """
 
     steps: int

@@ -15,7 +15,8 @@ LossFunction = Callable[[Params, Batch, jax.Array], tuple[jax.Array, "Loss"]]
 class Loss(NamedTuple):
     """Mean loss of a batch, or of a part of one, and the number of labels that the mean was taken over.
 
-    loads: what was seen of the experts of a mixture, if anything, as means over the batch.
+    Attributes:
+        loads: What was seen of the experts of a mixture, if anything, as means over the batch.
     """
 
     mean: jax.Array
@@ -24,9 +25,11 @@ class Loss(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that training changes, a plain pytree. key: the raw seed; a step's own key is derived from it and `step`.
+    """All that training changes, a plain pytree.
 
-    skipped: how many steps were not taken because the loss or the gradient was not finite.
+    Attributes:
+        key: The raw seed; a step's own key is derived from it and `step`.
+        skipped: How many steps were not taken because the loss or the gradient was not finite.
     """
 
     params: Params
@@ -39,8 +42,9 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
     """Measurements of a step: float32 scalars, and the number of steps skipped so far.
 
-    update_ratio: length of the change of all parameters / their length; 1e-3 is usual, far more is a step too far.
-    loads: those of `Loss`.
+    Attributes:
+        update_ratio: Length of the change of all parameters / their length; 1e-3 is usual, far more is a step too far.
+        loads: Those of `Loss`.
     """
 
     loss: jax.Array
@@ -70,11 +74,15 @@ def make_train_step(
 ) -> TrainStep:
     """Return the compiled step. Its state is donated: the memory of the old one becomes the new one.
 
-    loss_function: (params, batch, dropout key) -> (the mean to minimise, the loss to report). accumulate: the batch is
-    cut into so many parts, whose gradients are computed one after the other and averaged by their numbers of labels:
-    the gradient of the whole batch, in the memory of a part. adjust: (params, loads) -> params, what a step changes in
-    the new parameters beside what the optimiser did. A step whose loss or gradient is not finite leaves
-    parameters and optimiser as they were, and is counted.
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were, and is counted.
+
+    Args:
+        loss_function: (params, batch, dropout key) -> (the mean to minimise, the loss to report).
+        optimizer: The optimizer.
+        schedule: Learning rate by step, for the metrics.
+        accumulate: Number of parts that a batch is cut into, whose gradients are computed one after the other and
+            averaged by their numbers of labels: the gradient of the whole batch, in the memory of a part.
+        adjust: (params, loads) -> params, what a step changes in the new parameters beside what the optimizer did.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

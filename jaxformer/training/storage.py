@@ -97,7 +97,7 @@ class About(NamedTuple):
     sealed: bool
 
 
-def describe(folder: Path) -> About:
+def read_about(folder: Path) -> About:
     """Return what a checkpoint says of itself, without reading its state.
 
     Raises:
@@ -158,7 +158,7 @@ def load(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
         DamagedError: The checkpoint is not as it was written.
         InputError: It is as it was written, and holds another state than `like`.
     """
-    about = describe(folder)
+    about = read_about(folder)
     if about.sealed:
         verify(folder)
     try:

@@ -32,8 +32,16 @@ def attention_figure(
 ) -> Figure:
     """Draw a grid of attention maps, a row per layer and a column per head, all on one colour scale from 0 to 1.
 
-    maps: L arrays [N, T, S], of one sequence. queries: T tokens, down. keys: S tokens, across. Raises InputError where
-    the tokens do not fit the maps.
+    Args:
+        maps: L arrays [N, T, S], of one sequence.
+        queries: T tokens, down.
+        keys: S tokens, across.
+        title: Title of the figure.
+        query_label: Label of the axis of queries.
+        key_label: Label of the axis of keys.
+
+    Raises:
+        InputError: The tokens do not fit the maps.
     """
     check_tokens(maps, queries, keys)
     L, N = len(maps), max(len(layer) for layer in maps)

@@ -52,7 +52,11 @@ class Box:
 
 @dataclass(frozen=True)
 class SubLayer:
-    """A function with a residual path around it. sees_source: it also reads the encoder's output."""
+    """A function with a residual path around it.
+
+    Attributes:
+        sees_source: It also reads the encoder's output.
+    """
 
     box: Box
     norm: Box
@@ -85,7 +89,11 @@ def graph_figure(config: TransformerConfig) -> Figure:
 
 @dataclass
 class Pen:
-    """Place of the drawing of a stack: a column at x, upwards to y. side: of the residual paths, -1 or 1."""
+    """Place of the drawing of a stack: a column at x, upwards to y.
+
+    Attributes:
+        side: Of the residual paths, -1 or 1.
+    """
 
     axes: Axes
     x: float

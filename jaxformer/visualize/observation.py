@@ -16,8 +16,14 @@ UNSEEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}  # Unicode categories 
 class Observation:
     """The attention maps of a stack on one sequence, with the names of its tokens.
 
-    name: one word, for files and tabs. maps: L arrays [N, T, S]. queries: T tokens. keys: S tokens; None in
-    self-attention, where queries attend to each other. Raises InputError where the tokens do not fit the maps.
+    Attributes:
+        name: One word, for files and tabs.
+        maps: L arrays [N, T, S].
+        queries: T tokens.
+        keys: S tokens; None in self-attention, where queries attend to each other.
+
+    Raises:
+        InputError: Where the tokens do not fit the maps.
     """
 
     name: str

@@ -7,7 +7,9 @@ import fractions
 import functools
 import itertools
 import math
+import os
 import signal
+import threading
 import warnings
 from types import FrameType
 from typing import Any
@@ -213,6 +215,12 @@ def problem(call: Call) -> str | None:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"hangs: {SECONDS} seconds are over")
 
+    def end() -> None:
+        print(f"hangs in a compiled program, where no signal is heard: {shortened(repr(call), 1000)}", flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(2 * SECONDS, end)
+    timer.start()
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS)
     try:
@@ -229,6 +237,7 @@ def problem(call: Call) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {shortened(str(error), 150)}"
     finally:
+        timer.cancel()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     return None

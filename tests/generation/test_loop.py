@@ -50,11 +50,11 @@ def test_stops_where_it_is_finished(length: int) -> None:
         return tokens + cache, cache
 
     def search(plan: jax.Array, state: Counted, cache: jax.Array) -> Counted:
-        def select(cache: jax.Array, rows: jax.Array) -> jax.Array:
+        def reorder(cache: jax.Array, rows: jax.Array) -> jax.Array:
             return cache[rows]
 
-        begun = choose(plan, COUNT, select, Search(state, cache, Record(None, None)), state.tokens[:, :1] * 0.0)
-        return finish(plan, COUNT, step, select, begun).state
+        begun = choose(plan, COUNT, reorder, Search(state, cache, Record(None, None)), state.tokens[:, :1] * 0.0)
+        return finish(plan, COUNT, step, reorder, begun).state
 
     cache = jnp.array([[100], [10], [1]])
     state = jax.jit(search)(jnp.int32(length), start, cache)

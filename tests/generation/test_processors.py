@@ -224,7 +224,7 @@ def test_repetition_penalty(penalty: float, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(ours(scores, tokens, mask, repetition_penalty=penalty), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 12, 30])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 12, 30, 2**31 - 1])
 def test_no_repeat_ngram(size: int, rng: np.random.Generator) -> None:
     """N-grams of every size, up to the whole sequence and beyond it."""
     for alphabet in (2, 3, 7):

@@ -34,7 +34,7 @@ def test_the_transposed_map_is_the_same(dtype: jnp.dtype, rng: np.random.Generat
     np.testing.assert_allclose(
         np.asarray(transposed(x), np.float32), np.asarray(linear(x), np.float32), rtol=jnp.finfo(dtype).eps, atol=1e-6
     )
-    assert transposed.matrix().tolist() == linear.matrix().tolist()
+    assert transposed.dense_weight().tolist() == linear.dense_weight().tolist()
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_map_with_several_axes_is_near_its_own(rng: np.random.Generator) -> No
     linear.bias = nnx.Param(jnp.asarray(rng.normal(size=(2, 5)), jnp.float32))
     x, rounded = jnp.asarray(rng.normal(size=(4, 3, 8)), jnp.float32), QuantizedLinear(linear)
     np.testing.assert_allclose(
-        rounded.matrix(), linear.matrix(), rtol=0, atol=float(rounded.steps[...].max()) / 2 + 1e-6
+        rounded.dense_weight(), linear.dense_weight(), rtol=0, atol=float(rounded.steps[...].max()) / 2 + 1e-6
     )
     np.testing.assert_allclose(rounded(x), linear(x), rtol=0, atol=0.02 * float(jnp.abs(linear(x)).max()))
 

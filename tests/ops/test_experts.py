@@ -12,8 +12,8 @@ from transformers import DeepseekV2Config, DeepseekV3Config
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
-from jaxformer.ops import Choice, mix_experts, sigmoid_router, softmax_router
-from jaxformer.ops.experts import arrange
+from jaxformer.ops import TopK, mix_experts, sigmoid_router, softmax_router
+from jaxformer.ops.experts import sort_by_expert
 
 R, D, F, E, CHOSEN = 23, 5, 7, 11, 3
 # Whom every token is sent to, besides a free choice.
@@ -24,7 +24,7 @@ def expert(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     return jnp.tanh(x @ weights["up"] + weights["bias"][None]) @ weights["down"]
 
 
-def dense(weights: dict[str, jax.Array], x: jax.Array, choice: Choice) -> jax.Array:
+def dense(weights: dict[str, jax.Array], x: jax.Array, choice: TopK) -> jax.Array:
     """Every expert for every token, of which the chosen are weighed."""
     everything = jax.vmap(expert, in_axes=(0, None))(weights, x)  # [E, R, D]
     share = jnp.zeros((len(x), len(everything))).at[jnp.arange(len(x))[:, None], choice.experts].add(choice.weights)
@@ -37,10 +37,10 @@ def weights(rng: np.random.Generator) -> dict[str, jax.Array]:
     return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
 
 
-def assert_equals_dense(weights: Any, x: jax.Array, choice: Choice, size: int | None) -> None:
+def assert_equals_dense(weights: Any, x: jax.Array, choice: TopK, size: int | None) -> None:
     def outcome(mix: Any) -> Any:
         def total(weights: Any, x: jax.Array, shares: jax.Array) -> tuple[jax.Array, jax.Array]:
-            mixed = mix(weights, x, Choice(choice.experts, shares))
+            mixed = mix(weights, x, TopK(choice.experts, shares))
             return jnp.sum(jnp.sin(mixed)), mixed
 
         return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(weights, x, choice.weights)
@@ -62,25 +62,25 @@ def test_equals_all_experts_however_skewed(
     weights: Any, rng: np.random.Generator, experts: tuple[int, ...], rows: int
 ) -> None:
     x, shares = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((rows, D), (rows, CHOSEN)))
-    assert_equals_dense(weights, x, Choice(jnp.tile(jnp.array(experts), (rows, 1)), shares), None)
+    assert_equals_dense(weights, x, TopK(jnp.tile(jnp.array(experts), (rows, 1)), shares), None)
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
 def test_each_row_has_a_place_in_a_block_of_its_expert(rng: np.random.Generator, size: int) -> None:
     experts = jnp.asarray(np.argsort(rng.normal(size=(R, E)))[:, :CHOSEN])
-    layout = arrange(experts, E, size)
-    np.testing.assert_array_equal(layout.rows[layout.places], np.arange(R * CHOSEN).reshape(R, CHOSEN))
-    np.testing.assert_array_equal(layout.owners[layout.places // size], experts)
+    plan = sort_by_expert(experts, E, size)
+    np.testing.assert_array_equal(plan.rows[plan.row_index], np.arange(R * CHOSEN).reshape(R, CHOSEN))
+    np.testing.assert_array_equal(plan.block_expert[plan.row_index // size], experts)
     counts = np.bincount(np.ravel(experts), minlength=E)
-    assert layout.used == sum(-(-counts // size)) <= len(layout.owners)
+    assert plan.used == sum(-(-counts // size)) <= len(plan.block_expert)
 
 
 def test_no_more_blocks_than_rows_and_experts_need() -> None:
     """The work does not grow with the number of experts beyond a block's padding for each."""
     for count in (8, 64):
-        layout = jax.eval_shape(lambda experts, count=count: arrange(experts, count, 16), jnp.zeros((512, 2), int))
-        assert len(layout.owners) == 64 + count
-    assert len(arrange(jnp.array([[3, 1]]), 64, 1).owners) == 2
+        plan = jax.eval_shape(lambda experts, count=count: sort_by_expert(experts, count, 16), jnp.zeros((512, 2), int))
+        assert len(plan.block_expert) == 64 + count
+    assert len(sort_by_expert(jnp.array([[3, 1]]), 64, 1).block_expert) == 2
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -135,7 +135,7 @@ def deepseek(router: Any, states: torch.Tensor, weight: torch.Tensor) -> tuple[n
     return experts.gather(-1, order).numpy(), weights.gather(-1, order).numpy()
 
 
-def ordered(choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+def ordered(choice: TopK) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(choice.experts, axis=-1)
     return np.take_along_axis(np.asarray(choice.experts), order, -1), np.take_along_axis(
         np.asarray(choice.weights), order, -1
