@@ -25,7 +25,6 @@ class Cache:
             over one source). Empty without an encoder.
         encoder_valid: Boolean [B', S'], True at real tokens of the source. None: all are.
         valid: Boolean [B, S], True at real tokens. None: all are.
-        history: Token ids [B, S], kept where they may have to be read again. None: not kept.
         length: Number of slots in use; in a fresh cache the Python integer 0, so that a compiler sees a constant.
         ancestors: int32 [B, S], which row wrote each slot: equal values mean equal contents. None until the first
             `reorder`.
@@ -35,7 +34,6 @@ class Cache:
     cross: tuple[LayerCache, ...] = ()
     encoder_valid: jax.Array | None = None
     valid: jax.Array | None = None
-    history: jax.Array | None = None
     length: int | jax.Array = 0
     ancestors: jax.Array | None = None
 
@@ -52,7 +50,7 @@ class Cache:
         """
         R = rows.shape[0]
         take = partial(jax.tree.map, lambda leaf: leaf[rows])
-        valid, history, ancestors = take((self.valid, self.history, self.ancestors))
+        valid, ancestors = take((self.valid, self.ancestors))
         if ancestors is None:
             ancestors = jnp.broadcast_to(rows[:, None], (R, self.capacity)).astype(jnp.int32)
         if self.ancestors is None or len(self.ancestors) != R:
@@ -60,7 +58,7 @@ class Cache:
         else:
             changes = jnp.any(ancestors != self.ancestors, axis=0)
             layers = self._copied(rows, jnp.where(jnp.any(changes), jnp.argmax(changes), self.length))
-        return dataclasses.replace(self, layers=layers, valid=valid, history=history, ancestors=ancestors)
+        return dataclasses.replace(self, layers=layers, valid=valid, ancestors=ancestors)
 
     def _copied(self, rows: jax.Array, first: jax.Array) -> tuple[LayerCache, ...]:
         """Return the caches of blocks with the slots from `first` to `length` taken from the batch rows `rows` [B]."""
@@ -73,16 +71,16 @@ class Cache:
 
     def advance(self, tokens: jax.Array, layers: tuple[LayerCache, ...], valid: jax.Array | None) -> "Cache":
         """Return the cache after the tokens [B, T], with `layers` and `valid` as they have become."""
-        history, ancestors = self.history, self.ancestors
-        if history is not None:
-            history = lax.dynamic_update_slice_in_dim(history, tokens, self.length, axis=1)
+        ancestors = self.ancestors
         if ancestors is not None:
             own = jnp.broadcast_to(jnp.arange(tokens.shape[0], dtype=jnp.int32)[:, None], tokens.shape)
             ancestors = lax.dynamic_update_slice_in_dim(ancestors, own, self.length, axis=1)
         length = self.length + tokens.shape[1]
-        return dataclasses.replace(
-            self, layers=layers, valid=valid, history=history, length=length, ancestors=ancestors
-        )
+        return dataclasses.replace(self, layers=layers, valid=valid, length=length, ancestors=ancestors)
+
+    def truncate(self, length: int | jax.Array) -> "Cache":
+        """Return the cache with only the first `length` slots in use."""
+        return dataclasses.replace(self, length=length)
 
 
 def mark_valid(cache: Cache, valid: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:

@@ -36,6 +36,7 @@ from jaxformer.layers import (
     split_key,
 )
 from jaxformer.ops import AttentionMask, as_mask
+from jaxformer.rereading import AnyCache, RereadingCache, step_across
 
 
 class ModelOutput(NamedTuple):
@@ -154,7 +155,7 @@ class Transformer(nnx.Module):
 
     def init_cache(
         self, batch: int, capacity: int, *, encoded: jax.Array | None = None, encoded_mask: jax.Array | None = None
-    ) -> Cache:
+    ) -> AnyCache:
         """Return an empty cache. Keys and values of cross-attention are computed here, once.
 
         Args:
@@ -169,19 +170,19 @@ class Transformer(nnx.Module):
             cross = tuple(block.cross.project_kv(encoded) for block in decoder.blocks if block.cross is not None)
         dtype = self.embedding.embedding[...].dtype
         layers = tuple(block.attention.init_cache(batch, capacity, dtype) for block in decoder.blocks)
-        history = None if self._switch is None else jnp.zeros((batch, capacity), jnp.int32)
         encoder_valid = None if encoded is None else token_mask("encoded_mask", encoded_mask, encoded.shape[:2])
-        return Cache(layers, cross, encoder_valid, history=history)
+        cache = Cache(layers, cross, encoder_valid)
+        return cache if self._switch is None else RereadingCache(cache, jnp.zeros((batch, capacity), jnp.int32))
 
     def extend(
         self,
         tokens: jax.Array,
-        cache: Cache,
+        cache: AnyCache,
         *,
         mask: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[jax.Array, AnyCache]:
         """Return the decoder's states [B, T, D] for the next tokens [B, T], and the cache with these tokens in it."""
         output, cache = self._extend(tokens, cache, mask, position_ids, dropout_key)
         return output.states, cache
@@ -237,8 +238,8 @@ class Transformer(nnx.Module):
         return model
 
     def prefill(
-        self, tokens: jax.Array, cache: Cache, *, length: int | jax.Array, mask: jax.Array | None = None
-    ) -> tuple[jax.Array, Cache]:
+        self, tokens: jax.Array, cache: AnyCache, *, length: int | jax.Array, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, AnyCache]:
         """Read prompts of any length up to P in one compiled program.
 
         Slots after `length` are padding. They are masked and later overwritten; their position ids repeat the last one,
@@ -259,32 +260,15 @@ class Transformer(nnx.Module):
         position_ids = jnp.minimum(position_ids, last)
         hidden, cache = self.extend(tokens, cache, mask=valid, position_ids=position_ids)
         last = jax.lax.dynamic_index_in_dim(hidden, length - 1, axis=1, keepdims=False)
-        return self.logits(last), dataclasses.replace(cache, length=length)
+        return self.logits(last), cache.truncate(length)
 
-    def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Return logits [B, V] of the token after the next tokens [B, T], and the new cache: what decoding loops call.
-
-        LongRoPE changes its frequencies at a length. The token that crosses it has all tokens read again, so that what
-        follows sees them as the model would have from the start (as `generate()` of Hugging Face does for Phi-3).
-        """
-
-        def go_on(cache: Cache) -> tuple[jax.Array, Cache]:
-            hidden, cache = self.extend(tokens, cache)
-            return self.logits(hidden[:, -1]), cache
-
-        if self._switch is None or cache.history is None:
-            return go_on(cache)
-        length = jnp.asarray(cache.length + tokens.shape[1], jnp.int32)
-
-        def read_again(cache: Cache) -> tuple[jax.Array, Cache]:
-            assert cache.history is not None, "asked before"
-            history = jax.lax.dynamic_update_slice_in_dim(cache.history, tokens, cache.length, axis=1)
-            fresh = dataclasses.replace(cache, length=0, valid=None)
-            logits, fresh = self.prefill(history, fresh, length=length, mask=cache.valid)
-            return logits, dataclasses.replace(fresh, valid=cache.valid)
-
-        crosses = (cache.length <= self._switch) & (length > self._switch)
-        return jax.lax.cond(crosses, read_again, go_on, cache)
+    def step(self, tokens: jax.Array, cache: AnyCache) -> tuple[jax.Array, AnyCache]:
+        """Return logits [B, V] of the token after the next tokens [B, T], and the cache with these."""
+        if isinstance(cache, RereadingCache):
+            assert self._switch is not None, "such caches are made where frequencies change"
+            return step_across(self, tokens, cache, self._switch)
+        hidden, cache = self.extend(tokens, cache)
+        return self.logits(hidden[:, -1]), cache
 
     @property
     def _switch(self) -> int | None:
@@ -325,13 +309,16 @@ class Transformer(nnx.Module):
     def _extend(
         self,
         tokens: jax.Array,
-        cache: Cache,
+        cache: AnyCache,
         mask: jax.Array | None,
         position_ids: jax.Array | None,
         dropout_key: jax.Array | None,
         return_intermediates: bool = False,
-    ) -> tuple[StackOutput, Cache]:
+    ) -> tuple[StackOutput, AnyCache]:
         """Return the decoder's output for the next tokens [B, T], and the cache with them."""
+        if isinstance(cache, RereadingCache):
+            output, inner = self._extend(tokens, cache.cache, mask, position_ids, dropout_key, return_intermediates)
+            return output, cache.advance(tokens, inner)
         T = tokens.shape[1]
         end = cache.length + T
         if isinstance(end, int) and end > cache.capacity:

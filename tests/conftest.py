@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from compilation import XLA_FLAGS
 
+os.environ.setdefault("JAXFORMER_FEW_ROWS", "4")  # the same kernels on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads of several workers would wait for each other
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Workers compile the same small programs: what one of them has compiled, the others read.

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxformer"
 FLOORS = (
     {"interrupts", "errors", "extras", "schema", "locks", "flags", "machine", "backends", "ops", "config"},
     {"layers"},
-    {"model", "cache", "presets"},
+    {"model", "cache", "rereading", "presets"},
     {"generation", "training", "data", "pretrained", "visualize"},
     {"tasks"},
     {"cli"},
@@ -33,6 +33,8 @@ NEIGHBOURS = {
     ("ops", "errors"),
     ("ops", "backends"),
     ("backends", "errors"),
+    ("backends", "machine"),
+    ("backends", "schema"),
     ("extras", "errors"),
     ("schema", "errors"),
     ("locks", "errors"),
@@ -42,6 +44,8 @@ NEIGHBOURS = {
     ("config", "ops"),
     ("presets", "model"),
     ("model", "cache"),
+    ("model", "rereading"),
+    ("rereading", "cache"),
     ("__main__", "__init__"),
 }
 

@@ -11,9 +11,10 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 
+from jaxformer.backends import measured
 from jaxformer.backends.default import append, are_numbers
 
-FEW_ROWS = 4  # so many rows meet a weight [O, I] 1.2 to 3 times as fast as its transpose on CPUs
+FEW_ROWS = measured.MOST  # up to so many rows meet a weight [O, I] 1.2 to 3 times as fast as its transpose
 SMALL_WEIGHT = 2**14  # numbers; less is not worth it
 LONGEST_PIECE = 4095  # XLA fuses vectors of less than 16 KiB
 # XLA gives matrix products on CPUs to YNNPACK, whose kernels for a few rows, beams or a small batch, can take 1.8 times
@@ -48,7 +49,18 @@ def prefers_transposed(rows: int, shape: tuple[int, ...], dtype: jnp.dtype) -> b
         return False
     floats = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize <= 4
     few, large = 0 < rows <= FEW_ROWS, math.prod(shape) >= SMALL_WEIGHT
-    return floats and few and large and _piece(shape[-1], rows) <= LONGEST_PIECE
+    return floats and few and large and _piece(shape[-1], rows) <= LONGEST_PIECE and rows <= few_rows(dtype)
+
+
+def few_rows(dtype: jnp.dtype) -> int:
+    """Return up to how many rows a loop over outputs multiplies fastest on this machine: 0 to `FEW_ROWS`."""
+    if jax.default_backend() != "cpu":
+        return 0
+    return measured.few_rows(dtype, few_rows_matmul, _times, few_rows_options())
+
+
+def _times(x: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.matmul(x, weight, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _times_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:

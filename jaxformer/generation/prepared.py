@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxformer.backends.cpu import FEW_ROWS
+from jaxformer.backends.cpu import FEW_ROWS, few_rows
 from jaxformer.generation.arrays import is_traced
 from jaxformer.generation.compiling import Flat
 
@@ -34,7 +34,8 @@ class PreparedWeights:
         flat = Flat(model)
         if is_traced(flat.leaves):  # a compiler would undo the transpositions
             return flat, Flat(model.with_position_ids_from("mask"))
-        rows = FEW_ROWS if rows <= FEW_ROWS else FEW_ROWS + 1  # one serves all numbers that are few, one all others
+        few = few_rows(flat.leaves[0].dtype)
+        rows = few if rows <= few else FEW_ROWS + 1  # one serves all numbers that are few, one all others
         kept = self.kept.get(rows)
         if kept is not None and kept.structure == flat.structure and all(map(is_the_same, kept.weights, flat.leaves)):
             return flat, kept.prepared

@@ -1,0 +1,82 @@
+"""Which kernel serves few rows: measured once, remembered for the processor, fixed by the environment."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxformer import InputError
+from jaxformer.backends import cpu, measured
+
+F32 = jnp.dtype(jnp.float32)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of a process that has measured nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(measured.VARIABLE)
+    monkeypatch.setattr(measured, "READ", {})
+    return tmp_path / "jaxformer"
+
+
+def test_the_environment_fixes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for most in (0, 2):
+        monkeypatch.setenv(measured.VARIABLE, str(most))
+        found = [cpu.prefers_transposed(rows, (4096, 512), F32) for rows in range(6)]
+        assert found == [0 < rows <= most for rows in range(6)]
+    monkeypatch.setenv(measured.VARIABLE, "many")
+    with pytest.raises(InputError, match="JAXFORMER_FEW_ROWS='many' must be a number from 0 to 4: leave it out"):
+        cpu.prefers_transposed(1, (4096, 512), F32)
+
+
+def test_a_machine_measures_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([3, 1])
+    assert measured.remembered("float32", lambda: next(answers)) == 3
+    assert measured.remembered("bfloat16", lambda: next(answers)) == 1
+    (path,) = cache.iterdir()
+    assert json.loads(path.read_text()) == {measured.processor_name(): {"float32": 3, "bfloat16": 1}}
+    monkeypatch.setattr(measured, "READ", {})  # another process
+    assert measured.remembered("float32", lambda: next(answers)) == 3
+    monkeypatch.setattr(measured, "processor_name", lambda: "another processor")
+    assert measured.remembered("float32", lambda: 2) == 2
+    assert len(json.loads(path.read_text())) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"PROCESSOR": 4}', '{"PROCESSOR": {"float32": 9}}'])
+def test_a_damaged_file_is_measured_again(cache: Path, text: str) -> None:
+    cache.mkdir()
+    (cache / "few_rows.json").write_text(text.replace("PROCESSOR", measured.processor_name()))
+    assert measured.remembered("float32", lambda: 2) == 2
+    assert json.loads((cache / "few_rows.json").read_text())[measured.processor_name()] == {"float32": 2}
+
+
+def test_where_no_file_can_be_written_a_process_measures_for_itself(cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    assert measured.remembered("float32", lambda: 1) == 1
+    assert measured.remembered("float32", lambda: 2) == 1
+
+
+def test_the_faster_kernel_is_found_also_while_something_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of both is turned round where the other one is made slow."""
+    monkeypatch.setattr(measured, "WIDTH", 64)
+    monkeypatch.setattr(measured, "OUTPUTS", 32)
+
+    def quick(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.zeros((x.shape[0], 32))
+
+    def slow(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, 100_000, lambda _, y: y + jnp.sin(y + x.sum()), jnp.zeros((x.shape[0], 32)))
+
+    found = []
+
+    @jax.jit
+    def traced(x: jax.Array) -> jax.Array:
+        found.append(measured.measure(F32, lambda x, w: quick(x[0], w)[None], slow, None))
+        found.append(measured.measure(F32, lambda x, w: slow(x[0], w)[None], quick, None))
+        return x
+
+    traced(jnp.ones(3))
+    assert found == [measured.MOST, 0]
