@@ -165,8 +165,8 @@ def generation_settings(arguments: Arguments) -> dict[str, Any]:
     names = (*sampling, "length_penalty", "max_new_tokens", "repetition_penalty")
     given = {name: getattr(arguments, name) for name in names}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    said = {"num_beams": 1 if arguments.greedy else arguments.beam, "num_return_sequences": arguments.n_best}
-    settings |= {name: value for name, value in said.items() if value is not None} | {"seed": arguments.seed}
+    counts = {"num_beams": 1 if arguments.greedy else arguments.beam, "num_return_sequences": arguments.n_best}
+    settings |= {name: value for name, value in counts.items() if value is not None} | {"seed": arguments.seed}
     if sampling or arguments.greedy or arguments.model is None:
         settings["do_sample"] = bool(sampling)
     if arguments.model is None:

@@ -110,10 +110,10 @@ def block_path(path: str) -> str:
 
 def describe_sizes(config: TransformerConfig, sizes: Sizes) -> str:
     """Return what the letters of the table stand for."""
-    said = [f"batch B = {sizes.B}"]
-    said += [f"source length S = {sizes.S}"] * (config.encoder is not None)
-    said += [f"target length T = {sizes.T}"] * (config.decoder is not None)
-    return ", ".join([*said, f"model width D = {config.dim}"])
+    parts = [f"batch B = {sizes.B}"]
+    parts += [f"source length S = {sizes.S}"] * (config.encoder is not None)
+    parts += [f"target length T = {sizes.T}"] * (config.decoder is not None)
+    return ", ".join([*parts, f"model width D = {config.dim}"])
 
 
 def table(rows: list[Row]) -> str:

@@ -73,7 +73,7 @@ def fail(message: str, status: int) -> NoReturn:
     """End the program with a message on standard error and an exit status."""
     with contextlib.suppress(OSError):
         problem, advice, command = message.partition(ADVICE)
-        command = advice + escaped(command)  # half a command is of no use: what is said before it is cut
+        command = advice + escaped(command)  # half a command is of no use: what comes before it is cut
         room = max(LONGEST - len(command), LONGEST // 3)
         print(shortened(f"error: {problem}", room) + command, file=sys.stderr, flush=True)
     try:
@@ -99,14 +99,14 @@ def parse(arguments: type[T], argv: list[str], **options: Any) -> T:
     import tyro  # not needed to name a missing package
 
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             return tyro.cli(arguments, args=argv, config=config, **options)
     except SystemExit as stop:
         if stop.code != BAD_INPUT:
             raise
-        wrong = shortened(first_sentence(said.getvalue()), 250)
+        wrong = shortened(first_sentence(printed.getvalue()), 250)
         raise InputError(f"{wrong} (--help shows all flags)") from None
 
 

@@ -53,13 +53,13 @@ def answer_texts(
         continued = lm.model.encoder is None and (raw or lm.chat_template is None)
         real = {"inputs_mask": np.ones((1, len(rows[0])), bool), "token_texts": token_texts(lm, config)}
         parts = (part[0] for part in stream(lm.model, [rows[0]], config, **real))
-        said = pieces(lambda ids: decoded(lm, config, ids), parts)
-        print_as_it_comes(chain(given if continued else (), said))
+        answer = pieces(lambda ids: decoded(lm, config, ids), parts)
+        print_as_it_comes(chain(given if continued else (), answer))
         return
     for text, answers in zip(given, answered(lm, config, rows), strict=True):
-        for said, score in answers:
-            line = {"input": text, "output": said, "score": round(score, 4)}
-            print(json.dumps(line, ensure_ascii=False) if as_json else f"{text}\n-> {said}\n", flush=True)
+        for answer, score in answers:
+            line = {"input": text, "output": answer, "score": round(score, 4)}
+            print(json.dumps(line, ensure_ascii=False) if as_json else f"{text}\n-> {answer}\n", flush=True)
 
 
 def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: bool) -> list[list[int]]:
@@ -117,8 +117,8 @@ def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) ->
             seeds = [config.seed] * len(batch)  # each draws what it would draw alone
             found = generate(lm.model, batch, config, inputs_mask=mask, token_texts=texts, seed=seeds)
             new = found.sequences[:, batch.shape[1] if lm.model.encoder is None else 1 :]  # behind prompt or start
-            said = [decoded(lm, config, row) for row in new]
-            pairs, copies = list(zip(said, map(float, found.sequences_scores), strict=True)), len(new) // len(chosen)
+            outputs = [decoded(lm, config, row) for row in new]
+            pairs, copies = list(zip(outputs, map(float, found.sequences_scores), strict=True)), len(new) // len(chosen)
             done |= {row: pairs[at * copies : (at + 1) * copies] for at, row in enumerate(chosen)}
             count += new.size
             bar.set_postfix_str(f"{count / (time.perf_counter() - start):.0f} tokens/s")

@@ -261,9 +261,9 @@ def report(run: Run, named: NamedTask, loss: float, start: float) -> None:
 def facts(run: Run, found: EvalResult, seconds: float) -> dict[str, str]:
     """Return what the report's table says of a run."""
     count = sum(leaf.size for leaf in jax.tree.leaves(run.model))
-    said = {
+    known = {
         name.replace("_", " "): f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         for name, value in found.metrics.items()
     }
     flags = " ".join(f"{flag} {value}" for flag, value in flag_values(run.task.settings).items() if value is not None)
-    return {"parameters": f"{count:,}", **said, "time": f"{seconds:.0f} s", "settings": flags}
+    return {"parameters": f"{count:,}", **known, "time": f"{seconds:.0f} s", "settings": flags}

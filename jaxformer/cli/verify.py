@@ -145,8 +145,8 @@ def make_inputs(lm: Pretrained, prompt: str | None) -> Inputs:
         drawn = np.array([read_prompt(lm, prompt, positions)])
     if source is None or target is None:
         return {"input_ids": drawn}
-    said = np.append(lm.generation.decoder_start_token_id or 0, rng.integers(0, target, LENGTH))
-    return {"input_ids": drawn, "decoder_input_ids": said[None, : lm.model.max_length]}
+    targets = np.append(lm.generation.decoder_start_token_id or 0, rng.integers(0, target, LENGTH))
+    return {"input_ids": drawn, "decoder_input_ids": targets[None, : lm.model.max_length]}
 
 
 def read_prompt(lm: Pretrained, prompt: str, positions: int | None) -> list[int]:

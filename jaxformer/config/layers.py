@@ -101,7 +101,7 @@ class MoEConfig:
         groups, kept = self.router.groups, self.router.top_k_groups
         smallest = 1 if isinstance(self.router, SoftmaxRouter) else 2  # a group is judged by so many experts
         if groups < 1 or self.experts % groups or (groups > 1 and self.experts // groups < smallest):
-            raise InputError(f"{self.experts} experts cannot be parted into {groups} groups of {smallest} or more")
+            raise InputError(f"{self.experts} experts cannot be split into {groups} groups of {smallest} or more")
         if not 1 <= kept <= groups or self.top_k > kept * (self.experts // groups):
             raise InputError(f"{self.top_k} experts cannot be chosen from {kept} of {groups} groups")
         if self.expert.dropout:

@@ -103,7 +103,7 @@ def check_end(eos: Any, vocabulary: int) -> tuple[int, ...]:
     """Return the EOS tokens. Raises InputError unless there are any, all of them in the vocabulary."""
     eos = plain(eos)
     if eos is None or (is_sequence(eos) and not eos):
-        raise InputError("what is allowed has an end: give an eos_token_id to say it with")
+        raise InputError("allowed sequences need an end: give an eos_token_id")
     if not token_ids(eos):
         raise InputError(f"eos must be token ids, not {shortened(repr(eos), 60)}")
     outside = [token for token in as_tuple(eos) if token >= vocabulary]

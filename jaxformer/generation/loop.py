@@ -91,8 +91,8 @@ def choose(spec: SearchSpec, strategy: Strategy, reorder: Reorder, search: Searc
 def proceed(spec: SearchSpec, strategy: Strategy, step: Step, reorder: Reorder, search: Search) -> Search:
     """Return the search a chunk of turns later, each of which reads the newest tokens and chooses the next.
 
-    A search that finishes inside the chunk stays as it is; what its cache and the pages of its record behind the last
-    step still take in matters to nobody.
+    A search that finishes inside the chunk stays as it is. Its cache and its record still change after the last step,
+    but are never read there.
     """
 
     def one_step(search: Search, _: None) -> tuple[Search, None]:

@@ -49,7 +49,7 @@ class LinearMap(nnx.Module):
 class Linear(LinearMap):
     """A linear map whose weight is stored [inputs, outputs].
 
-    On CPUs the rows of a batch meet it faster than its transpose; the few of most decoding steps, `TransposedLinear`.
+    This layout is the fastest for large batches on CPUs; decoding steps of few rows use `TransposedLinear`.
 
     Args:
         inputs: Sizes of the axes that are summed over.

@@ -36,15 +36,15 @@ def device_balance_loss(probabilities: jax.Array, experts: jax.Array, devices: i
 
 
 def communication_loss(probabilities: jax.Array, experts: jax.Array, devices: int, kept: int) -> jax.Array:
-    """Sum over devices of f''_i P''_i (DeepSeek-V2, equations 29 to 31): that each hears as many tokens.
+    """Sum over devices of f''_i P''_i (DeepSeek-V2, equations 29 to 31): that each receives as many tokens.
 
     f''_i = devices / (kept R) x how many tokens go to device i, at most `kept` devices each; P''_i the sum of the mean
     probabilities of its experts.
     """
     R, E = probabilities.shape
-    hears = jnp.zeros((R, devices)).at[jnp.arange(R)[:, None], experts // (E // devices)].set(1)
-    heard = devices / kept * jnp.mean(hears, axis=0)
-    return jnp.sum(heard * jnp.sum(jnp.mean(probabilities, axis=0).reshape(devices, -1), axis=-1))
+    receives = jnp.zeros((R, devices)).at[jnp.arange(R)[:, None], experts // (E // devices)].set(1)
+    load = devices / kept * jnp.mean(receives, axis=0)
+    return jnp.sum(load * jnp.sum(jnp.mean(probabilities, axis=0).reshape(devices, -1), axis=-1))
 
 
 def router_z_loss(logits: jax.Array) -> jax.Array:

@@ -218,7 +218,7 @@ class Pretrained:
         return self._chat_template.render([cast(Messages, messages)])[0]
 
     def _allowed_phrases(self, phrases: Any, config: GenerationConfig) -> Automaton | list[Automaton]:
-        """Return the phrases that may be said, or for each input some of its own."""
+        """Return the phrases that may be generated, or for each input some of its own."""
         phrases = [phrases] if isinstance(phrases, str) else phrases
         if not is_sequence(phrases) or not phrases or not all(map(is_text, phrases)):
             wrong = shortened(repr(phrases), 60)

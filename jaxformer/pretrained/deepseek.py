@@ -120,12 +120,12 @@ def config(hf: dict[str, Any], router: Router, *, bias: bool, layout: RotaryLayo
     if hf["first_k_dense_replace"] > hf["num_hidden_layers"]:
         hf["first_k_dense_replace"] = hf["num_hidden_layers"]
     widths = {"d_ff": hf["moe_intermediate_size"], "activation": activation(hf, "hidden_act")}
-    said = rope_parameters(hf)
+    given = rope_parameters(hf)
     # With YaRN the scores grow by the square of what the length of the text asks for.
-    everywhere = first_given(said["rope_type"], said["type"], "default") != "default" and said["mscale_all_dim"]
-    if everywhere and said["factor"] is None:
+    everywhere = first_given(given["rope_type"], given["type"], "default") != "default" and given["mscale_all_dim"]
+    if everywhere and given["factor"] is None:
         raise InputError("mscale_all_dim needs factor beside it")
-    sharper = grown(said["factor"], everywhere) ** 2 if everywhere else 1.0
+    sharper = grown(given["factor"], everywhere) ** 2 if everywhere else 1.0
     own, shared = hf["qk_nope_head_dim"], hf["qk_rope_head_dim"]
     attention = LatentAttentionConfig(
         hf["num_attention_heads"],
@@ -161,7 +161,7 @@ def check_given(hf: dict[str, Any], *names: str) -> None:
 
 
 def check_groups(hf: dict[str, Any]) -> None:
-    """Raise InputError where experts cannot be parted into the groups, or a token goes to more than these hold."""
+    """Raise InputError where experts cannot be split into the groups, or a token goes to more than these hold."""
     check_given(hf, "n_group", "topk_group", "num_experts_per_tok")
     experts, groups, chosen = hf["n_routed_experts"], hf["n_group"], hf["topk_group"]
     if experts % groups or chosen > groups:

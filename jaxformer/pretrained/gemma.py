@@ -95,7 +95,7 @@ def gemma3_config(hf: dict[str, Any]) -> TransformerConfig:
     given = hf["rope_parameters"] or {}
     if unknown := sorted(given.keys() - {"full_attention", "sliding_attention"}):
         raise InputError(f"rope_parameters has {unknown[0]!r}: it must say it of full_attention or sliding_attention")
-    # What old files say under rope_scaling is said of the full layers alone.
+    # In old files rope_scaling is for the full layers alone.
     full = checked_parameters((given.get("full_attention") or {}) | (hf["rope_scaling"] or {}), "rope_parameters")
     near = checked_parameters(given.get("sliding_attention") or {}, "rope_parameters")
     own = {False: (full, {}), True: (near, {"rope_theta": hf["rope_local_base_freq"]})}

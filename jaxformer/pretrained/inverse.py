@@ -1,6 +1,6 @@
 """From our configuration to the settings of a config.json: the inverse of all families' functions at once.
 
-Families name the same few properties differently. What each key means is said here once, and a family takes the keys
+Families name the same few properties differently. What each key means is here once, and a family takes the keys
 that it reads. Nothing is lost silently, because `as_pretrained` reads the settings back and compares.
 """
 

@@ -69,16 +69,16 @@ def rope(
         hf: A config.json, read by a schema that includes `ROPE`.
         width: Width H of a head.
         theta: The base where the file gives none.
-        parameters: What is said of these layers (None: what the file says of all of them).
+        parameters: Parameters of these layers. None: those of the whole file.
         layout: Which dimensions of a head make a pair.
         partial: Whether the family rotates a part of each head; transformers ignores the factor in all others.
 
     Raises:
         InputError: The scaling is unknown, or a number is missing, of the wrong type or out of range.
     """
-    said = rope_parameters(hf) if parameters is None else parameters
-    base, part = (first_given(said[key], hf.get(key)) for key in ("rope_theta", "partial_rotary_factor"))
-    how = scaling(hf, said)
+    given = rope_parameters(hf) if parameters is None else parameters
+    base, part = (first_given(given[key], hf.get(key)) for key in ("rope_theta", "partial_rotary_factor"))
+    how = scaling(hf, given)
     rotated = int(width * (1.0 if part is None else part))
     if rotated != width and not partial:
         if how is not None:
@@ -105,66 +105,67 @@ def rope_parameters(hf: dict[str, Any]) -> dict[str, Any]:
     return checked_parameters(hf.get(key) or {}, key)
 
 
-def checked_parameters(said: Any, key: str) -> dict[str, Any]:
+def checked_parameters(given: Any, key: str) -> dict[str, Any]:
     """Return rotary parameters with all known keys. Raises InputError for what is not as it should be, naming `key`."""
     with located(key):
-        if not isinstance(said, dict):
+        if not isinstance(given, dict):
             raise InputError("must be an object")
-        return read(said, PARAMETERS)
+        return read(given, PARAMETERS)
 
 
 def rope_kind(hf: dict[str, Any]) -> str:
     """Return the type of rotary positions that the file names, as it names it or as today's files do."""
-    said = rope_parameters(hf)
-    kind = first_given(said["rope_type"], said["type"], "default")
+    given = rope_parameters(hf)
+    kind = first_given(given["rope_type"], given["type"], "default")
     # What Phi-3's first files called it.
-    return "longrope" if kind in ("su", "yarn") and said["long_factor"] is not None else kind
+    return "longrope" if kind in ("su", "yarn") and given["long_factor"] is not None else kind
 
 
-def scaling(hf: dict[str, Any], said: dict[str, Any]) -> RopeScaling | None:
+def scaling(hf: dict[str, Any], given: dict[str, Any]) -> RopeScaling | None:
     """Return how the positions reach beyond the length of training; None: they do not."""
-    kind, longest = first_given(said["rope_type"], said["type"], "default"), hf["max_position_embeddings"]
-    trained = first_given(hf.get("original_max_position_embeddings"), said["original_max_position_embeddings"], longest)
-    if kind in ("su", "yarn") and said["long_factor"] is not None:
+    kind, longest = first_given(given["rope_type"], given["type"], "default"), hf["max_position_embeddings"]
+    key = "original_max_position_embeddings"
+    trained = first_given(hf.get(key), given[key], longest)
+    if kind in ("su", "yarn") and given["long_factor"] is not None:
         kind = "longrope"  # what Phi-3's first files called it
-    if missing := [key for key in NEEDED.get(kind, ()) if said[key] is None]:
+    if missing := [key for key in NEEDED.get(kind, ()) if given[key] is None]:
         raise InputError(f"rope_type={kind!r} needs {', '.join(missing)} beside it")
     match kind:
         case "default":
             return None
         case "linear":
-            return LinearScaling(float(said["factor"]))
+            return LinearScaling(float(given["factor"]))
         case "dynamic":
-            return DynamicScaling(float(said["factor"]), longest)
+            return DynamicScaling(float(given["factor"]), longest)
         case "llama3":
-            low, high = float(said["low_freq_factor"]), float(said["high_freq_factor"])
+            low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
             if low >= high:
                 raise InputError(f"low_freq_factor={low:g} must be below high_freq_factor={high:g}")
-            return Llama3Scaling(float(said["factor"]), low, high, trained)
+            return Llama3Scaling(float(given["factor"]), low, high, trained)
         case "yarn":
-            return yarn(said, longest, trained)
+            return yarn(given, longest, trained)
         case "longrope":
-            factor = said["factor"] or longest / trained
-            attention_factor = said["attention_factor"]
+            factor = given["factor"] or longest / trained
+            attention_factor = given["attention_factor"]
             if attention_factor is None:
                 attention_factor = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-            return LongRopeScaling(tuple(said["short_factor"]), tuple(said["long_factor"]), trained, attention_factor)
+            return LongRopeScaling(tuple(given["short_factor"]), tuple(given["long_factor"]), trained, attention_factor)
     known = "default, linear, dynamic, llama3, yarn, longrope"
     raise InputError(f"rope_type={kind!r} is not supported: known are {known}")
 
 
-def yarn(said: dict[str, Any], longest: int, trained: int) -> YarnScaling:
+def yarn(given: dict[str, Any], longest: int, trained: int) -> YarnScaling:
     """Return YaRN, whose factor on cosines and sines is given, or follows from how far it reaches."""
-    factor = said["factor"] or longest / trained
-    attention_factor, some, everywhere = said["attention_factor"], said["mscale"], said["mscale_all_dim"]
+    factor = given["factor"] or longest / trained
+    attention_factor, some, everywhere = given["attention_factor"], given["mscale"], given["mscale_all_dim"]
     if attention_factor is None:
         attention_factor = grown(factor, some) / grown(factor, everywhere) if some and everywhere else grown(factor)
     return YarnScaling(
         float(factor),
         trained,
-        float(said["beta_fast"] or 32),
-        float(said["beta_slow"] or 1),
-        said["truncate"],
+        float(given["beta_fast"] or 32),
+        float(given["beta_slow"] or 1),
+        given["truncate"],
         float(attention_factor),
     )
 

@@ -231,7 +231,7 @@ class LanguageTask(Task[LanguageSettings]):
             scores = [round(float(score), 4) for score in generated.sequences_scores]
             for index, prompt in enumerate(inputs[first : first + BATCH]):
                 part = slice(index * copies, (index + 1) * copies)
-                yield [Continuation(prompt, *said) for said in zip(texts[part], scores[part], strict=True)]
+                yield [Continuation(prompt, *pair) for pair in zip(texts[part], scores[part], strict=True)]
 
     def observe(self, model: Transformer, text: str | None) -> AttentionView:
         """Return the attention of a model that reads a text, or the beginning of its validation text."""
@@ -242,8 +242,8 @@ class LanguageTask(Task[LanguageSettings]):
             raise InputError(f"{len(ids)} tokens exceed the model's {limit} positions: give a shorter text")
         observed = forward(model, ids[None], return_intermediates=True)
         maps, names = first_row(observed.decoder.attentions), self.tokenizer.names(ids)
-        said = Observation("decoder", "Self-attention", maps, names, query_label="token that the model reads")
-        return AttentionView(self.tokenizer.decode(ids), (said,))
+        observation = Observation("decoder", "Self-attention", maps, names, query_label="token that the model reads")
+        return AttentionView(self.tokenizer.decode(ids), (observation,))
 
     def measure(self, model: Transformer, source: Path, field: str) -> Measure:
         """Return how well a model predicts the text in a file or a folder, in windows of its context."""

@@ -13,7 +13,7 @@ BATCH = 16  # prompts that are continued at once
 
 
 def room(most: int, rows: Sequence[Any], context: int | None, *, truncate: bool) -> int:
-    """Return how many tokens to generate where nobody said.
+    """Return how many tokens to generate where no number is given.
 
     Args:
         most: The answer where there is room.
@@ -58,11 +58,11 @@ def until_end(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
 
 def pieces(decode: Callable[[np.ndarray], str], parts: Iterable[np.ndarray]) -> Iterator[str]:
     """Return the text of token ids that come in parts, each piece as soon as its characters are complete."""
-    ids, said, text = np.zeros(0, np.int32), 0, ""
+    ids, sent, text = np.zeros(0, np.int32), 0, ""
     for part in parts:
         ids = np.concatenate([ids, part])
         text = decode(ids)
         whole = len(text.rstrip(HALF))
-        yield text[said:whole]
-        said = max(said, whole)
-    yield text[said:]
+        yield text[sent:whole]
+        sent = max(sent, whole)
+    yield text[sent:]

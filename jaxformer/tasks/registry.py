@@ -103,8 +103,8 @@ def execute(path: Path, source: bytes) -> ModuleType:
         raise
     except BaseException as error:  # whatever the user's code raises, SystemExit too
         del sys.modules[module.__name__]
-        said = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise InputError(f"{place(path, error)}: {type(error).__name__}: {said}") from error
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise InputError(f"{place(path, error)}: {type(error).__name__}: {message}") from error
     return module
 
 

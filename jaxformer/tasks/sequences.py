@@ -215,22 +215,22 @@ class SequenceTask(Task[SequenceSettings]):
     def observations(self, model: Transformer, source: np.ndarray, target: np.ndarray) -> tuple[Observation, ...]:
         """Return the attention of a model that reads source [S] and is made to generate target [T + 1]."""
         observed = forward(model, source[None], target[None, :-1], return_intermediates=True)
-        read, heard, said = map(self.token_names, (source, target[:-1], target[1:]))
+        source_names, read_names, next_names = map(self.token_names, (source, target[:-1], target[1:]))
         encoder, decoder, cross = map(
             first_row, (observed.encoder.attentions, observed.decoder.attentions, observed.decoder.cross_attentions)
         )
         return (
-            Observation("encoder", "Encoder self-attention", encoder, read, query_label="token of the source"),
+            Observation("encoder", "Encoder self-attention", encoder, source_names, query_label="token of the source"),
             Observation(
-                "decoder", "Decoder self-attention", decoder, heard, query_label="token that the decoder reads"
+                "decoder", "Decoder self-attention", decoder, read_names, query_label="token that the decoder reads"
             ),
             Observation(
                 "cross",
                 "Cross-attention",
                 cross,
-                said,
-                read,
-                query_label="token that the decoder says next",
+                next_names,
+                source_names,
+                query_label="token that the decoder predicts",
                 key_label="attends to the source",
             ),
         )
@@ -271,7 +271,7 @@ def exact(model: Transformer, batch: Batch, config: GenerationConfig) -> np.ndar
     """Return which examples [B] a model answers without a single mistake, end of sequence included: boolean [B]."""
     source = batch["source"]
     sequences = np.asarray(generate(model, source, config, inputs_mask=source != PAD, num_return_sequences=1).sequences)
-    said = np.full_like(batch["labels"], IGNORED)
-    said[:, : sequences.shape[1] - 1] = sequences[:, 1:]  # without the start token
-    ended = np.cumsum(said == EOS, axis=1) - (said == EOS) > 0
-    return (np.where(ended, IGNORED, said) == batch["labels"]).all(axis=1)
+    predicted = np.full_like(batch["labels"], IGNORED)
+    predicted[:, : sequences.shape[1] - 1] = sequences[:, 1:]  # without the start token
+    ended = np.cumsum(predicted == EOS, axis=1) - (predicted == EOS) > 0
+    return (np.where(ended, IGNORED, predicted) == batch["labels"]).all(axis=1)

@@ -106,8 +106,8 @@ class MetricLogger:
         with (self.folder / EVALUATIONS).open("ab", buffering=0) as file:
             append(file, as_json(line))
         numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
-        said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
-        self.bar.write(f"step {step}, held out: {said}", file=sys.stderr)
+        text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
+        self.bar.write(f"step {step}, held out: {text}", file=sys.stderr)
         if self.board is not None:
             for name, value in numbers.items():
                 self.board.add_scalar(f"held-out/{name}", value, step)

@@ -49,8 +49,8 @@ def write_report(folder: Path, title: str, facts: Mapping[str, str]) -> Path:
         f"<h2>Its curves</h2>{as_svg(curves(lines, evaluations))}",
     ]
     if any("expert_load" in line for line in lines):
-        said = "Share of the choices that fell on each expert; 1 is as much as all have when loads are even."
-        parts.append(f"<h2>Its experts</h2><p>{said}</p>{as_svg(expert_loads(lines))}")
+        text = "Share of the choices that fell on each expert; 1 is as much as all have when loads are even."
+        parts.append(f"<h2>Its experts</h2><p>{text}</p>{as_svg(expert_loads(lines))}")
     if samples:
         parts += ["<h2>What the model wrote along the way</h2>", *map(sample_html, spread(samples, SHOWN))]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
@@ -66,8 +66,8 @@ def read_run(folder: Path) -> tuple[list[Line], list[Line]]:
 
 def finding_html(finding: Finding) -> str:
     """Return a finding as a box."""
-    said = f"{escape(finding.because)}. What to try: {escape(finding.advice)}."
-    return f'<div class="finding {finding.verdict}"><b>{finding.verdict}</b>{said[0].upper()}{said[1:]}</div>'
+    text = f"{escape(finding.because)}. What to try: {escape(finding.advice)}."
+    return f'<div class="finding {finding.verdict}"><b>{finding.verdict}</b>{text[0].upper()}{text[1:]}</div>'
 
 
 def row_html(fact: tuple[str, str]) -> str:

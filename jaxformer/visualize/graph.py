@@ -322,8 +322,8 @@ def embedding_box(stack: StackConfig, config: TransformerConfig) -> Box:
 
 def head_box(config: HeadConfig, dim: int, vocabulary: int) -> Box:
     """Return the output projection, and whose weights it has."""
-    said = [f"{dim} \u2192 {vocabulary}", "the embedding's table" if config.tied else "a matrix of its own"]
-    return Box("Output projection", (", ".join([*said, *["a bias"] * config.bias]),), HEAD)
+    details = [f"{dim} \u2192 {vocabulary}", "the embedding's table" if config.tied else "a matrix of its own"]
+    return Box("Output projection", (", ".join([*details, *["a bias"] * config.bias]),), HEAD)
 
 
 def positions_text(positions: Positions) -> str:

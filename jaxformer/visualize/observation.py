@@ -1,4 +1,4 @@
-"""What attention did on one sequence, as every picture of it takes it, and what can be said of it in numbers."""
+"""What attention did on one sequence, as every picture of it takes it, and numbers that describe it."""
 
 import unicodedata
 from collections.abc import Sequence

@@ -59,8 +59,8 @@ def shade(weight: float) -> str:
 
 def legend() -> str:
     """Return what the blocks mean."""
-    said = [f"{block * 2} {least:g}" for least, block in SHADES[2:]]
-    return f"from {'   '.join(said)}   \u00b7\u00b7 less   blank: zero"
+    steps = [f"{block * 2} {least:g}" for least, block in SHADES[2:]]
+    return f"from {'   '.join(steps)}   \u00b7\u00b7 less   blank: zero"
 
 
 def upright(names: Sequence[str], cell: int) -> list[str]:
