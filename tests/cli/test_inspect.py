@@ -178,7 +178,7 @@ def test_experts_cost_what_a_token_goes_through():
 
 def test_a_run_is_described_without_its_weights(tmp_path, capsys):
     settings = SequenceSettings(model=ModelSettings(dim=16, layers=1, heads=2))
-    runs.describe(tmp_path / "run", find_task("copy"), settings, Copy(settings).config)
+    runs.write_description(tmp_path / "run", find_task("copy"), settings, Copy(settings).config)
     text = printed(capsys, "--checkpoint", str(tmp_path / "run"))
     total = paper_parameters(35, 16, 64, 1) + 2 * 2 * 16  # and two final norms
     assert f"{total:,}" in text
