@@ -43,7 +43,7 @@ from jaxformer.presets import (
     paper_base,
     paper_big,
 )
-from jaxformer.pretrained import as_pretrained, from_pretrained, save_pretrained
+from jaxformer.pretrained import as_pretrained, from_pretrained, lora, save_pretrained
 
 __version__ = "0.1.0"
 
@@ -77,6 +77,7 @@ __all__ = [
     "gpt2",
     "layer_norm",
     "logits_processor",
+    "lora",
     "modern_decoder_only",
     "padding_mask",
     "paper_base",

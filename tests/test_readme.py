@@ -106,6 +106,19 @@ def test_the_guide_to_generation_runs(capsys: pytest.CaptureFixture[str]) -> Non
     assert variables["answers"].sequences.max() <= 12
 
 
+def test_the_guide_to_fine_tuning_learns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, export = fenced_commands(ROOT / "README.md")
+    program([*train, *SMALL, "--context", "48"])
+    program(export)
+    capsys.readouterr()
+    (code,), variables = blocks(ROOT / "docs/guides/fine-tune.md"), {}
+    exec(code, variables)
+    assert float(variables["loss"]) < 1.0
+    ids = variables["tokens"]
+    adapted = jaxformer.from_pretrained(folder / "my-adapted-gpt2")(ids).logits
+    assert np.abs(adapted - variables["lm"](ids).logits).max() > 0.1
+
+
 def test_the_training_step_of_the_migration_guide_learns(tmp_path: Path, rng: np.random.Generator) -> None:
     save_decoder("gpt2", tmp_path)
     (code,) = blocks(ROOT / "docs/migration.md")

@@ -15,6 +15,7 @@ from jaxformer import schema
 from jaxformer.errors import InputError, shortened
 from jaxformer.extras import require_extra
 from jaxformer.generation import GenerationConfig
+from jaxformer.pretrained import lora
 from jaxformer.pretrained.bundle import Output, Pretrained
 from jaxformer.pretrained.chat import chat_template
 from jaxformer.pretrained.export import as_pretrained
@@ -35,7 +36,7 @@ from jaxformer.pretrained.stored import as_stored
 from jaxformer.pretrained.tokens import read_tokenizer
 from jaxformer.pretrained.weights import build, named, tensors_of
 
-__all__ = ["FAMILIES", "Output", "Pretrained", "as_pretrained", "from_pretrained", "save_pretrained"]
+__all__ = ["FAMILIES", "Output", "Pretrained", "as_pretrained", "from_pretrained", "lora", "save_pretrained"]
 
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")  # what belongs to it
@@ -167,6 +168,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(folder / CONFIG):
         if any(folder.glob(f"{PREFIX}*")):
             raise InputError(f"{folder} has no {CONFIG}, because a save has not finished: wait for it, or save again")
+        if os.path.lexists(folder / lora.CONFIG):
+            raise InputError(f"{folder} is an adapter: open its base model, and give both to `jaxformer.lora.load`")
         raise InputError(f"{folder} has no {CONFIG}: give a folder that `save_pretrained` wrote")
     hf = schema.load_json(folder / CONFIG)
     with schema.located(folder / CONFIG):

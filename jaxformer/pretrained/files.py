@@ -198,9 +198,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def write_tensors(folder: Path, tensors: Arrays) -> None:
-    """Write `model.safetensors`, marked as transformers marks its files. Raises OSError where the disk is full."""
-    path = folder / SINGLE
+def write_tensors(folder: Path, tensors: Arrays, name: str = SINGLE) -> None:
+    """Write a safetensors file, marked as transformers marks its files. Raises OSError where the disk is full."""
+    path = folder / name
     path.touch()
     mode = path.stat().st_mode  # as the umask says; the library makes files that nobody else may read
     with as_os_error(path):

@@ -18,12 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from typing import TypeVar
 
+import jax
 import numpy as np
 
 from jaxformer.pretrained.files import Arrays
 
 Shape = tuple[int, ...]
+Array = TypeVar("Array", np.ndarray, jax.Array)
 GROUP = re.compile(r"\(([^)]*)\)|(\S)")
 
 
@@ -89,15 +92,17 @@ class Layout:
         tensor = opened[0] if len(opened) == 1 else np.concatenate(opened, self._axis)
         return tensor.reshape(self._merged(tensor.shape))
 
-    def split(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+    def split(self, tensor: Array, shapes: Sequence[Shape]) -> list[Array]:
         """Return the parameters of these shapes in a tensor: the inverse of `join`, as views where NumPy has them."""
-        ends = np.cumsum([self._opened(shape)[self._axis] for shape in shapes])
-        pieces = np.split(tensor.reshape(self._joined(shapes)), ends[:-1], self._axis)
-        inverse = tuple(int(axis) for axis in np.argsort(self._order))
-        return [
-            piece.reshape([shape[axis] for axis in self._order]).transpose(inverse)
-            for piece, shape in zip(pieces, shapes, strict=True)
-        ]
+        opened = tensor.reshape(self._joined(shapes))
+        inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
+        parts, start = [], 0
+        for shape in shapes:
+            end = start + self._opened(shape)[self._axis]
+            piece = opened[(slice(None),) * self._axis + (slice(start, end),)]
+            parts.append(piece.reshape([shape[axis] for axis in self._order]).transpose(inverse))
+            start = end
+        return parts
 
     @property
     def _order(self) -> tuple[int, ...]:

@@ -1,0 +1,341 @@
+"""Low-rank adapters of checkpoints (LoRA, Hu et al. 2021, section 4.1), in the files of the package peft.
+
+An adapter has two factors for each matrix W of the checkpoint that it changes: W + scale B A. `apply` makes the changed
+model, under `jax.jit` as well, so that a training step differentiates it by the factors and nothing else changes. The
+table of the family's weights says which of our parameters a matrix of the checkpoint contains: where queries, keys and
+values share one (GPT-2), they share A, as in peft.
+
+    adapter = lora.init(lm, lora.LoraConfig(rank=8, alpha=16, targets=("q_proj", "v_proj")), key=jax.random.key(0))
+    gradient = jax.grad(lambda adapter: loss(lora.apply(lm.model, adapter), batch))(adapter)
+    lora.save(adapter, "my-adapter")
+"""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxformer import schema
+from jaxformer.errors import InputError, listed
+from jaxformer.layers import Linear
+from jaxformer.layers.experts import Experts
+from jaxformer.model import Transformer
+from jaxformer.pretrained.bundle import Pretrained
+from jaxformer.pretrained.families import family_of
+from jaxformer.pretrained.files import Arrays, read_shard, write_json, write_tensors
+from jaxformer.pretrained.layout import StoredTensor
+from jaxformer.pretrained.saving import replacing
+from jaxformer.pretrained.weights import owner, stored_tensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HEADS = {("head", "output"), ("head", "hidden")}  # of the vocabulary and of classes: peft leaves them out, too
+START = "base_model.model."  # of every name in peft's files
+ALL = "all-linear"
+# What peft calls the tasks of classes. Under SEQ_CLS it would expect a trained classifier in the file, too.
+TASKS = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "MTModel": "SEQ_2_SEQ_LM",
+}
+NOT_USED = schema.Field(None, "null or empty: nothing else is supported", lambda value: not value)
+SCHEMA: schema.Schema = {
+    "peft_type": schema.only("LORA"),
+    "r": schema.count(8, 65_536),
+    "lora_alpha": schema.number(8.0),
+    "target_modules": schema.Field(None, "a string or a list of strings", lambda value: is_targets(value)),
+    "base_model_name_or_path": schema.text(None),
+    "use_rslora": schema.flag(False),
+    "fan_in_fan_out": schema.flag(False),
+    "bias": schema.only("none"),
+    **dict.fromkeys(
+        ("use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices"), NOT_USED
+    ),
+    **dict.fromkeys(("layer_replication", "rank_pattern", "alpha_pattern", "alora_invocation_tokens"), NOT_USED),
+}
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Settings of an adapter.
+
+    Attributes:
+        rank: Number r of columns of B and rows of A.
+        alpha: The scale is alpha / rank.
+        targets: Names of modules in the checkpoint that are changed ("q_proj"), or their ends with more of the path
+            ("self_attn.q_proj"); or one regular expression on whole names. "all-linear": all that can be changed, see
+            `adaptable`.
+        use_rslora: Whether the scale is alpha / sqrt(rank) (Kalajdzievski 2023).
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    targets: str | tuple[str, ...] = ALL
+    use_rslora: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse an impossible rank, and no targets."""
+        if not (schema.is_integer(self.rank) and self.rank >= 1):
+            raise InputError(f"rank={self.rank!r} must be a whole number of at least 1")
+        if not schema.is_number(self.alpha):
+            raise InputError(f"alpha={self.alpha!r} must be a number")
+        if not is_targets(self.targets):
+            raise InputError(f"targets={schema.shown(self.targets)} must be names of modules, or {ALL!r}")
+
+    @property
+    def scale(self) -> float:
+        """The factor on B A."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    def matches(self, module: str) -> bool:
+        """Return whether a module of the checkpoint is among the targets, as in peft."""
+        if isinstance(self.targets, str):
+            return self.targets == ALL or re.fullmatch(self.targets, module) is not None
+        return any(module == target or module.endswith(f".{target}") for target in self.targets)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Factors:
+    """The change of one matrix [outputs, inputs] of the checkpoint: scale B A.
+
+    Attributes:
+        A: Float32 [rank, inputs].
+        B: Float32 [outputs, rank].
+    """
+
+    A: jax.Array
+    B: jax.Array
+
+
+@dataclass(frozen=True)
+class Target:
+    """A matrix of the checkpoint that can be changed.
+
+    Attributes:
+        module: Name of the module in the checkpoint.
+        tensor: Its tensor, and our parameters in it.
+        inputs_first: Whether the tensor is [inputs, outputs].
+    """
+
+    module: str
+    tensor: StoredTensor
+    inputs_first: bool
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of outputs and inputs."""
+        first, second = self.tensor.shape
+        return (second, first) if self.inputs_first else (first, second)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Adapter:
+    """Low-rank changes of a model: a pytree whose leaves are what is trained.
+
+    Attributes:
+        factors: Factors by the name of the module in the checkpoint.
+        config: The settings.
+        targets: The changed matrices.
+        about: Keys of `adapter_config.json` that come from the base model, as pairs.
+    """
+
+    factors: dict[str, Factors]
+    config: LoraConfig = dataclasses.field(metadata={"static": True})
+    targets: tuple[Target, ...] = dataclasses.field(metadata={"static": True})
+    about: tuple[tuple[str, Any], ...] = dataclasses.field(metadata={"static": True})
+
+
+def init(lm: Pretrained, config: LoraConfig | None = None, *, key: jax.Array) -> Adapter:
+    """Return a new adapter, which changes nothing yet: A is drawn, B is zero.
+
+    Args:
+        lm: The model to be adapted.
+        config: The settings. None: the defaults.
+        key: Key of `jax.random` for A, uniform within 1 / sqrt(inputs), as in peft.
+
+    Raises:
+        InputError: A target matches no matrix of the checkpoint.
+    """
+    config = config or LoraConfig()
+    chosen = chosen_targets(lm, config)
+    factors = {}
+    for target, one in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
+        outputs, inputs = target.sizes
+        bound = inputs**-0.5
+        a = jax.random.uniform(one, (config.rank, inputs), jnp.float32, -bound, bound)
+        factors[target.module] = Factors(a, jnp.zeros((outputs, config.rank)))
+    return Adapter(factors, config, chosen, about_base(lm, chosen))
+
+
+def apply(model: Transformer, adapter: Adapter) -> Transformer:
+    """Return the model with the adapter's changes: W + scale B A in place of each W.
+
+    Args:
+        model: The model that the adapter was made for.
+        adapter: The adapter.
+    """
+    graphdef, state = nnx.split(model)
+    variables = dict(nnx.to_flat_state(state))
+    for target in adapter.targets:
+        factors = adapter.factors[target.module]
+        change = adapter.config.scale * (factors.B @ factors.A)  # [outputs, inputs]
+        parts = target.tensor.layout.split(change.T if target.inputs_first else change, target.tensor.shapes)
+        for path, part in zip(target.tensor.paths, parts, strict=True):
+            if path not in variables or variables[path].shape != part.shape:
+                raise InputError(f"the adapter is of another model: this one has no such {'.'.join(map(str, path))}")
+            weight = variables[path][...]
+            variables[path] = variables[path].replace(weight + part.astype(weight.dtype))
+    return nnx.merge(graphdef, nnx.from_flat_state(list(variables.items())))
+
+
+def merge(lm: Pretrained, adapter: Adapter) -> Pretrained:
+    """Return a checkpoint with the adapter's changes in its weights, to be used and saved like any other."""
+    return dataclasses.replace(lm, model=jax.jit(apply)(lm.model, adapter))
+
+
+def save(adapter: Adapter, folder: str | Path, *, base: str | Path | None = None) -> None:
+    """Write a folder that `load` and peft open.
+
+    Args:
+        adapter: The adapter.
+        folder: The folder to write.
+        base: Folder or hub id of the base model, which the file then names. None: the file names none.
+
+    Raises:
+        InputError: A file has the name of the folder.
+        OSError: The files cannot be written. The folder is as it was.
+    """
+    folder, config = Path(folder), adapter.config
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder to save to")
+    targets = config.targets
+    about = dict(adapter.about) | {
+        "peft_type": "LORA",
+        "base_model_name_or_path": None if base is None else str(base),
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": [target.module for target in adapter.targets] if targets == ALL else targets,
+        "use_rslora": config.use_rslora,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors: Arrays = {}
+    for module, factors in adapter.factors.items():
+        name = f"{START}{module}.lora"
+        tensors |= {f"{name}_A.weight": np.asarray(factors.A), f"{name}_B.weight": np.asarray(factors.B)}
+    with replacing(folder, []) as new:
+        write_json(new / CONFIG, about)
+        write_tensors(new, tensors, WEIGHTS)
+
+
+def load(folder: str | Path, lm: Pretrained) -> Adapter:
+    """Return the adapter in a folder, as peft or `save` wrote it.
+
+    Args:
+        folder: The folder.
+        lm: The model that the adapter is for.
+
+    Raises:
+        InputError: The adapter is damaged, uses what is not supported, or is of another model.
+    """
+    folder = Path(folder)
+    if not os.path.lexists(folder / CONFIG):
+        raise InputError(f"{folder} has no {CONFIG}: give the folder of an adapter")
+    with schema.located(folder / CONFIG):
+        found = schema.read(schema.load_json(folder / CONFIG), SCHEMA)
+        if found["target_modules"] is None:
+            raise InputError("target_modules must name the modules that are changed")
+        names = found["target_modules"]
+        names = names if isinstance(names, str) else tuple(names)
+        config = LoraConfig(found["r"], found["lora_alpha"], names, found["use_rslora"])
+    tensors = read_shard(folder / WEIGHTS)
+    with schema.located(folder):
+        return from_tensors(lm, config, tensors)
+
+
+def from_tensors(lm: Pretrained, config: LoraConfig, tensors: Arrays) -> Adapter:
+    """Return the adapter with these tensors of peft's names. Raises InputError where they are not the model's."""
+    known = {START + target.module: target for target in adaptable(lm)}
+    modules = sorted({re.sub(r"\.lora_[AB]\.weight$", "", name) for name in tensors})
+    if unknown := [module for module in modules if module not in known]:
+        raise InputError(f"the adapter is of another model: this one has no matrix for {listed(unknown)}")
+    factors = {}
+    for module in modules:
+        target = known[module]
+        outputs, inputs = target.sizes
+        pair = []
+        for part, shape in (("A", (config.rank, inputs)), ("B", (outputs, config.rank))):
+            name = f"{module}.lora_{part}.weight"
+            if name not in tensors:
+                raise InputError(f"missing {name}")
+            if tensors[name].shape != shape or not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+                raise InputError(f"{name} is {tensors[name].dtype}{list(tensors[name].shape)}, expected {list(shape)}")
+            pair.append(jnp.array(tensors[name], jnp.float32))
+        factors[target.module] = Factors(*pair)
+    if not factors:
+        raise InputError(f"{WEIGHTS} has no factors")
+    chosen = tuple(known[module] for module in modules)
+    return Adapter(factors, config, chosen, about_base(lm, chosen))
+
+
+def adaptable(lm: Pretrained) -> Iterator[Target]:
+    """Yield the matrices of a checkpoint that can be changed: linear maps that are one tensor, without the head's.
+
+    In models with experts these are the matrices of attention: peft takes the names of others for those of experts.
+
+    Raises:
+        InputError: The weights are of 8 bits.
+    """
+    if any(leaf.dtype == np.int8 for leaf in jax.tree.leaves(lm.model)):
+        raise InputError("weights of 8 bits cannot be adapted: use the model that they were made of")
+    table = family_of(lm.settings).table(lm.model.config)
+    mixtures = any(isinstance(part, Experts) for _, part in nnx.iter_modules(lm.model))
+    for tensor in stored_tensors(lm.model, table):
+        path = tensor.paths[0]
+        module = owner(lm.model, path)
+        matrix = isinstance(module, Linear) and path[-1] == "weight" and path[:2] not in HEADS
+        if matrix and not (mixtures and "feed_forward" in path):
+            name = tensor.name.removesuffix(".weight")
+            name = name if lm.model.head is not None else name.removeprefix(table.prefix)
+            yield Target(name, tensor, tensor.layout.groups[0][0] < len(module.inputs))
+
+
+def chosen_targets(lm: Pretrained, config: LoraConfig) -> tuple[Target, ...]:
+    """Return the targets of an adapter. Raises InputError where one matches nothing."""
+    known = list(adaptable(lm))
+    if config.targets == ALL:
+        return tuple(known)
+    for one in [config.targets] if isinstance(config.targets, str) else config.targets:
+        alone = dataclasses.replace(config, targets=one if isinstance(config.targets, str) else (one,))
+        if not any(alone.matches(target.module) for target in known):
+            ends = sorted({target.module.rpartition(".")[2] for target in known})
+            raise InputError(f"the target {schema.shown(one)} matches nothing: there are {listed(ends)}")
+    return tuple(target for target in known if config.matches(target.module))
+
+
+def about_base(lm: Pretrained, targets: tuple[Target, ...]) -> tuple[tuple[str, Any], ...]:
+    """Return the keys of `adapter_config.json` that come from the base model."""
+    architecture = next(iter(lm.settings.get("architectures") or ()), "")
+    task = next((task for end, task in TASKS.items() if architecture.endswith(end)), None)
+    return (
+        ("task_type", task),
+        ("fan_in_fan_out", any(target.inputs_first for target in targets)),
+    )
+
+
+def is_targets(value: Any) -> bool:
+    """Return whether a value is a name, or several."""
+    several = isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) and one for one in value)
+    return several or (isinstance(value, str) and bool(value))
