@@ -40,12 +40,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEADS = {("head", "output"), ("head", "hidden")}  # of the vocabulary and of classes: peft leaves them out, too
 START = "base_model.model."  # of every name in peft's files
 ALL = "all-linear"
-# What peft calls the tasks of classes. Under SEQ_CLS it would expect a trained classifier in the file, too.
+# What peft calls the tasks of classes. Of SEQ_CLS it expects that the classifier is in the file, too.
 TASKS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
     "MTModel": "SEQ_2_SEQ_LM",
+    "ForSequenceClassification": "SEQ_CLS",
 }
 NOT_USED = schema.Field(None, "null or empty: nothing else is supported", lambda value: not value)
 SCHEMA: schema.Schema = {
@@ -57,9 +58,8 @@ SCHEMA: schema.Schema = {
     "use_rslora": schema.flag(False),
     "fan_in_fan_out": schema.flag(False),
     "bias": schema.only("none"),
-    **dict.fromkeys(
-        ("use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices"), NOT_USED
-    ),
+    "modules_to_save": schema.list_of(schema.text(""), None, most=64),
+    **dict.fromkeys(("use_dora", "lora_bias", "target_parameters", "trainable_token_indices"), NOT_USED),
     **dict.fromkeys(("layer_replication", "rank_pattern", "alpha_pattern", "alora_invocation_tokens"), NOT_USED),
 }
 
@@ -75,12 +75,15 @@ class LoraConfig:
             ("self_attn.q_proj"); or one regular expression on whole names. "all-linear": all that can be changed, see
             `adaptable`.
         use_rslora: Whether the scale is alpha / sqrt(rank) (Kalajdzievski 2023).
+        modules_to_save: Modules of the checkpoint that are trained as a whole and saved with the adapter, for example a
+            new "classifier".
     """
 
     rank: int = 8
     alpha: float = 8.0
     targets: str | tuple[str, ...] = ALL
     use_rslora: bool = False
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an impossible rank, and no targets."""
@@ -90,6 +93,8 @@ class LoraConfig:
             raise InputError(f"alpha={self.alpha!r} must be a number")
         if not is_targets(self.targets):
             raise InputError(f"targets={schema.shown(self.targets)} must be names of modules, or {ALL!r}")
+        if self.modules_to_save and (isinstance(self.modules_to_save, str) or not is_targets(self.modules_to_save)):
+            raise InputError(f"modules_to_save={schema.shown(self.modules_to_save)} must be several names of modules")
 
     @property
     def scale(self) -> float:
@@ -145,14 +150,18 @@ class Adapter:
 
     Attributes:
         factors: Factors by the name of the module in the checkpoint.
+        saved: Tensors of `modules_to_save`, by their names in the checkpoint.
         config: The settings.
         targets: The changed matrices.
+        replaced: The tensors in whose place `saved` is.
         about: Keys of `adapter_config.json` that come from the base model, as pairs.
     """
 
     factors: dict[str, Factors]
+    saved: dict[str, jax.Array]
     config: LoraConfig = dataclasses.field(metadata={"static": True})
     targets: tuple[Target, ...] = dataclasses.field(metadata={"static": True})
+    replaced: tuple[StoredTensor, ...] = dataclasses.field(metadata={"static": True})
     about: tuple[tuple[str, Any], ...] = dataclasses.field(metadata={"static": True})
 
 
@@ -175,11 +184,20 @@ def init(lm: Pretrained, config: LoraConfig | None = None, *, key: jax.Array) ->
         bound = inputs**-0.5
         a = jax.random.uniform(one, (config.rank, inputs), jnp.float32, -bound, bound)
         factors[target.module] = Factors(a, jnp.zeros((outputs, config.rank)))
-    return Adapter(factors, config, chosen, about_base(lm, chosen))
+    values, replaced = dict(nnx.to_flat_state(nnx.state(lm.model))), replaced_tensors(lm, config)
+    for module in config.modules_to_save:
+        if not any(f".{module}." in f".{tensor.name}" for tensor in replaced):
+            raise InputError(f"modules_to_save names {schema.shown(module)}, which the model does not have")
+    saved = {
+        name: jnp.array(array)
+        for tensor in replaced
+        for name, array in tensor.write([np.asarray(values[path][...]) for path in tensor.paths]).items()
+    }
+    return Adapter(factors, saved, config, chosen, replaced, about_base(lm, config, chosen))
 
 
 def apply(model: Transformer, adapter: Adapter) -> Transformer:
-    """Return the model with the adapter's changes: W + scale B A in place of each W.
+    """Return the model with the adapter's changes: W + scale B A in place of each W, and modules that it saved.
 
     Args:
         model: The model that the adapter was made for.
@@ -196,6 +214,10 @@ def apply(model: Transformer, adapter: Adapter) -> Transformer:
                 raise InputError(f"the adapter is of another model: this one has no such {'.'.join(map(str, path))}")
             weight = variables[path][...]
             variables[path] = variables[path].replace(weight + part.astype(weight.dtype))
+    for tensor in adapter.replaced:
+        parts = tensor.layout.split(adapter.saved[tensor.name], tensor.shapes)
+        for path, part in zip(tensor.paths, parts, strict=True):
+            variables[path] = variables[path].replace(part.astype(variables[path][...].dtype))
     return nnx.merge(graphdef, nnx.from_flat_state(list(variables.items())))
 
 
@@ -229,9 +251,10 @@ def save(adapter: Adapter, folder: str | Path, *, base: str | Path | None = None
         "target_modules": [target.module for target in adapter.targets] if targets == ALL else targets,
         "use_rslora": config.use_rslora,
         "bias": "none",
+        "modules_to_save": list(config.modules_to_save) or None,
         "inference_mode": True,
     }
-    tensors: Arrays = {}
+    tensors: Arrays = {START + name: np.asarray(array) for name, array in adapter.saved.items()}
     for module, factors in adapter.factors.items():
         name = f"{START}{module}.lora"
         tensors |= {f"{name}_A.weight": np.asarray(factors.A), f"{name}_B.weight": np.asarray(factors.B)}
@@ -259,7 +282,8 @@ def load(folder: str | Path, lm: Pretrained) -> Adapter:
             raise InputError("target_modules must name the modules that are changed")
         names = found["target_modules"]
         names = names if isinstance(names, str) else tuple(names)
-        config = LoraConfig(found["r"], found["lora_alpha"], names, found["use_rslora"])
+        whole = tuple(found["modules_to_save"] or ())
+        config = LoraConfig(found["r"], found["lora_alpha"], names, found["use_rslora"], whole)
     tensors = read_shard(folder / WEIGHTS)
     with schema.located(folder):
         return from_tensors(lm, config, tensors)
@@ -267,27 +291,52 @@ def load(folder: str | Path, lm: Pretrained) -> Adapter:
 
 def from_tensors(lm: Pretrained, config: LoraConfig, tensors: Arrays) -> Adapter:
     """Return the adapter with these tensors of peft's names. Raises InputError where they are not the model's."""
+    replaced = replaced_tensors(lm, config)
+    saved = {tensor.name: take(tensors, START + tensor.name, tensor.shape) for tensor in replaced}
     known = {START + target.module: target for target in adaptable(lm)}
-    modules = sorted({re.sub(r"\.lora_[AB]\.weight$", "", name) for name in tensors})
+    names = tensors.keys() - {START + name for name in saved}
+    modules = sorted({re.sub(r"\.lora_[AB]\.weight$", "", name) for name in names})
     if unknown := [module for module in modules if module not in known]:
         raise InputError(f"the adapter is of another model: this one has no matrix for {listed(unknown)}")
+    if not modules:
+        raise InputError(f"{WEIGHTS} has no factors")
     factors = {}
     for module in modules:
-        target = known[module]
-        outputs, inputs = target.sizes
-        pair = []
-        for part, shape in (("A", (config.rank, inputs)), ("B", (outputs, config.rank))):
-            name = f"{module}.lora_{part}.weight"
-            if name not in tensors:
-                raise InputError(f"missing {name}")
-            if tensors[name].shape != shape or not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-                raise InputError(f"{name} is {tensors[name].dtype}{list(tensors[name].shape)}, expected {list(shape)}")
-            pair.append(jnp.array(tensors[name], jnp.float32))
-        factors[target.module] = Factors(*pair)
-    if not factors:
-        raise InputError(f"{WEIGHTS} has no factors")
+        outputs, inputs = known[module].sizes
+        shapes = {"A": (config.rank, inputs), "B": (outputs, config.rank)}
+        pair = {part: take(tensors, f"{module}.lora_{part}.weight", shape) for part, shape in shapes.items()}
+        factors[known[module].module] = Factors(**pair)
     chosen = tuple(known[module] for module in modules)
-    return Adapter(factors, config, chosen, about_base(lm, chosen))
+    return Adapter(factors, saved, config, chosen, replaced, about_base(lm, config, chosen))
+
+
+def take(tensors: Arrays, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """Return a tensor in float32. Raises InputError where it is missing or another one."""
+    if name not in tensors:
+        raise InputError(f"missing {name}")
+    if tensors[name].shape != shape or not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+        raise InputError(f"{name} is {tensors[name].dtype}{list(tensors[name].shape)}, expected {list(shape)}")
+    return jnp.array(tensors[name], jnp.float32)
+
+
+def replaced_tensors(lm: Pretrained, config: LoraConfig) -> tuple[StoredTensor, ...]:
+    """Return the tensors of `modules_to_save`, named as in the base model's class.
+
+    Files name modules that other models have, too: peft always has "score" beside "classifier".
+
+    Raises:
+        InputError: A module has experts with tensors of their own.
+    """
+    table = family_of(lm.settings).table(lm.model.config)
+    bare = "" if lm.model.head is not None else table.prefix
+    found = []
+    for tensor in stored_tensors(lm.model, table) if config.modules_to_save else ():
+        name = tensor.name.removeprefix(bare)
+        if any(f".{module}." in f".{name}" for module in config.modules_to_save):
+            found.append(dataclasses.replace(tensor, name=name))
+    if any(tensor.experts is not None for tensor in found):
+        raise InputError("modules_to_save names experts, which is not supported")
+    return tuple(found)
 
 
 def adaptable(lm: Pretrained) -> Iterator[Target]:
@@ -325,12 +374,12 @@ def chosen_targets(lm: Pretrained, config: LoraConfig) -> tuple[Target, ...]:
     return tuple(target for target in known if config.matches(target.module))
 
 
-def about_base(lm: Pretrained, targets: tuple[Target, ...]) -> tuple[tuple[str, Any], ...]:
+def about_base(lm: Pretrained, config: LoraConfig, targets: tuple[Target, ...]) -> tuple[tuple[str, Any], ...]:
     """Return the keys of `adapter_config.json` that come from the base model."""
     architecture = next(iter(lm.settings.get("architectures") or ()), "")
     task = next((task for end, task in TASKS.items() if architecture.endswith(end)), None)
     return (
-        ("task_type", task),
+        ("task_type", None if task == "SEQ_CLS" and not config.modules_to_save else task),
         ("fan_in_fan_out", any(target.inputs_first for target in targets)),
     )
 
