@@ -13,13 +13,13 @@ from tqdm import tqdm
 from jaxformer.cli.inputs import Prompts
 from jaxformer.cli.streams import note, print_as_it_comes
 from jaxformer.cli.terminal import search_name
-from jaxformer.errors import InputError, shortened
+from jaxformer.errors import InputError
 from jaxformer.generation import GenerationConfig, generate, stream
+from jaxformer.generation.arrays import padded, until_end
 from jaxformer.pretrained import Pretrained
-from jaxformer.pretrained.tokens import decode
-from jaxformer.pretrained.tokens import encode as encode_texts
+from jaxformer.pretrained.texts import text_of, token_rows
 from jaxformer.tasks import prompts as contexts
-from jaxformer.tasks.prompts import BATCH, padded, pieces, until_end
+from jaxformer.tasks.prompts import BATCH, pieces
 
 ENOUGH = 256
 
@@ -64,17 +64,9 @@ def answer_texts(
 
 def encode(lm: Pretrained, config: GenerationConfig, texts: list[str], *, raw: bool) -> list[list[int]]:
     """Return the token ids of each text, inside the chat template where the model has one."""
-    assert lm.tokenizer is not None, "asked before"
     chats = lm.chat_template is not None and not raw
     written = [lm.chat([{"role": "user", "content": text}]) for text in texts] if chats else texts
-    rows = encode_texts(lm.tokenizer, written, special_tokens=not chats)
-    for text, row in zip(texts, rows, strict=True):
-        if not row and config.bos_token_id is not None and lm.model.encoder is None:
-            row.append(config.bos_token_id)
-        if not row:
-            given = shortened(repr(text), 100)
-            raise InputError(f"the tokenizer makes no tokens of {given}, and the model has no token to begin with")
-    return rows
+    return token_rows(lm.tokenizer, written, config, begins=lm.model.encoder is None, special_tokens=not chats)
 
 
 def fit_row(
@@ -135,5 +127,4 @@ def token_texts(lm: Pretrained, config: GenerationConfig) -> list[str] | None:
 
 def decoded(lm: Pretrained, config: GenerationConfig, ids: np.ndarray) -> str:
     """Return the text of new tokens up to the end, without special tokens."""
-    assert lm.tokenizer is not None, "asked before"
-    return decode(lm.tokenizer, until_end(ids, config).tolist())
+    return text_of(lm.tokenizer, until_end(ids, config))

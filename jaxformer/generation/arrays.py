@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.errors import InputError, shortened
+from jaxformer.generation.config import GenerationConfig
 
 MANY = 2**31 - 1  # more than any vocabulary or sequence has
 
@@ -95,3 +96,19 @@ def round_up(length: int, multiple: int, limit: int | None = None) -> int:
     """Return the next multiple of `multiple` that is no less than `length`, but no more than `limit`."""
     rounded = -(-length // multiple) * multiple
     return rounded if limit is None else min(rounded, limit)
+
+
+def padded(rows: list[np.ndarray], padding: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return token ids as one batch [B, T], the shorter ones padded on one side, and which are real [B, T]."""
+    longest = max(map(len, rows))
+    batch, mask = np.full((len(rows), longest), padding, np.int32), np.zeros((len(rows), longest), bool)
+    for index, row in enumerate(rows):
+        place = slice(longest - len(row), None) if left else slice(len(row))
+        batch[index, place], mask[index, place] = row, True
+    return batch, mask
+
+
+def until_end(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
+    """Return the tokens before the first end token."""
+    ends = np.flatnonzero(np.isin(ids, config.eos_ids))
+    return ids[: ends[0]] if ends.size else ids

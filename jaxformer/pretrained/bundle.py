@@ -13,13 +13,14 @@ from jaxformer.config import LearnedPositions, NonPadPositions, RelativePosition
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
 from jaxformer.generation.api import BESIDE
-from jaxformer.generation.arrays import integer_array, mask_array, token_array
+from jaxformer.generation.arrays import integer_array, mask_array, padded, token_array, until_end
 from jaxformer.generation.compiling import compiled
 from jaxformer.generation.config import DEFAULT_NEW_TOKENS, is_sequence, plain
 from jaxformer.layers import Head, Intermediates
 from jaxformer.model import ModelOutput, Transformer
 from jaxformer.pretrained import tokens
 from jaxformer.pretrained.chat import ChatTemplate, Messages, chat_template
+from jaxformer.pretrained.texts import text_list, text_of, token_rows
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,67 @@ class Pretrained:
         elif allowed_regex is not None:
             raise InputError(f"allowed_regex must be a string or several, not {shortened(repr(allowed_regex), 60)}")
         return generate(self.model, input_ids, self.generation, inputs_mask=attention_mask, **settings)
+
+    def encode(self, texts: str | Sequence[str], *, special_tokens: bool = True) -> dict[str, np.ndarray]:
+        """Return texts as a batch: `lm(**lm.encode(texts))`, `lm.generate(**lm.encode(texts))`.
+
+        Shorter ones are padded on the left for decoders, on the right for encoders.
+
+        Args:
+            texts: One text, or several.
+            special_tokens: Whether the tokenizer adds the tokens that begin and end a text. Texts of `chat` have them.
+
+        Returns:
+            "input_ids", int32 [B, S], and "attention_mask", booleans [B, S], False at padding.
+
+        Raises:
+            InputError: There is no tokenizer, or it cannot encode a text.
+        """
+        given, left = text_list(texts), self.model.encoder is None
+        rows = token_rows(self.tokenizer, given, self.generation, begins=left, special_tokens=special_tokens)
+        ids, mask = padded([np.array(row, np.int32) for row in rows], max(self.generation.padding, 0), left=left)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    @overload
+    def decode(self, ids: Sequence[int]) -> str: ...
+    @overload
+    def decode(self, ids: Any) -> Any: ...
+    def decode(self, ids: Any) -> str | list[str]:
+        """Return the text of token ids [T], or the texts of [B, T], without special tokens.
+
+        Raises:
+            InputError: There is no tokenizer, or it cannot decode the tokens.
+        """
+        array = np.asarray(ids)
+        rows = [text_of(self.tokenizer, row) for row in np.atleast_2d(array)]
+        return rows[0] if array.ndim < 2 else rows
+
+    @overload
+    def complete(self, texts: str, *, special_tokens: bool = True, **settings: Any) -> str: ...
+    @overload
+    def complete(self, texts: Sequence[str], *, special_tokens: bool = True, **settings: Any) -> list[str]: ...
+    def complete(self, texts: Any, *, special_tokens: bool = True, **settings: Any) -> str | list[str]:
+        """Return what the model generates: a decoder continues texts, an encoder-decoder answers or translates them.
+
+        Args:
+            texts: One text, or several.
+            special_tokens: As in `encode`.
+            **settings: Arguments of `generate`.
+
+        Returns:
+            The new text, without the prompt; a list of them where a list was given.
+
+        Raises:
+            InputError: As `encode` and `generate` do, and where several sequences are asked for each text.
+        """
+        if settings.get("num_return_sequences", self.generation.num_return_sequences) != 1:
+            raise InputError("complete returns one text for each: for num_return_sequences call generate")
+        batch = self.encode(texts, special_tokens=special_tokens)
+        found = self.generate(batch["input_ids"], batch["attention_mask"], **settings)
+        start = batch["input_ids"].shape[1] if self.model.encoder is None else 1
+        ends = self.generation.replace(**{k: v for k, v in settings.items() if k == "eos_token_id"})
+        new = [text_of(self.tokenizer, until_end(row, ends)) for row in found.sequences[:, start:]]
+        return new[0] if isinstance(texts, str) else new
 
     @property
     def context(self) -> int | None:

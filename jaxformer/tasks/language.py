@@ -19,13 +19,14 @@ from jaxformer.data import Batch, Process, Tokenizer, load_tokenizer, text_batch
 from jaxformer.data.pipeline import ALONE
 from jaxformer.errors import InputError, listed
 from jaxformer.generation import GenerationConfig, generate, stream
+from jaxformer.generation.arrays import padded, until_end
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained, as_pretrained
 from jaxformer.tasks.corpora import Texts, read_text, read_texts
 from jaxformer.tasks.language_settings import MODELS, LanguageSettings
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.perplexity import Measure, measure
-from jaxformer.tasks.prompts import BATCH, fit_prompt, padded, pieces, room, until_end
+from jaxformer.tasks.prompts import BATCH, fit_prompt, pieces, room
 from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split, Task, first_row, forward
 from jaxformer.training import Loss, cast, replace_text, update_router_biases
 from jaxformer.visualize import Observation

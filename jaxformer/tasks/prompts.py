@@ -1,4 +1,4 @@
-"""Prompts of language models: fitted into a context, padded to batches; and the text of tokens as they come."""
+"""Prompts of language models: fitted into a context; and the text of tokens as they come."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.generation import GenerationConfig
 from jaxformer.generation.automata import HALF
 
 BATCH = 16  # prompts that are continued at once
@@ -38,22 +37,6 @@ def fit_prompt(row: Any, new_tokens: int, context: int | None, *, truncate: bool
             f"{lower}or --truncate to read the end of the prompt"
         )
     return row[len(row) + new_tokens - context :]
-
-
-def padded(rows: list[np.ndarray], padding: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return token ids as one batch [B, T], the shorter ones padded on one side, and which are real [B, T]."""
-    longest = max(map(len, rows))
-    batch, mask = np.full((len(rows), longest), padding, np.int32), np.zeros((len(rows), longest), bool)
-    for index, row in enumerate(rows):
-        place = slice(longest - len(row), None) if left else slice(len(row))
-        batch[index, place], mask[index, place] = row, True
-    return batch, mask
-
-
-def until_end(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
-    """Return the tokens before the first end token."""
-    ends = np.flatnonzero(np.isin(ids, config.eos_ids))
-    return ids[: ends[0]] if ends.size else ids
 
 
 def pieces(decode: Callable[[np.ndarray], str], parts: Iterable[np.ndarray]) -> Iterator[str]:
