@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxformer.errors import InputError
 from jaxformer.layers import LayerCache
 
 BLOCK = 16  # slots that are copied at once
@@ -77,6 +78,12 @@ class Cache:
             ancestors = lax.dynamic_update_slice_in_dim(ancestors, own, self.length, axis=1)
         length = self.length + tokens.shape[1]
         return dataclasses.replace(self, layers=layers, valid=valid, length=length, ancestors=ancestors)
+
+    def check_room(self, tokens: int) -> None:
+        """Raise InputError where so many more tokens do not fit. What is traced is not checked."""
+        end = self.length + tokens
+        if isinstance(end, int) and end > self.capacity:
+            raise InputError(f"{end} tokens do not fit a cache of {self.capacity} slots: make a larger one")
 
     def truncate(self, length: int | jax.Array) -> "Cache":
         """Return the cache with only the first `length` slots in use."""

@@ -319,10 +319,7 @@ class Transformer(nnx.Module):
         if isinstance(cache, RereadingCache):
             output, inner = self._extend(tokens, cache.cache, mask, position_ids, dropout_key, return_intermediates)
             return output, cache.advance(tokens, inner)
-        T = tokens.shape[1]
-        end = cache.length + T
-        if isinstance(end, int) and end > cache.capacity:
-            raise InputError(f"{end} tokens do not fit a cache of {cache.capacity} slots: make a larger one")
+        cache.check_room(tokens.shape[1])
         valid = mark_valid(cache, token_mask("mask", mask, tokens.shape), tokens.shape)
         if position_ids is None:
             position_ids = make_position_ids(self._decoder.config.position_ids_from, tokens, valid, cache.length)

@@ -78,6 +78,7 @@ def step_across(
         cache: The cache.
         switch: Length beyond which frequencies are others.
     """
+    cache.cache.check_room(tokens.shape[1])
     length = jnp.asarray(cache.length + tokens.shape[1], jnp.int32)
     history = lax.dynamic_update_slice_in_dim(cache.tokens, tokens.astype(jnp.int32), cache.length, axis=1)
 

@@ -47,14 +47,14 @@ def prefers_transposed(rows: int, shape: tuple[int, ...], dtype: jnp.dtype) -> b
     """Return whether on CPUs so many rows meet a weight [O, I] of that shape and type faster than its transpose."""
     if not are_numbers(rows, *shape):
         return False
-    floats = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize <= 4
     few, large = 0 < rows <= FEW_ROWS, math.prod(shape) >= SMALL_WEIGHT
-    return floats and few and large and _piece(shape[-1], rows) <= LONGEST_PIECE and rows <= few_rows(dtype)
+    return few and large and _piece(shape[-1], rows) <= LONGEST_PIECE and rows <= few_rows(dtype)
 
 
 def few_rows(dtype: jnp.dtype) -> int:
     """Return up to how many rows a loop over outputs multiplies fastest on this machine: 0 to `FEW_ROWS`."""
-    if jax.default_backend() != "cpu":
+    known = jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16, jnp.float16)
+    if not known or jax.default_backend() != "cpu":
         return 0
     return measured.few_rows(dtype, few_rows_matmul, _times, few_rows_options())
 

@@ -11,9 +11,10 @@ import logging
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 
@@ -31,8 +32,11 @@ VARIABLE = "JAXFORMER_FEW_ROWS"
 WIDTH, OUTPUTS, WEIGHTS = 1024, 2048, 8  # 67 MB in float32: more than the caches of a processor hold
 ROUNDS = 9
 SLOWER = 1.1  # a loop that takes so much longer is not used; where both are alike, noise must not decide
+# What /proc/cpuinfo says of a processor, the latter three on ARM.
+ABOUT = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part")
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 READ: dict[tuple[Path | None, str, str], int] = {}  # what this process has read or measured
+READING = threading.Lock()  # one measurement at a time: two would disturb each other
 
 
 def few_rows(dtype: jnp.dtype, loop: Product, plain: Product, options: dict[str, str] | None) -> int:
@@ -58,21 +62,26 @@ def few_rows(dtype: jnp.dtype, loop: Product, plain: Product, options: dict[str,
 def remembered(dtype: str, measured: Callable[[], int]) -> int:
     """Return what the file has for this processor; measure and write it where it has nothing."""
     path, processor = file(), processor_name()
-    if (path, processor, dtype) in READ:
-        return READ[path, processor, dtype]
-    known = read(path)
-    rows = known.get(processor, {}).get(dtype)
-    if rows is None:
-        rows = measured()
-        known = read(path)  # another process may have measured another type meanwhile
-        write(path, known | {processor: known.get(processor, {}) | {dtype: rows}})
-    READ[path, processor, dtype] = rows
-    return rows
+    with READING:
+        if (path, processor, dtype) in READ:
+            return READ[path, processor, dtype]
+        rows = read(path).get(processor, {}).get(dtype)
+        if rows is None:
+            rows = measured()
+            known = read(path)
+            rows = known.get(processor, {}).get(dtype, rows)  # what another process has written meanwhile is right
+            write(path, known | {processor: known.get(processor, {}) | {dtype: rows}})
+        READ[path, processor, dtype] = rows
+        return rows
 
 
 def measure(dtype: jnp.dtype, loop: Product, plain: Product, options: dict[str, str] | None) -> int:
     """Return for up to how many rows the loop is faster than the plain product, by trying both."""
-    with jax.ensure_compile_time_eval(), jax.disable_jit(False):  # also while something else is traced
+    plainly = (jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False))
+    with ExitStack() as stack:  # also while something else is traced or debugged
+        stack.enter_context(jax.ensure_compile_time_eval())
+        for setting in plainly:
+            stack.enter_context(setting)
         weights = [jnp.full((OUTPUTS, WIDTH), 0.01 * number, dtype) for number in range(WEIGHTS)]
         transposed = [weight.T.copy() for weight in weights]
         for rows in range(1, MOST + 1):
@@ -101,11 +110,9 @@ def processor_name() -> str:
     with suppress(OSError):
         lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()]
         about = {name.strip(): value.strip() for name, _, value in lines}
-        found = (
-            " ".join(about[name] for name in ("model name", "cpu family", "model", "stepping") if name in about)
-            or found
-        )
-    return f"{found}, {os.cpu_count()} cores, jaxlib {jaxlib.__version__}"
+        found = " ".join(about[name] for name in ABOUT if name in about) or found
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{found}, {cores} cores, jaxlib {jaxlib.__version__}"
 
 
 def file() -> Path | None:
@@ -136,8 +143,9 @@ def write(path: Path | None, known: dict[str, dict[str, int]]) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as new:
-            new.write(json.dumps(known, indent=2) + "\n")
-        os.replace(new.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            new = Path(folder, path.name)
+            new.write_text(json.dumps(known, indent=2) + "\n")
+            os.replace(new, path)
     except OSError as error:
         logging.getLogger(__name__).info("%s cannot be written: %s", path, error.strerror)

@@ -1,9 +1,11 @@
 """Weights as decoding wants them, kept by a `Generator` or, for the one-call form, as long as the model lives."""
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxformer.backends.cpu import FEW_ROWS, few_rows
 from jaxformer.generation.arrays import is_traced
@@ -34,7 +36,7 @@ class PreparedWeights:
         flat = Flat(model)
         if is_traced(flat.leaves):  # a compiler would undo the transpositions
             return flat, Flat(model.with_position_ids_from("mask"))
-        few = few_rows(flat.leaves[0].dtype)
+        few = few_rows(weights_dtype(flat.leaves))
         rows = few if rows <= few else FEW_ROWS + 1  # one serves all numbers that are few, one all others
         kept = self.kept.get(rows)
         if kept is not None and kept.structure == flat.structure and all(map(is_the_same, kept.weights, flat.leaves)):
@@ -56,6 +58,12 @@ def model_and_weights(model: Any) -> tuple[Any, PreparedWeights]:
         return model, OF_MODELS.setdefault(model, PreparedWeights())
     except TypeError:  # it cannot be a key, or not be referred to weakly
         return model, PreparedWeights()
+
+
+def weights_dtype(leaves: Sequence[Any]) -> jnp.dtype:
+    """Return the type of the first weights that are numbers with a point; float32 where there are none."""
+    types = (leaf.dtype for leaf in leaves if isinstance(leaf, jax.Array))
+    return next((dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)), jnp.dtype(jnp.float32))
 
 
 def is_the_same(kept: "weakref.ref[jax.Array]", weight: jax.Array) -> bool:

@@ -155,6 +155,8 @@ def roberta_config(hf: dict[str, Any]) -> TransformerConfig:
     hf = read_settings(hf, ROBERTA)
     head_width(hf, "hidden_size", "num_attention_heads")
     pad = hf["pad_token_id"]
+    if pad >= hf["vocab_size"]:
+        raise InputError(f"pad_token_id={pad} must be below vocab_size={hf['vocab_size']}")
     if hf["max_position_embeddings"] <= pad + 1:
         raise InputError(
             f"max_position_embeddings={hf['max_position_embeddings']} leaves no position behind pad_token_id={pad}"

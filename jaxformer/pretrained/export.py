@@ -13,6 +13,7 @@ from jaxformer.config import (
     ClassifierConfig,
     FeedForwardConfig,
     LatentAttentionConfig,
+    LearnedPositions,
     MoEConfig,
     NonPadPositions,
     Rope,
@@ -21,16 +22,17 @@ from jaxformer.config import (
     TransformerConfig,
     head_width,
 )
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shortened
 from jaxformer.generation import GenerationConfig
 from jaxformer.model import Transformer
 from jaxformer.ops import sinusoidal_positions
 from jaxformer.pretrained.bundle import Pretrained
 from jaxformer.pretrained.families import FAMILIES
 from jaxformer.pretrained.files import Arrays
-from jaxformer.pretrained.inverse import Settings, settings_of
+from jaxformer.pretrained.inverse import Settings, score_scale, settings_of
 from jaxformer.pretrained.stored import as_stored
 from jaxformer.pretrained.weights import tensors_of
+from jaxformer.schema import check_range, is_integer
 
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 # Classes of transformers that are not named for their family and task.
@@ -62,9 +64,15 @@ def as_pretrained(
     Raises:
         InputError: The model has not the shape of the family, or of none.
     """
-    if family is not None and family not in FAMILIES:
-        raise InputError(f"family={family!r} is not known: give one of {', '.join(FAMILIES)}")
+    if family is not None and not (isinstance(family, str) and family in FAMILIES):
+        raise InputError(f"family={shown(family)} is not known: give one of {', '.join(FAMILIES)}")
+    if not is_integer(longest):
+        raise InputError(f"longest={shown(longest)} must be a whole number")
+    check_range("longest", longest, 1)
     generation = generation or GenerationConfig()
+    vocabulary, pad = model.config.main.embedding.vocab_size, generation.pad_token_id
+    if pad is not None and pad >= vocabulary:
+        raise InputError(f"pad_token_id={pad} is outside the vocabulary of {vocabulary} tokens")
     for name in FAMILIES if family is None else [family]:
         settings = family_settings(model.config, name, generation, longest)
         problem = misfit(model, name, settings)
@@ -81,6 +89,8 @@ def family_settings(config: TransformerConfig, name: str, generation: Generation
     family = FAMILIES[name]
     tokens = {key: getattr(generation, key) for key in TOKENS}
     tokens["eos_token_id"] = list(eos) if isinstance(eos := tokens["eos_token_id"], tuple) else eos
+    if generation.decoder_start_token_id is None:
+        del tokens["decoder_start_token_id"]  # Marian's class refuses null
     architecture = f"{family.classes}{task_of(config)}"
     about = {"model_type": name, "architectures": [CLASSES.get(architecture, architecture)]}
     return about | tokens | settings_of(config, family.schema, longest)
@@ -113,14 +123,26 @@ def misfit(model: Transformer, name: str, settings: Settings) -> str | None:
     family, config = FAMILIES[name], explicit(model.config)
     try:
         found = family.config(settings)
+        problem = difference(config, explicit(found))
+        # These follow from the weights that a file holds, not from its config.json.
+        if problem and problem.split(" is ")[0].endswith(("tied", "share_embeddings", "positions")):
+            found = as_stored(found, tensors_of(model, family.table(model.config)), family.table)
+            problem = difference(config, explicit(found))
     except InputError as error:
         return str(error)
-    problem = difference(config, explicit(found))
-    # These follow from the weights that a file holds, not from its config.json.
-    if problem and problem.split(" is ")[0].endswith(("tied", "share_embeddings", "positions")):
-        found = as_stored(found, tensors_of(model, family.table(model.config)), family.table)
-        problem = difference(config, explicit(found))
-    return problem
+    return problem or unlike_lengths(config, settings)
+
+
+def unlike_lengths(config: TransformerConfig, settings: Settings) -> str | None:
+    """Return the stack of an encoder-decoder whose table of positions has not the one length of the settings."""
+    for name, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+        if config.encoder is None or config.decoder is None or stack is None:
+            continue
+        if isinstance(stack.positions, LearnedPositions) and "max_position_embeddings" in settings:
+            length, only = stack.positions.length, settings["max_position_embeddings"]
+            if length != only:
+                return f"{name}.positions.length is {length}, not {only}"
+    return None
 
 
 def difference(ours: Any, theirs: Any, where: str = "") -> str | None:
@@ -141,7 +163,7 @@ def shown(value: Any) -> str:
     """Return a value in a few characters: configurations by the names of their classes, many by their number."""
     if isinstance(value, tuple):
         return f"{len(value)} of them"
-    return type(value).__name__ if is_dataclass(value) else repr(value)
+    return type(value).__name__ if is_dataclass(value) else shortened(repr(value), 60)
 
 
 def explicit(config: TransformerConfig) -> TransformerConfig:
@@ -161,8 +183,10 @@ def explicit_stack(stack: StackConfig, dim: int) -> StackConfig:
 
     def network(layer: FeedForwardConfig | MoEConfig) -> FeedForwardConfig | MoEConfig:
         if isinstance(layer, MoEConfig):
-            shared = layer.shared and replace(layer.shared, dropout=0.0)
-            return replace(layer, expert=replace(layer.expert, dropout=0.0), shared=shared)
+            return replace(layer, expert=plain(layer.expert), shared=layer.shared and plain(layer.shared))
+        return plain(layer)
+
+    def plain(layer: FeedForwardConfig) -> FeedForwardConfig:
         return replace(layer, d_ff=layer.d_ff or 4 * dim, dropout=0.0)
 
     def block(layer: BlockConfig) -> BlockConfig:
@@ -190,14 +214,14 @@ def explicit_attention(layer: AnyAttentionConfig, dim: int) -> AnyAttentionConfi
 
     if isinstance(layer, LatentAttentionConfig):
         width = layer.qk_nope_head_dim + layer.qk_rope_head_dim
-        v_head_dim, scale = layer.v_head_dim or layer.qk_nope_head_dim, layer.scale or width**-0.5
+        v_head_dim, scale = layer.v_head_dim or layer.qk_nope_head_dim, score_scale(layer, width)
         return replace(layer, v_head_dim=v_head_dim, scale=scale, rope=rope(layer.qk_rope_head_dim), dropout=0.0)
     width = head_width(layer, dim)
     return replace(
         layer,
         kv_heads=layer.kv_heads or layer.heads,
         head_dim=width,
-        scale=layer.scale or width**-0.5,
+        scale=score_scale(layer, width),
         output_bias=layer.bias if layer.output_bias is None else layer.output_bias,
         normed=layer.normed if layer.query_key_norm else "each head",
         rope=rope(width),

@@ -102,6 +102,7 @@ def gemma3_config(hf: dict[str, Any]) -> TransformerConfig:
 
     def rope_of(slides: bool) -> Rope:
         parameters, instead = own[slides]
+        parameters = parameters | {"truncate": True}  # which transformers does not look for inside a type of layers
         return rope(hf | instead, width, parameters=parameters, theta=1e6)
 
     norm = RMSNormConfig(hf["rms_norm_eps"], offset=True)

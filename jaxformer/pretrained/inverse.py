@@ -32,7 +32,7 @@ from jaxformer.config import (
 )
 from jaxformer.ops import Activation
 from jaxformer.pretrained.settings import ACTIVATIONS
-from jaxformer.schema import Schema
+from jaxformer.schema import Field, Schema
 
 Settings = dict[str, Any]
 
@@ -182,7 +182,7 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     **names_of("head_dim", "d_kv", value=lambda shape: shape.head_width),
     **names_of("attention_bias", "enable_bias", value=of_attention("bias")),
     "attn_logit_softcapping": of_attention("softcap"),
-    "query_pre_attn_scalar": lambda shape: inverse_square(shape.attention.scale),
+    "query_pre_attn_scalar": lambda shape: inverse_square(score_scale(shape.attention, shape.head_width or 1)),
     "scale_attn_weights": lambda shape: shape.attention.scale != 1.0,
     "scale_attn_by_inverse_layer_idx": lambda shape: len({layer.scale for layer in shape.attentions}) > 1,
     "sliding_window": lambda shape: shape.window,
@@ -208,10 +208,10 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "is_gated_act": lambda shape: shape.network.gated,
     "mlp_bias": lambda shape: ((shape.mixture and shape.mixture.shared) or shape.network).bias,
     "swiglu_limit": lambda shape: shape.network.limit,
-    "moe_intermediate_size": lambda shape: shape.mixture and shape.mixture.expert.d_ff,
+    "moe_intermediate_size": lambda shape: shape.mixture and (shape.mixture.expert.d_ff or 4 * shape.config.dim),
     **names_of("num_local_experts", "n_routed_experts", value=lambda shape: shape.mixture and shape.mixture.experts),
     "num_experts_per_tok": lambda shape: shape.mixture.top_k if shape.mixture else 1,
-    "n_shared_experts": lambda shape: shape.mixture and shared_experts(shape.mixture),
+    "n_shared_experts": lambda shape: shape.mixture and shared_experts(shape.mixture, 4 * shape.config.dim),
     "mlp_only_layers": lambda shape: shape.plain_blocks,
     "first_k_dense_replace": lambda shape: len(shape.plain_blocks),
     "scoring_func": lambda shape: shape.mixture and ("softmax" if is_softmax(shape.mixture) else "sigmoid"),
@@ -263,16 +263,20 @@ def settings_of(config: TransformerConfig, schema: Schema, longest: int) -> Sett
     """
     shape = Shape(config, longest)
     values = {key: KEYS[key](shape) for key in schema if key in KEYS}
-    settings = {
-        key: value
-        for key, value in values.items()
-        if schema[key].accepts(value) and (value, schema[key].default) != (None, None)
-    }
+    settings: Settings = {}
+    for key, value in values.items():
+        if schema[key].accepts(value) and (value, schema[key].default) != (None, None):
+            settings[key] = converted(schema[key], value) if key != "query_pre_attn_scalar" else value
     if "rope_local_base_freq" in schema and shape.rope:  # Gemma 3 has a kind of positions for each type of layer
         local = next((layer.rope for layer in shape.attentions if getattr(layer, "window", None)), None)
         kinds = {"full_attention": shape.rope, "sliding_attention": local or shape.rope}
         settings["rope_parameters"] = {name: rope_parameters(shape, rope) for name, rope in kinds.items()}
     return settings
+
+
+def converted(field: Field, value: Any) -> Any:
+    """Return a value in the type that files have: transformers refuses 3 where it expects 3.0."""
+    return value if field.convert is None or value is None else field.convert(value)
 
 
 def rope_parameters(shape: Shape, rope: Rope) -> Settings:
@@ -301,23 +305,32 @@ def rope_parameters(shape: Shape, rope: Rope) -> Settings:
 
 def growth(attention: AnyAttentionConfig, factor: float) -> Settings:
     """Return how much DeepSeek raises scores for a text `factor` times as long: the inverse of what it reads."""
-    if not isinstance(attention, LatentAttentionConfig) or attention.scale is None or factor <= 1:
+    if not isinstance(attention, LatentAttentionConfig) or factor <= 1 or not 0 < (attention.scale or 0) < math.inf:
         return {}
-    raised = math.sqrt(attention.scale * math.sqrt(attention.qk_nope_head_dim + attention.qk_rope_head_dim))
+    raised = math.sqrt((attention.scale or 1) * math.sqrt(attention.qk_nope_head_dim + attention.qk_rope_head_dim))
     return {"mscale_all_dim": max(0.0, round((raised - 1) / (0.1 * math.log(factor)), 9))}
 
 
 def rotated_share(shape: Shape, rope: Rope) -> float:
     """Return which share of a head is rotated."""
-    return 1.0 if rope.width is None or shape.head_width is None else rope.width / shape.head_width
+    if rope.width is None or shape.head_width is None:
+        return 1.0
+    share = rope.width / shape.head_width
+    # What is read is rounded down: a share that falls short by rounding would lose a dimension.
+    return share if int(share * shape.head_width) == rope.width else math.nextafter(share, 1.0)
 
 
-def inverse_square(scale: float | None) -> float | None:
-    """Return the number whose inverse root is the scale of scores, a whole one where that is exact."""
-    if not scale:
+def score_scale(attention: AnyAttentionConfig, width: int) -> float:
+    """Return the factor on the scores of heads of a width."""
+    return width**-0.5 if attention.scale is None else attention.scale
+
+
+def inverse_square(scale: float) -> int | None:
+    """Return the whole number whose inverse root is the scale of scores, None if there is none."""
+    if not 1e-9 < scale < 1e9:
         return None
     whole = round(scale**-2)
-    return whole if whole > 0 and whole**-0.5 == scale else scale**-2
+    return whole if whole > 0 and math.isclose(whole**-0.5, scale, rel_tol=1e-12) else None
 
 
 def activation_name(activation: Activation) -> str | None:
@@ -337,8 +350,8 @@ def selection_method(mixture: MoEConfig) -> str:
     return "greedy" if mixture.router.groups == 1 else "group_limited_greedy"
 
 
-def shared_experts(mixture: MoEConfig) -> int | None:
-    """Return how many experts the shared network is as wide as."""
-    if mixture.shared is None or mixture.shared.d_ff is None or not mixture.expert.d_ff:
+def shared_experts(mixture: MoEConfig, usual: int) -> int | None:
+    """Return how many experts the shared network is as wide as; `usual` is the width where none is given."""
+    if mixture.shared is None:
         return None
-    return mixture.shared.d_ff // mixture.expert.d_ff
+    return (mixture.shared.d_ff or usual) // (mixture.expert.d_ff or usual)

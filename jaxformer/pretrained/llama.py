@@ -127,6 +127,7 @@ UNUSED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # old files hol
 def llama_config(hf: dict[str, Any]) -> TransformerConfig:
     """Return our configuration of a Llama `config.json`."""
     hf = read_settings(hf, LLAMA)
+    head_width(hf, "hidden_size", "num_attention_heads")  # asked by transformers, even where head_dim is given
     attention = attention_config(hf, bias=hf["attention_bias"], output_bias=hf["attention_bias"])
     return decoder_config(hf, lambda _: attention)
 
@@ -205,6 +206,12 @@ def phi3_config(hf: dict[str, Any]) -> TransformerConfig:
     hf = read_settings(hf, PHI3)
     if rope_kind(hf) not in ("default", "longrope"):
         raise InputError(f"rope_type={rope_kind(hf)!r} is not supported in Phi-3: known are default, longrope")
+    if rope_kind(hf) == "longrope" and hf["head_dim"] is not None:
+        width = head_width(hf, "hidden_size", "num_attention_heads")
+        if hf["head_dim"] != width:
+            raise InputError(
+                f"head_dim={hf['head_dim']} must be {width} with rope_type='longrope', as for transformers"
+            )
     attention = attention_config(hf, window=hf["sliding_window"], partial=True)
     return decoder_config(hf, lambda _: attention, dropout=hf["resid_pdrop"])
 

@@ -13,6 +13,7 @@ from jaxformer.config import (
     StackConfig,
     TransformerConfig,
 )
+from jaxformer.errors import InputError
 from jaxformer.pretrained.settings import ACTIVATIONS, activation_name, read_settings
 from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import (
@@ -134,7 +135,14 @@ def configuration(hf: dict[str, Any], head_scale: float) -> TransformerConfig:
         )
 
     encoder, width = stack(None, hf["num_layers"]), hf["d_model"]
-    if next(iter(hf["architectures"] or ()), "").endswith("EncoderModel"):
+    alone = next(iter(hf["architectures"] or ()), "").endswith("EncoderModel")
+    buckets, farthest = hf["relative_attention_num_buckets"], hf["relative_attention_max_distance"]
+    if farthest <= buckets // (4 if alone else 2):  # as transformers, which would divide by the logarithm of one
+        raise InputError(
+            f"relative_attention_max_distance={farthest} must exceed the distances that have one of the "
+            f"relative_attention_num_buckets={buckets} each"
+        )
+    if alone:
         return TransformerConfig(width, encoder=encoder, head=None)
     decoder = stack(attention, hf["num_decoder_layers"] or hf["num_layers"])
     head = HeadConfig(scale=head_scale)

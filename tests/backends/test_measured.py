@@ -45,6 +45,23 @@ def test_a_machine_measures_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(json.loads(path.read_text())) == 2
 
 
+def test_what_another_process_measured_meanwhile_is_right(cache: Path) -> None:
+    def measured_by_both() -> int:
+        cache.mkdir(exist_ok=True)
+        (cache / "few_rows.json").write_text(json.dumps({measured.processor_name(): {"float32": 1}}))
+        return 4
+
+    assert measured.remembered("float32", measured_by_both) == 1
+    assert measured.remembered("float32", lambda: 2) == 1
+    assert [path.name for path in cache.iterdir()] == ["few_rows.json"]
+
+
+def test_a_folder_in_the_place_of_the_file_leaves_nothing_behind(cache: Path) -> None:
+    (cache / "few_rows.json").mkdir(parents=True)
+    assert measured.remembered("float32", lambda: 3) == 3
+    assert [path.name for path in cache.iterdir()] == ["few_rows.json"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"PROCESSOR": 4}', '{"PROCESSOR": {"float32": 9}}'])
 def test_a_damaged_file_is_measured_again(cache: Path, text: str) -> None:
     cache.mkdir()
@@ -78,5 +95,19 @@ def test_the_faster_kernel_is_found_also_while_something_is_traced(monkeypatch: 
         found.append(measured.measure(F32, lambda x, w: slow(x[0], w)[None], quick, None))
         return x
 
-    traced(jnp.ones(3))
+    with jax.debug_nans(True):
+        traced(jnp.ones(3))
     assert found == [measured.MOST, 0]
+
+
+def test_the_kernels_themselves_are_measured_where_nans_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "WIDTH", 256)
+    monkeypatch.setattr(measured, "OUTPUTS", 128)
+    with jax.debug_nans(True):
+        assert 0 <= measured.measure(F32, cpu.few_rows_matmul, cpu._times, None) <= measured.MOST
+
+
+def test_types_without_a_kernel_are_not_measured(cache: Path) -> None:
+    for dtype in (jnp.float8_e5m2, jnp.int8, jnp.float64, bool):
+        assert cpu.few_rows(jnp.dtype(dtype)) == 0
+    assert not cache.exists()

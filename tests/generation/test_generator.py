@@ -12,7 +12,7 @@ from flax import nnx
 from jaxformer import Generator, Transformer, decoder_only, generate
 from jaxformer.backends.cpu import FEW_ROWS
 from jaxformer.generation.compiling import Flat
-from jaxformer.generation.prepared import OF_MODELS, model_and_weights
+from jaxformer.generation.prepared import OF_MODELS, model_and_weights, weights_dtype
 
 
 def make_model(seed: int = 0) -> Transformer:
@@ -107,3 +107,9 @@ def test_a_model_of_8_bits_needs_nothing(rows: int) -> None:
     model = make_model().quantize()
     for one, other in zip(*[flat.leaves for flat in laid_out(model, rows)], strict=True):
         assert one is other, jnp.shape(one)
+
+
+def test_the_first_leaf_of_a_model_may_be_anything() -> None:
+    for leaf in (3.0, jax.random.key(0), jnp.arange(3), jnp.ones(2, jnp.float8_e5m2)):
+        assert weights_dtype([leaf, jnp.ones(2, jnp.bfloat16)]) in (jnp.bfloat16, jnp.float8_e5m2)
+    assert weights_dtype([]) == weights_dtype([3.0, jax.random.key(0)]) == jnp.float32

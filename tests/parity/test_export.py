@@ -13,7 +13,15 @@ from hf_models import EAGER
 from hf_pairs import SAVERS, assert_close, make_batch, open_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jaxformer import InputError, Transformer, as_pretrained, decoder_only, from_pretrained, save_pretrained
+from jaxformer import (
+    GenerationConfig,
+    InputError,
+    Transformer,
+    as_pretrained,
+    decoder_only,
+    from_pretrained,
+    save_pretrained,
+)
 from jaxformer.config import AttentionConfig, TransformerConfig
 from jaxformer.data import train_tokenizer
 from jaxformer.layers import TransposedLinear, replace_linear
@@ -109,3 +117,80 @@ def test_weights_laid_out_for_decoding_are_not_written(tmp_path: Path) -> None:
     prepared = dataclasses.replace(lm, model=transposed)
     with pytest.raises(InputError, match="laid out for decoding are not written"):
         save_pretrained(prepared, tmp_path)
+
+
+def with_first(config: TransformerConfig, **attention: Any) -> TransformerConfig:
+    """A model with other fields in the attention of all blocks."""
+    blocks = tuple(
+        dataclasses.replace(block, attention=dataclasses.replace(block.attention, **attention))
+        for block in config.decoder.blocks
+    )
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, blocks=blocks))
+
+
+def of_family(name: str, folder: Path) -> TransformerConfig:
+    """Our configuration of a tiny model of a family."""
+    SAVERS[name](folder)
+    return from_pretrained(folder).model.config
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llama", {"scale": 0.0}, r"attention\.scale is 0\.0, not 0\."),
+        ("gemma2", {"scale": 0.3}, r"attention\.scale is 0\.3, not 0\.0625"),
+        ("gemma2", {"scale": float("nan")}, "scale is nan"),
+        ("gemma2", {"scale": 1e-170}, "scale is 1e-170"),
+        ("llama", {"heads": 5, "kv_heads": 5, "head_dim": 8}, "num_attention_heads=5 does not divide hidden_size=24"),
+    ],
+)
+def test_what_transformers_would_compute_otherwise_is_refused(
+    name: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = Transformer(with_first(of_family(name, tmp_path), **change), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=message):
+        as_pretrained(model, family=name)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "marian", "mixtral", "deepseek-v3-unusual", "gpt-neox"])
+def test_settings_of_another_type_or_left_to_defaults_are_written_as_transformers_wants_them(
+    name: str, tmp_path: Path
+) -> None:
+    config = of_family(name, tmp_path / "given")
+    if name == "gemma2":
+        config = with_first(config, scale=None, softcap=50, head_dim=16)
+        config = dataclasses.replace(config, head=dataclasses.replace(config.head, softcap=30))
+    if name == "mixtral":
+        expert = dataclasses.replace(config.decoder.blocks[0].feed_forward.expert, d_ff=None)
+        blocks = tuple(
+            dataclasses.replace(block, feed_forward=dataclasses.replace(block.feed_forward, expert=expert))
+            for block in config.decoder.blocks
+        )
+        config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, blocks=blocks))
+    if name == "gpt-neox":  # of 44 dimensions 30: the share is rounded
+        rope = dataclasses.replace(config.decoder.blocks[0].attention.rope, width=30)
+        config = with_first(dataclasses.replace(config, dim=132), heads=3, rope=rope)
+    model = Transformer(config, rngs=nnx.Rngs(0))
+    lm = as_pretrained(model, family=name.removesuffix("-unusual").replace("-", "_"))
+    save_pretrained(lm, tmp_path / "written")
+    opener = getattr(transformers, lm.settings["architectures"][0])
+    theirs = opener.from_pretrained(tmp_path / "written", **EAGER).eval()
+    batch = {"input_ids": torch.arange(3, 17).reshape(2, 7)}
+    more = {"decoder_input_ids": torch.arange(3, 11).reshape(2, 4)} if config.encoder else {}
+    with torch.no_grad():
+        expected = theirs(**batch, **more).logits
+    assert_close(lm(**{key: value.numpy() for key, value in (batch | more).items()}).logits, expected)
+
+
+def test_arguments_that_cannot_be_are_refused() -> None:
+    model = Transformer(SHAPES["llama"], rngs=nnx.Rngs(0))
+    for settings, message in (
+        ({"family": ["llama"]}, r"family=\['llama'\] is not known"),
+        ({"family": "x" * 5000}, "is not known"),
+        ({"longest": 2.5}, "longest=2.5 must be a whole number"),
+        ({"longest": 0}, "longest must be at least 1"),
+        ({"generation": GenerationConfig(pad_token_id=40)}, "pad_token_id=40 is outside the vocabulary of 40 tokens"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            as_pretrained(model, **settings)
+        assert len(str(error.value)) <= 400
