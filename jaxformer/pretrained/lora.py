@@ -95,6 +95,14 @@ class LoraConfig:
             raise InputError(f"targets={schema.shown(self.targets)} must be names of modules, or {ALL!r}")
         if self.modules_to_save and (isinstance(self.modules_to_save, str) or not is_targets(self.modules_to_save)):
             raise InputError(f"modules_to_save={schema.shown(self.modules_to_save)} must be several names of modules")
+        if isinstance(self.targets, str):
+            try:
+                re.compile(self.targets)
+            except re.error as error:
+                raise InputError(f"targets={schema.shown(self.targets)} is no regular expression: {error}") from None
+        for name in ("targets", "modules_to_save"):  # hashable, as settings of compiled programs are
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if isinstance(value, str) else tuple(value))
 
     @property
     def scale(self) -> float:

@@ -225,7 +225,13 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_targets_that_match_nothing_are_refused_with_those_that_exist() -> None:
     with pytest.raises(InputError, match=r'target "q_proj" matches nothing: there are c_attn, c_fc, c_proj'):
         lora.init(GPT, lora.LoraConfig(targets=("c_attn", "q_proj")), key=jax.random.key(0))
-    for settings, message in (({"rank": 0}, "rank=0"), ({"alpha": "2"}, "alpha='2'"), ({"targets": ()}, "targets=")):
+    assert lora.LoraConfig(targets=["c_attn"]) == lora.LoraConfig(targets=("c_attn",))  # pyrefly: ignore
+    for settings, message in (
+        ({"targets": "(c_attn"}, "no regular expression"),
+        ({"rank": 0}, "rank=0"),
+        ({"alpha": "2"}, "alpha='2'"),
+        ({"targets": ()}, "targets="),
+    ):
         with pytest.raises(InputError, match=message):
             lora.LoraConfig(**settings)
     config = lora.LoraConfig(modules_to_save=("classifier",))
