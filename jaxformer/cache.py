@@ -80,7 +80,7 @@ class Cache:
         return dataclasses.replace(self, layers=layers, valid=valid, length=length, ancestors=ancestors)
 
     def check_room(self, tokens: int) -> None:
-        """Raise InputError where so many more tokens do not fit. What is traced is not checked."""
+        """Raise InputError if that many more tokens do not fit; traced lengths are not checked."""
         end = self.length + tokens
         if isinstance(end, int) and end > self.capacity:
             raise InputError(f"{end} tokens do not fit a cache of {self.capacity} slots: make a larger one")

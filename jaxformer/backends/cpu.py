@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxformer.backends import measured
 from jaxformer.backends.default import append, are_numbers
 
-FEW_ROWS = measured.MOST  # up to so many rows meet a weight [O, I] 1.2 to 3 times as fast as its transpose
+FEW_ROWS = measured.MOST  # most rows for which a weight [O, I] can be 1.2 to 3 times as fast as its transpose
 SMALL_WEIGHT = 2**14  # numbers; less is not worth it
 LONGEST_PIECE = 4095  # XLA fuses vectors of less than 16 KiB
 # XLA gives matrix products on CPUs to YNNPACK, whose kernels for a few rows, beams or a small batch, can take 1.8 times

@@ -1,4 +1,4 @@
-"""Which kernel multiplies few rows faster on this machine's processor: measured once, and remembered in a file.
+"""Measure which kernel multiplies few rows faster on this processor, once, and keep the answer in a file.
 
 The loop over outputs of `backends.cpu` reaches 87 % of the memory's speed on an AMD processor with AVX2, and 52 % on an
 Intel one with AVX512, where XLA's own products are faster. Kernels round differently, so the choice is remembered: the
@@ -35,7 +35,7 @@ SLOWER = 1.1  # a loop that takes so much longer is not used; where both are ali
 # What /proc/cpuinfo says of a processor, the latter three on ARM.
 ABOUT = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part")
 Product = Callable[[jax.Array, jax.Array], jax.Array]
-READ: dict[tuple[Path | None, str, str], int] = {}  # what this process has read or measured
+READ: dict[tuple[Path | None, str, str], int] = {}  # answers that this process has read or measured
 READING = threading.Lock()  # one measurement at a time: two would disturb each other
 
 
@@ -69,7 +69,7 @@ def remembered(dtype: str, measured: Callable[[], int]) -> int:
         if rows is None:
             rows = measured()
             known = read(path)
-            rows = known.get(processor, {}).get(dtype, rows)  # what another process has written meanwhile is right
+            rows = known.get(processor, {}).get(dtype, rows)  # keep the answer that another process has written
             write(path, known | {processor: known.get(processor, {}) | {dtype: rows}})
         READ[path, processor, dtype] = rows
         return rows

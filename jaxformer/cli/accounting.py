@@ -47,7 +47,7 @@ class Costs:
     """FLOPs of a forward and a training step; bytes of the weights and of the cache.
 
     Attributes:
-        active_parameters: Without those of the experts that a token does not go through.
+        active_parameters: Number of parameters that a token uses: all but those of experts that are not chosen for it.
         cache_token: For one more token of one sequence.
         cache, cross: Keys and values of all tokens and of the source, for the whole batch.
         otherwise: What `cache_token` would be if latent attention kept other things.
