@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxformer.errors import InputError
 from jaxformer.ops import sinusoidal_positions
-from jaxformer.pretrained import from_pretrained, save_pretrained
+from jaxformer.pretrained import FAMILIES, from_pretrained, save_pretrained
 
 BATCH = {"input_ids": np.array([[5, 9, 7, 30, 2, 11]]), "decoder_input_ids": np.array([[5, 8, 20, 3]])}
 SEQ2SEQ = ["bart", "mbart", "pegasus", "marian"]
@@ -150,3 +150,38 @@ def test_more_layers_than_there_are_tensors_are_refused(tmp_path: Path, name: st
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: layers}))
     with pytest.raises(InputError, match=rf"{key}|describes {layers}|layers, but the weights have only"):
         from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        (
+            "t5",
+            {"relative_attention_num_buckets": 7, "relative_attention_max_distance": 3},
+            "max_distance=3 must exceed",
+        ),
+        ("roberta", {"pad_token_id": 60, "vocab_size": 53}, "pad_token_id=60 must be below vocab_size=53"),
+        (
+            "llama",
+            {"hidden_size": 14, "num_attention_heads": 6, "head_dim": 4},
+            "num_attention_heads=6 does not divide",
+        ),
+        (
+            "phi3",
+            {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
+            | {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}},
+            "head_dim=8 must be 4 with rope_type='longrope'",
+        ),
+    ],
+)
+def test_settings_that_transformers_cannot_open_are_refused(family: str, settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FAMILIES[family].config(settings)
+
+
+def test_gemma3_ignores_a_ramp_that_transformers_does_not_read() -> None:
+    """It looks for "truncate" beside the types of layers, where files have none."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "truncate": False}
+    config = FAMILIES["gemma3_text"].config({"rope_parameters": {"full_attention": yarn}, "num_hidden_layers": 6})
+    scalings = [block.attention.rope.scaling for block in config.decoder.blocks]
+    assert [scaling.truncate for scaling in scalings if scaling] == [True]
