@@ -96,7 +96,10 @@ def gemma3_config(hf: dict[str, Any]) -> TransformerConfig:
     if unknown := sorted(given.keys() - {"full_attention", "sliding_attention"}):
         raise InputError(f"rope_parameters has {unknown[0]!r}: it must say it of full_attention or sliding_attention")
     # In old files rope_scaling is for the full layers alone.
-    full = checked_parameters((given.get("full_attention") or {}) | (hf["rope_scaling"] or {}), "rope_parameters")
+    everywhere = given.get("full_attention") or {}
+    if isinstance(everywhere, dict):
+        everywhere = everywhere | (hf["rope_scaling"] or {})
+    full = checked_parameters(everywhere, "rope_parameters")
     near = checked_parameters(given.get("sliding_attention") or {}, "rope_parameters")
     own = {False: (full, {}), True: (near, {"rope_theta": hf["rope_local_base_freq"]})}
 

@@ -160,6 +160,7 @@ def test_more_layers_than_there_are_tensors_are_refused(tmp_path: Path, name: st
             {"relative_attention_num_buckets": 7, "relative_attention_max_distance": 3},
             "max_distance=3 must exceed",
         ),
+        ("gemma3_text", {"rope_parameters": {"full_attention": -0.5}}, "rope_parameters: must be an object"),
         ("roberta", {"pad_token_id": 60, "vocab_size": 53}, "pad_token_id=60 must be below vocab_size=53"),
         (
             "llama",
