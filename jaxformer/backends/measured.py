@@ -29,9 +29,9 @@ from jaxformer.machine import cache_folder
 
 MOST = 4  # rows; the loop has never been faster for more
 VARIABLE = "JAXFORMER_FEW_ROWS"
-WIDTH, OUTPUTS, WEIGHTS = 1024, 2048, 8  # 67 MB in float32: more than the caches of a processor hold
+WIDTH, LAYERS = 512, 12  # of feed-forward layers, 4 * WIDTH inside: 100 MB in float32, more than most caches hold
 ROUNDS = 9
-SLOWER = 1.1  # a loop that takes so much longer is not used; where both are alike, noise must not decide
+SLOWER = 1.05  # a loop that takes so much longer is not used; where both are alike, noise must not decide
 # What /proc/cpuinfo says of a processor, the latter three on ARM.
 ABOUT = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part")
 Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -76,18 +76,24 @@ def remembered(dtype: str, measured: Callable[[], int]) -> int:
 
 
 def measure(dtype: jnp.dtype, loop: Product, plain: Product, options: dict[str, str] | None) -> int:
-    """Return for up to how many rows the loop is faster than the plain product, by trying both."""
+    """Return for up to how many rows the loop is faster than the plain product, by trying both.
+
+    Each is tried in a program of many layers, as a model is. Products that are called one by one differ by a third from
+    one moment to the next, and by another amount than in a model. The median of the ratios of neighbouring calls also
+    holds while other programs keep the processor busy.
+    """
     plainly = (jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False))
     with ExitStack() as stack:  # also while something else is traced or debugged
         stack.enter_context(jax.ensure_compile_time_eval())
         for setting in plainly:
             stack.enter_context(setting)
-        weights = [jnp.full((OUTPUTS, WIDTH), 0.01 * number, dtype) for number in range(WEIGHTS)]
+        shapes = LAYERS * [(4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)]
+        weights = [jnp.full(shape, 0.001 * number, dtype) for number, shape in enumerate(shapes)]
         transposed = [weight.T.copy() for weight in weights]
+        looped = layers(lambda x, weight: loop(x[None], weight[None])[0], options)
+        normal = layers(plain, options)
         for rows in range(1, MOST + 1):
             x = jnp.ones((rows, WIDTH), dtype)
-            looped = jax.jit(lambda x, weight: loop(x[None], weight[None])[0], compiler_options=options)
-            normal = jax.jit(plain, compiler_options=options)
             rounds = [(seconds(looped, x, weights), seconds(normal, x, transposed)) for _ in range(ROUNDS + 1)]
             times = np.array(rounds[1:])  # the first one compiles
             if np.median(times[:, 0] / times[:, 1]) > SLOWER:
@@ -95,11 +101,21 @@ def measure(dtype: jnp.dtype, loop: Product, plain: Product, options: dict[str, 
     return MOST
 
 
-def seconds(product: Callable[..., jax.Array], x: jax.Array, weights: list[jax.Array]) -> float:
-    """Return how long the products of x and all weights take, one after the other."""
+def layers(product: Product, options: dict[str, str] | None) -> Callable[[jax.Array, list[jax.Array]], jax.Array]:
+    """Return a compiled program that multiplies rows by one weight after the other."""
+
+    def run(x: jax.Array, weights: list[jax.Array]) -> jax.Array:
+        for weight in weights:
+            x = product(x, weight).astype(x.dtype)
+        return x
+
+    return jax.jit(run, compiler_options=options)
+
+
+def seconds(program: Callable[..., jax.Array], x: jax.Array, weights: list[jax.Array]) -> float:
+    """Return how long one call takes."""
     start = time.perf_counter()
-    for weight in weights:
-        product(x, weight).block_until_ready()
+    program(x, weights).block_until_ready()
     return time.perf_counter() - start
 
 

@@ -78,14 +78,14 @@ def test_where_no_file_can_be_written_a_process_measures_for_itself(cache: Path)
 
 def test_the_faster_kernel_is_found_also_while_something_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of both is turned round where the other one is made slow."""
-    monkeypatch.setattr(measured, "WIDTH", 64)
-    monkeypatch.setattr(measured, "OUTPUTS", 32)
+    monkeypatch.setattr(measured, "WIDTH", 8)
+    monkeypatch.setattr(measured, "LAYERS", 1)
 
     def quick(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return jnp.zeros((x.shape[0], 32))
+        return jnp.zeros((x.shape[0], 32 if x.shape[1] == 8 else 8))
 
     def slow(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, 100_000, lambda _, y: y + jnp.sin(y + x.sum()), jnp.zeros((x.shape[0], 32)))
+        return jax.lax.fori_loop(0, 50_000, lambda _, y: y + jnp.sin(y + x.sum()), quick(x, weight))
 
     found = []
 
@@ -101,8 +101,7 @@ def test_the_faster_kernel_is_found_also_while_something_is_traced(monkeypatch: 
 
 
 def test_the_kernels_themselves_are_measured_where_nans_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "WIDTH", 256)
-    monkeypatch.setattr(measured, "OUTPUTS", 128)
+    monkeypatch.setattr(measured, "LAYERS", 1)
     with jax.debug_nans(True):
         assert 0 <= measured.measure(F32, cpu.few_rows_matmul, cpu._times, None) <= measured.MOST
 
