@@ -71,7 +71,13 @@ class Cache:
         return lax.fori_loop(first // size, -(-self.length // size), copy, self.layers)
 
     def advance(self, tokens: jax.Array, layers: tuple[LayerCache, ...], valid: jax.Array | None) -> "Cache":
-        """Return the cache after the tokens [B, T], with `layers` and `valid` as they have become."""
+        """Return the cache after more tokens.
+
+        Args:
+            tokens: Their ids [B, T].
+            layers: The caches of the layers with these tokens.
+            valid: Boolean [B, S] with these tokens. None: all slots are real.
+        """
         ancestors = self.ancestors
         if ancestors is not None:
             own = jnp.broadcast_to(jnp.arange(tokens.shape[0], dtype=jnp.int32)[:, None], tokens.shape)

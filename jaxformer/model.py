@@ -58,6 +58,10 @@ class Transformer(nnx.Module):
 
     An immutable pytree of parameters: use it with `jax.jit`, `jax.grad` and the other transformations of jax directly.
     Dropout is off unless a `dropout_key` is given.
+
+    Args:
+        config: Widths, blocks and parts: see `jaxformer.config` and `PRESETS`.
+        rngs: Where the initial parameters are drawn from, `nnx.Rngs(seed)`.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -150,7 +154,15 @@ class Transformer(nnx.Module):
         token_types: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Return the encoder's output [B, S, D] for token ids [B, S], of which `mask` is 1 or True at real ones."""
+        """Return the encoder's output [B, S, D].
+
+        Args:
+            tokens: Token ids [B, S].
+            mask: [B, S], True or 1 at real tokens. None: all are.
+            position_ids: Positions [B, S] instead of those that the configuration counts.
+            token_types: Types [B, S], where the embedding has several.
+            dropout_key: Key for dropout. None: no dropout.
+        """
         return self._encode(tokens, mask, position_ids, token_types, dropout_key).states
 
     def init_cache(
@@ -183,14 +195,24 @@ class Transformer(nnx.Module):
         position_ids: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, AnyCache]:
-        """Return the decoder's states [B, T, D] for the next tokens [B, T], and the cache with these tokens in it."""
+        """Return the decoder's states [B, T, D] for the next tokens, and the cache with these tokens.
+
+        Args:
+            tokens: Token ids [B, T].
+            cache: Cache of the tokens before.
+            mask: [B, T], True or 1 at real tokens. None: all are.
+            position_ids: Positions [B, T] instead of those that the configuration counts.
+            dropout_key: Key for dropout. None: no dropout.
+        """
         output, cache = self._extend(tokens, cache, mask, position_ids, dropout_key)
         return output.states, cache
 
     def logits(self, hidden: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Return float32 logits [..., V] of hidden states [..., D]; the states themselves where the model has no head.
+        """Return float32 logits [..., V]; of a classifier [B, classes]; the states themselves if there is no head.
 
-        A classifier gives [B, classes] for states [B, S, D], and drops inner units where it has a `dropout_key`.
+        Args:
+            hidden: Hidden states [..., D]; of a classifier [B, S, D].
+            dropout_key: Key for the dropout of a classifier. None: no dropout.
         """
         match self.head:
             case None:
@@ -263,7 +285,12 @@ class Transformer(nnx.Module):
         return self.logits(last), cache.truncate(length)
 
     def step(self, tokens: jax.Array, cache: AnyCache) -> tuple[jax.Array, AnyCache]:
-        """Return logits [B, V] of the token after the next tokens [B, T], and the cache with these."""
+        """Return logits [B, V] after the next tokens, and the cache with these tokens.
+
+        Args:
+            tokens: Token ids [B, T].
+            cache: Cache of the tokens before.
+        """
         if isinstance(cache, RereadingCache):
             assert self._switch is not None, "such caches are made where frequencies change"
             return step_across(self, tokens, cache, self._switch)

@@ -36,8 +36,18 @@ def encoder_decoder(
 ) -> TransformerConfig:
     """Return the encoder-decoder of the paper, with its figure-1 blocks and sinusoidal positions.
 
-    One vocabulary (`source_vocab_size` None) shares one table between encoder, decoder and output, section 3.4. Pre-LN
-    stacks end in a norm, because nothing else would bound the sum that leaves them.
+    Pre-LN stacks end in a norm, because nothing else would bound the sum that leaves them.
+
+    Args:
+        vocab_size: Tokens of the decoder's vocabulary.
+        source_vocab_size: Tokens of the encoder's. None: one vocabulary, whose table encoder, decoder and output share
+            (section 3.4).
+        dim: Width of the model D.
+        layers: Blocks of each stack.
+        heads: Attention heads N.
+        d_ff: Inner width of the feed-forward networks. None: 4 D.
+        norm_order: "post" as in the paper, or "pre".
+        dropout: Rate of dropout, on attention weights too.
     """
     attention = AttentionConfig(heads, dropout=dropout)
     final_norm = LayerNormConfig() if norm_order == "pre" else None
@@ -56,7 +66,11 @@ def encoder_decoder(
 
 
 def paper_base(vocab_size: int = 37000) -> TransformerConfig:
-    """Return the base model of table 3: 6 + 6 layers of width 512, 8 heads, inner width 2048; 63 million parameters."""
+    """Return the base model of table 3: 6 + 6 layers of width 512, 8 heads, inner width 2048; 63 million parameters.
+
+    Args:
+        vocab_size: Tokens of the shared vocabulary; the paper has about 37,000.
+    """
     return encoder_decoder(vocab_size)
 
 
@@ -64,6 +78,9 @@ def paper_big(vocab_size: int = 37000) -> TransformerConfig:
     """Return the big model of table 3.
 
     It has 6 + 6 layers of width 1024, 16 heads, inner width 4096; 214 million parameters.
+
+    Args:
+        vocab_size: Tokens of the shared vocabulary; the paper has about 37,000.
     """
     return encoder_decoder(vocab_size, dim=1024, heads=16, dropout=0.3)
 
@@ -71,7 +88,16 @@ def paper_big(vocab_size: int = 37000) -> TransformerConfig:
 def decoder_only(
     vocab_size: int, *, length: int, dim: int, layers: int, heads: int, dropout: float = 0.0
 ) -> TransformerConfig:
-    """Return a language model shaped as GPT-2: pre-LN, GELU, learned positions for `length` tokens, tied output."""
+    """Return a language model shaped as GPT-2: pre-LN, GELU, learned positions, tied output.
+
+    Args:
+        vocab_size: Tokens of the vocabulary.
+        length: Positions that are learned: the longest sequence.
+        dim: Width of the model D.
+        layers: Number of blocks.
+        heads: Attention heads N.
+        dropout: Rate of dropout, on attention weights too.
+    """
     return TransformerConfig(dim, decoder=_pre_norm_stack(vocab_size, length, layers, heads, dropout))
 
 
@@ -84,6 +110,14 @@ def modern_decoder_only(
 
     The gated feed-forward network has three matrices where the plain one has two: an inner width of 8/3 x the model's,
     rounded up to a multiple of 32, makes them as large. Rotary positions have no table, so any length can be read.
+
+    Args:
+        vocab_size: Tokens of the vocabulary.
+        dim: Width of the model D.
+        layers: Number of blocks.
+        heads: Attention heads N.
+        kv_heads: Heads of keys and values K, a divisor of N.
+        dropout: Rate of dropout, on attention weights too.
     """
     attention = AttentionConfig(heads, kv_heads, bias=False, rope=Rope(), dropout=dropout)
     d_ff = -(-8 * dim // (3 * 32)) * 32
@@ -100,6 +134,14 @@ def encoder_only(
     """Return a bidirectional encoder with learned positions and logits for every token.
 
     Masked-language models are trained like this.
+
+    Args:
+        vocab_size: Tokens of the vocabulary.
+        length: Positions that are learned: the longest sequence.
+        dim: Width of the model D.
+        layers: Number of blocks.
+        heads: Attention heads N.
+        dropout: Rate of dropout, on attention weights too.
     """
     return TransformerConfig(dim, encoder=_pre_norm_stack(vocab_size, length, layers, heads, dropout))
 
@@ -118,7 +160,13 @@ def _pre_norm_stack(vocab_size: int, length: int, layers: int, heads: int, dropo
 
 
 def gpt2(vocab_size: int = 50257, length: int = 1024, dropout: float = 0.1) -> TransformerConfig:
-    """Return the shape of GPT-2 small: 12 layers of width 768, 12 heads, 1024 positions, 124 million parameters."""
+    """Return the shape of GPT-2 small: 12 layers of width 768, 12 heads, 1024 positions, 124 million parameters.
+
+    Args:
+        vocab_size: Tokens of the vocabulary.
+        length: Positions that are learned: the longest sequence.
+        dropout: Rate of dropout, on attention weights too.
+    """
     return decoder_only(vocab_size, length=length, dim=768, layers=12, heads=12, dropout=dropout)
 
 

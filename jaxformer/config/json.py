@@ -72,7 +72,8 @@ CONFIGS = (
 def to_dict(config: Any) -> Any:
     """Return `config` as plain dictionaries, lists and numbers for JSON.
 
-    Each dictionary names its class under "type".
+    Args:
+        config: A configuration. Each dictionary names its class under "type".
     """
     if dataclasses.is_dataclass(config):
         fields = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -84,6 +85,10 @@ def to_dict(config: Any) -> Any:
 
 def from_dict(data: Any, classes: tuple[type, ...] = CONFIGS) -> Any:
     """Return the configuration that `to_dict` turned into `data`.
+
+    Args:
+        data: Dictionaries, lists and numbers as JSON gives them.
+        classes: The classes that may occur.
 
     Raises:
         InputError: A class or a field is unknown, or a value is not of the type of its field.

@@ -1,9 +1,7 @@
 """Decoding: greedy, sampling and beam search over any `step(tokens, cache) -> (logits, cache)`."""
 
 from jaxformer.generation.api import generate
-from jaxformer.generation.automata import Automaton
-from jaxformer.generation.automata import phrase_automaton as allow_phrases
-from jaxformer.generation.automata import regex_automaton as allow_regex
+from jaxformer.generation.automata import Automaton, allow_phrases, allow_regex
 from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.engine import Generated, decode, reorder_rows
 from jaxformer.generation.processors import Context, LogitsProcessor, logits_processor

@@ -63,10 +63,16 @@ def stop_automaton(strings: Sequence[str], texts: Sequence[str], prompts: np.nda
     return compressed(states, np.arange(stopped + 1) == stopped, start)
 
 
-def phrase_automaton(phrases: Sequence[Sequence[int]], vocabulary: int, eos: Sequence[int]) -> Automaton:
+def allow_phrases(phrases: Sequence[Sequence[int]], vocabulary: int, eos: Sequence[int]) -> Automaton:
     """Return an automaton that allows one of some token sequences and then an EOS token: a tree of their beginnings.
 
-    EOS tokens at a phrase's end, as tokenizers write them, are that end.
+    Args:
+        phrases: Token ids of each phrase. EOS tokens at a phrase's end, as tokenizers write them, are that end.
+        vocabulary: Number of tokens V.
+        eos: The EOS tokens.
+
+    Raises:
+        InputError: No phrase is given, one is empty, or a token lies outside the vocabulary.
     """
     if not is_integer(vocabulary) or not 1 <= vocabulary <= MOST_TOKENS:
         wrong = shortened(repr(vocabulary), 60)
@@ -126,11 +132,17 @@ def without_end(phrase: Sequence[int], eos: Sequence[int]) -> Sequence[int]:
     return phrase[:length]
 
 
-def regex_automaton(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> Automaton:
+def allow_regex(pattern: str, texts: Sequence[str], eos: Sequence[int]) -> Automaton:
     """Return an automaton that allows texts that match a regular expression as a whole, and then an EOS token.
 
-    Tokens that say only a part of a character, of which a tokenizer shows the replacement character, are not allowed.
-    Raises InputError for a pattern that cannot be read, and for one that no sequence of tokens matches.
+    Args:
+        pattern: A regular expression as in Python, without look-around and back-references.
+        texts: Text of each token. Tokens that hold only a part of a character, which a tokenizer shows as the
+            replacement character, are not allowed.
+        eos: The EOS tokens.
+
+    Raises:
+        InputError: The pattern cannot be read, or no sequence of tokens matches it.
     """
     check_texts(texts)
     eos = check_end(eos, len(texts))

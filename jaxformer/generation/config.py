@@ -18,29 +18,52 @@ TokenIds = int | Sequence[int] | None
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Settings of a generation. Lengths count the whole sequence of the decoder, prompt included, unless called new.
+    """Settings of a generation, under the names and with the defaults of `generate()` of transformers.
 
-    Length: at most `max_new_tokens`, else `max_length`, else 20 new tokens; no EOS before `min_length` or
-    `min_new_tokens`. A sequence ends with an `eos_token_id`, or with the token within which one of the `stop_strings`
-    ends. Search: greedy; `do_sample` draws tokens instead; `num_beams` > 1 is beam search, or with
-    `do_sample` beam sampling. A finished beam scores its log-probability / generated length ** `length_penalty`.
-    `early_stopping` ends a beam search when `num_beams` sequences are finished (True), when the best running beam looks
-    unable to win at its present length (False) or at any length ("never").
-    Sampling: logits / `temperature` (0 is greedy), then what each truncation leaves: the likeliest of a share `top_h`
-    of the entropy, the `top_k` best (0: all), the smallest set of mass `top_p`, tokens of at least `min_p` times the
-    best one's probability, the most typical ones of mass `typical_p`, tokens of probability `epsilon_cutoff` at least,
-    or `eta_cutoff`, which a high entropy lowers. Equal seeds draw equal tokens; with a `seed` for each input, each
-    draws what it would draw alone.
-    Processors: `sequence_bias` adds to the scores of tokens that complete a sequence, ((tokens, bias), ...);
-    `bad_words_ids` are sequences that may not be completed; `repetition_penalty` and, above 1 in favour of the source
-    (or the prompt, where there is none), `encoder_repetition_penalty`; `no_repeat_ngram_size` and, for n-grams of the
-    source, `encoder_no_repeat_ngram_size`; `forced_bos_token_id`, `forced_eos_token_id`; `suppress_tokens` everywhere,
-    `begin_suppress_tokens` at first; `exponential_decay_length_penalty` (start, factor) raises the EOS after so many
-    tokens; `remove_invalid_values` makes NaN and infinities numbers; `renormalize_logits` takes log_softmax at the end.
-    Output: `output_attentions` returns the attention maps behind every token too, `output_scores` the processed scores
-    of every step and `output_logits` the model's own; the tokens are the same.
-    Raises InputError for values that no generation can honour. `min_new_tokens` above `max_new_tokens` is honoured: no
-    EOS is generated at all.
+    Attributes:
+        max_length: Most tokens of a whole sequence of the decoder, prompt included. None: 20 new tokens.
+        max_new_tokens: Most tokens after the prompt; goes before `max_length`.
+        min_length: No EOS before a sequence, prompt included, has this length.
+        min_new_tokens: No EOS before so many new tokens; above `max_new_tokens` there is no EOS at all.
+        do_sample: Draw tokens instead of taking the best.
+        num_beams: Beams of a beam search; with `do_sample`, of beam sampling. 1: greedy decoding or sampling.
+        num_return_sequences: Sequences returned for each input.
+        early_stopping: End a beam search when `num_beams` sequences are finished (True), when the best running beam
+            looks unable to win at its present length (False), or at any length ("never").
+        length_penalty: A finished beam scores its log-probability / generated length ** length_penalty.
+        temperature: Divisor of the logits; 0 is greedy.
+        top_k: Draw from the k best tokens; 0: all.
+        top_p: Draw from the smallest set of tokens with this probability.
+        min_p: Draw from tokens with at least this share of the best one's probability.
+        top_h: Draw from the likeliest tokens, up to this share of the entropy.
+        typical_p: Draw from the most typical tokens, up to this probability.
+        epsilon_cutoff: Draw from tokens of at least this probability.
+        eta_cutoff: The same, with a bound that a high entropy lowers.
+        sequence_bias: ((tokens, bias), ...): terms on the scores of tokens that complete a sequence.
+        bad_words_ids: Sequences that may not be completed.
+        repetition_penalty: Divisor of the scores of tokens that have occurred.
+        encoder_repetition_penalty: Above 1 in favor of tokens of the source; of the prompt where there is no source.
+        no_repeat_ngram_size: No sequence of this many tokens occurs twice; 0: any may.
+        encoder_no_repeat_ngram_size: No sequence of this many tokens of the source occurs; 0: any may.
+        suppress_tokens: Tokens that are never generated.
+        begin_suppress_tokens: Tokens that are not generated first.
+        exponential_decay_length_penalty: (start, factor): raise the score of EOS after `start` new tokens.
+        remove_invalid_values: Turn NaN and infinite scores into numbers.
+        renormalize_logits: Take log_softmax after all processors.
+        forced_bos_token_id: The first token after the start token.
+        forced_eos_token_id: The last token at `max_length`.
+        eos_token_id: Token or tokens that end a sequence.
+        stop_strings: Text or texts that end a sequence, with the token within which one ends.
+        pad_token_id: Token after the end of a sequence.
+        bos_token_id: Token that begins a sequence without a prompt.
+        decoder_start_token_id: First token of the decoder of an encoder-decoder.
+        seed: Equal seeds draw equal tokens; with a seed for each input, each draws what it would draw alone.
+        output_attentions: Return the attention maps of every token too.
+        output_scores: Return the processed scores of every step.
+        output_logits: Return the model's own scores of every step.
+
+    Raises:
+        InputError: A value is out of range, or values contradict each other.
     """
 
     max_length: int | None = None

@@ -55,9 +55,11 @@ class LogitsProcessor(Protocol):
 
 @dataclass_transform(frozen_default=True)
 def logits_processor(cls: Class) -> Class:
-    """Make a class a frozen dataclass and a pytree, as `logits_processors=` wants it: its fields are traced.
+    """Make a class a frozen dataclass and a pytree, so that `logits_processors=` takes its objects.
 
-    Fields with `metadata={"static": True}` are static: another value of them is another compiled program.
+    Args:
+        cls: A class with a `__call__(scores, context)`. Its fields are traced; those with `metadata={"static": True}`
+            are static: another value of them is another compiled program.
     """
     made: Any = dataclass(frozen=True)(cls)
     return jax.tree_util.register_dataclass(made)

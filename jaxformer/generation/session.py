@@ -25,16 +25,24 @@ from jaxformer.generation.spec import SearchSpec, check_one_source
 
 
 class Session:
-    """A generation under way, with the arguments and errors of `generate`.
+    """A generation that can be interrupted.
 
-    `state` is a pytree of arrays: the tokens so far, what the search knows of them, and the cache. Save it with orbax;
-    put in the place of another session's with the same model, inputs and settings, in any process, it continues to the
-    same tokens.
+    `state` is a pytree of arrays: the tokens so far, the state of the search, and the cache. Save it with orbax. A
+    session with the same model, inputs and settings, in any process, continues from it to the same tokens.
 
         session = Session(model, prompt, num_beams=4, max_new_tokens=200)
         while not session.finished:
             session.advance()
         session.result().sequences
+
+    Args:
+        model: A `Transformer`, or its `Generator`.
+        inputs: Token ids [B, S], as `generate` takes them.
+        config: Settings. None: the defaults of `GenerationConfig`.
+        **arguments: Changes to `config`, and the keyword arguments of `generate`.
+
+    Raises:
+        InputError: As `generate`, and inside `jax.jit`.
     """
 
     def __init__(
@@ -84,10 +92,17 @@ def stream(
 ) -> Iterator[np.ndarray]:
     """Return the new tokens of `generate` as they are produced, in parts int32 [R, n].
 
-    Side by side they are what `generate` appends.
+    Joined along the last axis, they are the tokens that `generate` appends. Greedy decoding and sampling only: the
+    beams of a beam search may change until its end.
 
-    Greedy decoding and sampling only: what a beam search has found may still change until its end. Arguments and errors
-    are those of `generate`.
+    Args:
+        model: A `Transformer`, or its `Generator`.
+        inputs: Token ids [B, S], as `generate` takes them.
+        config: Settings. None: the defaults of `GenerationConfig`.
+        **settings: Changes to `config`, and the keyword arguments of `generate`.
+
+    Raises:
+        InputError: As `generate`, and for a beam search.
     """
     chosen = {name: value for name, value in settings.items() if name not in BESIDE}
     if GenerationConfig.of(config, chosen).num_beams > 1:
@@ -132,11 +147,11 @@ class Generator:
         return generate(self, *arguments, **settings)
 
     def stream(self, *arguments: Any, **settings: Any) -> Iterator[np.ndarray]:
-        """Return what `jaxformer.stream` returns."""
+        """Return what `jaxformer.stream` returns, with its arguments."""
         return stream(self, *arguments, **settings)
 
     def session(self, *arguments: Any, **settings: Any) -> Session:
-        """Return a `jaxformer.Session`."""
+        """Return a `jaxformer.Session`, with its arguments."""
         return Session(self, *arguments, **settings)
 
 

@@ -86,8 +86,15 @@ def dot_product_attention(
 def attention_weights(query: jax.Array, key: jax.Array, **options: Unpack[AttentionOptions]) -> jax.Array:
     """Return the attention map softmax(scale Q K^T), float32 [B, N, T, S].
 
-    Rows sum to 1; where no key is visible they are 0, and with sinks they sum to less. The arguments are those of
-    `dot_product_attention`.
+    Rows sum to 1; where no key is visible they are 0, and with sinks they sum to less.
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H], where N is a multiple of K.
+        **options: mask, bias, scale, softcap, sinks: see `AttentionOptions`.
+
+    Raises:
+        InputError: Shapes or types do not fit.
     """
     return _weights(query, key, check_options(query, key, **options))
 
@@ -95,7 +102,15 @@ def attention_weights(query: jax.Array, key: jax.Array, **options: Unpack[Attent
 def attention_scores(query: jax.Array, key: jax.Array, **options: Unpack[AttentionOptions]) -> jax.Array:
     """Return the scores before the softmax: scale Q K^T, capped, plus bias, float32 [B, N, T, S].
 
-    They are -inf where a key is not visible. The arguments are those of `dot_product_attention`, without sinks.
+    They are -inf where a key is not visible.
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H], where N is a multiple of K.
+        **options: mask, bias, scale, softcap: see `AttentionOptions`.
+
+    Raises:
+        InputError: Shapes or types do not fit, or sinks are given.
     """
     if options.get("sinks") is not None:
         raise InputError("sinks have no scores: leave them out, or ask for attention_weights")
@@ -103,7 +118,16 @@ def attention_scores(query: jax.Array, key: jax.Array, **options: Unpack[Attenti
 
 
 def check_options(query: jax.Array, key: jax.Array, **options: Unpack[AttentionOptions]) -> Scoring:
-    """Return the options in one form. Raises InputError where they, query and key do not fit together."""
+    """Return the options in one form.
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H].
+        **options: See `AttentionOptions`.
+
+    Raises:
+        InputError: They, query and key do not fit together.
+    """
     unknown = options.keys() - AttentionOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"unexpected keyword {min(unknown)!r}: attention takes {', '.join(Scoring._fields)}")

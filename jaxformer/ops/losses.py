@@ -11,12 +11,19 @@ def token_cross_entropy(
 ) -> jax.Array:
     """Return the cross-entropy of every token in nats, float32 [...]; 0 where the label is `ignore_index`.
 
-    logits [..., V], labels integer [...]. With smoothing e the target distribution is (1 - e) on the label plus e/V on
-    each of the V entries, so a token costs (1 - e) * (log Z - logit[label]) + e * (log Z - mean of its logits), where
-    log Z is the logarithm of the sum of exponentials. A label outside 0..V-1 that is not `ignore_index` gives NaN: it
-    cannot be refused under `jax.jit`, and a wrong number would go unseen.
+    With smoothing e the target distribution is (1 - e) on the label plus e/V on each of the V entries, so a token costs
+    (1 - e) * (log Z - logit[label]) + e * (log Z - mean of its logits), where log Z is the logarithm of the sum of
+    exponentials.
 
-    Raises InputError when the shapes do not fit, labels are not integers or smoothing lies outside [0, 1].
+    Args:
+        logits: Scores [..., V].
+        labels: Token ids [...]. A label outside 0..V-1 that is not `ignore_index` gives NaN: it cannot be refused
+            under `jax.jit`, and a wrong number would go unseen.
+        ignore_index: The label of tokens that do not count.
+        label_smoothing: e, from 0 to 1.
+
+    Raises:
+        InputError: The shapes do not fit, labels are not integers or smoothing lies outside [0, 1].
     """
     if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
         raise InputError(f"labels {labels.shape} must have the shape of logits {logits.shape} without its last axis")
@@ -41,8 +48,14 @@ def cross_entropy(
 ) -> jax.Array:
     """Return the mean cross-entropy in nats over the labels that are not `ignore_index`: a float32 scalar.
 
-    logits [..., V], labels [...]; see `token_cross_entropy`. When every label is ignored the mean is 0 (PyTorch: NaN),
-    so that an empty batch neither moves nor destroys the parameters.
+    When every label is ignored the mean is 0 (PyTorch: NaN), so that an empty batch neither moves nor destroys the
+    parameters.
+
+    Args:
+        logits: Scores [..., V].
+        labels: Token ids [...].
+        ignore_index: The label of tokens that do not count.
+        label_smoothing: As in `token_cross_entropy`, with its errors.
     """
     losses = token_cross_entropy(logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing)
     return jnp.sum(losses) / jnp.maximum(jnp.sum(labels != ignore_index), 1)

@@ -59,7 +59,12 @@ class AttentionMask:
         return dataclasses.replace(self, window=None if left is None and right is None else (left, right))
 
     def num_visible_keys(self, queries: int, keys: int) -> int:
-        """Return how many of the first keys `queries` queries can attend to: all, unless the offset is static."""
+        """Return how many of the first keys the queries can attend to: all, unless the offset is static.
+
+        Args:
+            queries: Number of queries T.
+            keys: Number of keys S.
+        """
         start = self.static_offset
         return min(start + queries, keys) if self.causal and start is not None else keys
 
@@ -70,12 +75,22 @@ class AttentionMask:
         return dataclasses.replace(self, key_valid=key_valid, explicit=explicit)
 
     def materialize(self, queries: int, keys: int) -> jax.Array:
-        """Return the mask as an array: boolean [B|1, N|1, T|1, S] for T queries and S keys."""
+        """Return the mask as an array: boolean [B|1, N|1, T|1, S].
+
+        Args:
+            queries: Number of queries T.
+            keys: Number of keys S.
+        """
         found = self.visible(queries, keys)
         return jnp.ones((1, 1, 1, keys), bool) if found is None else found
 
     def visible(self, queries: int, keys: int) -> jax.Array | None:
-        """Return what `materialize` returns, and None where nothing is hidden."""
+        """Return the mask as `materialize` does, or None if it hides nothing.
+
+        Args:
+            queries: Number of queries T.
+            keys: Number of keys S.
+        """
         visible = None
         if self.explicit is not None:
             visible = as_mask("mask", self.explicit)
@@ -166,7 +181,11 @@ def causal_mask(length: int) -> jax.Array:
         1 1 1 1 0
         1 1 1 1 1
 
-    Raises InputError for a negative length.
+    Args:
+        length: Number of positions T.
+
+    Raises:
+        InputError: The length is negative.
     """
     if length < 0:
         raise InputError(f"the length of a causal mask must not be negative, not {length}")
@@ -191,7 +210,12 @@ def padding_mask(lengths: jax.Array, length: int) -> jax.Array:
 
     Written out it is `causal_mask(5)[None, None] & padding_mask(lengths, 5)[:, None, None, :]` [B, 1, T, S].
 
-    Raises InputError unless lengths is an integer vector.
+    Args:
+        lengths: Number of tokens of each row, int [B].
+        length: Number of positions S.
+
+    Raises:
+        InputError: lengths is not an integer vector.
     """
     if lengths.ndim != 1 or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise InputError(f"lengths must be an integer vector [B], not {lengths.dtype} {list(lengths.shape)}")
@@ -201,13 +225,18 @@ def padding_mask(lengths: jax.Array, length: int) -> jax.Array:
 def window_mask(query_positions: jax.Array, key_positions: jax.Array, left: int | None, right: int | None) -> jax.Array:
     """Return which keys lie within `left` positions before and `right` positions after each query. Boolean [B, T, S].
 
-    query_positions [B, T] (B may be 1), key_positions [S]. None leaves a side open; right = 0 is causality. For five
-    queries and keys, left = 1 and right = 2:
+    For five queries and keys, left = 1 and right = 2:
         1 1 1 0 0
         1 1 1 1 0
         0 1 1 1 1
         0 0 1 1 1
         0 0 0 1 1
+
+    Args:
+        query_positions: Integers [B|1, T].
+        key_positions: Integers [S].
+        left: Positions that are visible before a query; None: all.
+        right: Positions that are visible after a query; 0 is causality, None: all.
     """
     distance = key_positions[None, None] - query_positions[:, :, None]
     visible = jnp.ones(distance.shape, bool)

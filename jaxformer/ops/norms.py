@@ -7,9 +7,15 @@ import jax.numpy as jnp
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
     """Normalize each vector of x [..., D] to mean 0 and variance 1, then scale it and add the bias: [..., D].
 
-    Ba et al. (2016), equation 4: (x - mean) / sqrt(variance + epsilon) * scale + bias; scale and bias are [D]. In
-    float32 whatever the type of x, and with the variance as the mean of squared deviations: the one-pass formula
-    E[x^2] - E[x]^2 loses 3e-4 where the mean is 30 times the deviation.
+    Ba et al. (2016), equation 4: (x - mean) / sqrt(variance + epsilon) * scale + bias. In float32 whatever the type of
+    x, and with the variance as the mean of squared deviations: the one-pass formula E[x^2] - E[x]^2 loses 3e-4 where
+    the mean is 30 times the deviation.
+
+    Args:
+        x: Vectors [..., D].
+        scale: Factors [D].
+        bias: Terms [D].
+        epsilon: A small number below the root.
     """
     deviation = x.astype(jnp.float32)
     deviation -= deviation.mean(axis=-1, keepdims=True)

@@ -19,14 +19,20 @@ def sinusoidal_positions(
     """Return the encoding of each position, float32 [T, D] for a length T, or [..., D] for an array of positions [...].
 
     Section 3.5: PE(pos, 2i) = sin(pos / base^(2i/D)), PE(pos, 2i + 1) = cos(pos / base^(2i/D)), a geometric range of
-    wavelengths from 2 pi to base * 2 pi. layout "interleaved" is the paper's order; "halves" puts all sines before all
-    cosines, as Marian and Pegasus do. With an odd width D there is one sine more than there are cosines. Any length
-    and any position will do: the values are computed, never learned.
+    wavelengths from 2 pi to base * 2 pi. With an odd width D there is one sine more than there are cosines. Any length
+    and any position will do: the values are computed, never learned. They are computed in float64, because sin(8191.0)
+    in float32 would already be wrong in the fourth digit.
 
-    An integer gives the table of positions 0 .. T-1 as a constant of the program. Arrays, traced ones too, are computed
-    in place. Both work in float64, because sin(8191.0) in float32 would already be wrong in the fourth digit.
+    Args:
+        positions: A length T, which gives the table of positions 0 .. T-1 as a constant of the program; or an array of
+            integers [...], which may be traced.
+        dim: Width D.
+        layout: "interleaved" is the paper's order; "halves" puts all sines before all cosines, as Marian and Pegasus
+            do.
+        base: Ratio of the longest to the shortest wavelength.
 
-    Raises InputError for a width below 1, a negative length, positions that are not integers or an unknown layout.
+    Raises:
+        InputError: The width is below 1, the length negative, positions are not integers or the layout is unknown.
     """
     if dim < 1:
         raise InputError(f"sinusoidal positions need a width of at least 1, not {dim}")

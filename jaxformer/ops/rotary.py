@@ -24,7 +24,12 @@ def rotary_frequencies(width: int, base: float = 10000.0) -> jax.Array:
     Section 3.2.2, equation 15: base^(-2i/R). Computed eagerly in float32, under `jax.jit` too, and so equal to what
     PyTorch computes: an error in the last place here is an error of 5e-4 at position 8192.
 
-    Raises InputError for a width that is not even.
+    Args:
+        width: Number of dimensions R that are rotated.
+        base: Ratio of the longest to the shortest wavelength; 10,000 in the paper.
+
+    Raises:
+        InputError: The width is not even.
     """
     with jax.ensure_compile_time_eval():
         return jnp.asarray(1 / rotary_waves(width, base))

@@ -111,6 +111,10 @@ def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
     before or as what is saved, see `replacing`; so the folder that a model came from can be written over. Other files
     stay, except an index and its weights.
 
+    Args:
+        pretrained: The model with its tokenizer, settings and further files.
+        folder: Where to write; it is made if it does not exist.
+
     Raises:
         InputError: A file has the name of the folder, the folder's index is damaged, or the weights are of 8 bits.
         OSError: The files cannot be written, for example because the disk is full. The folder is as it was.
