@@ -1,7 +1,9 @@
 """Ready-made configurations: the paper's models, and one function for each shape of Transformer."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from jaxformer.config import (
     AttentionConfig,
@@ -214,6 +216,27 @@ def rematerialised(config: TransformerConfig) -> TransformerConfig:
     """Return the same model, whose blocks are computed a second time in the backward pass to save memory."""
     encoder, decoder = (stack and replace(stack, rematerialize=True) for stack in (config.encoder, config.decoder))
     return replace(config, encoder=encoder, decoder=decoder)
+
+
+def with_dropout(config: TransformerConfig, rate: float) -> TransformerConfig:
+    """Return the same model with another rate of dropout.
+
+    Args:
+        config: The model.
+        rate: The rate on embeddings, sub-layers, attention weights and the states of a classifier.
+    """
+    return _with_rate(config, rate)
+
+
+def _with_rate(config: Any, rate: float) -> Any:
+    """Return a configuration with the rate in every `dropout` of it, but for those inside of feed-forward networks."""
+    if isinstance(config, tuple):
+        return tuple(_with_rate(each, rate) for each in config)
+    if not dataclasses.is_dataclass(config) or isinstance(config, FeedForwardConfig):
+        return config
+    names = [field.name for field in dataclasses.fields(config)]
+    changes = {name: rate if name == "dropout" else _with_rate(getattr(config, name), rate) for name in names}
+    return replace(config, **changes)  # pyrefly: ignore
 
 
 PRESETS: dict[str, Callable[..., TransformerConfig]] = {

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from flax import nnx
 
 from jaxformer.cli.invocation import command_line
 from jaxformer.config import TransformerConfig, from_dict, to_dict
 from jaxformer.errors import InputError, shortened
-from jaxformer.model import Transformer, abstract_model
+from jaxformer.model import Transformer
 from jaxformer.schema import Field, integer, load_json, located, mapping, nullable, read, require, text
 from jaxformer.tasks import TASKS, NamedTask, Task, TrainSettings, find_task, is_outside, same_task, settings_from_dict
-from jaxformer.training import Checkpoints, TrainState, init_state, make_optimizer, replace_text
+from jaxformer.training import Checkpoints, Trainable, TrainState, init_state, make_optimizer, replace_text
 
 ROOT = Path("runs")
 DESCRIPTION, RESULTS, CHECKPOINTS = "run.json", "results.json", "checkpoints"
@@ -50,26 +49,37 @@ class Description(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model with its task, which has the settings of the run."""
+    """A trained model with its task, which has the settings of the run.
+
+    Attributes:
+        folder: The folder of the run.
+        task: The task.
+        params: The trained parameters.
+        model: The model with them.
+    """
 
     folder: Path
     task: Task[Any]
+    params: Any
     model: Transformer
 
 
-def fresh_state(transformer: TransformerConfig, settings: TrainSettings) -> tuple[Any, TrainState]:
-    """Return the structure of the model, and the training state before the first step."""
-    graphdef, params = nnx.split(Transformer(transformer, rngs=nnx.Rngs(settings.seed)))
-    optimizer = make_optimizer(settings.optimizer, settings.steps)
-    return graphdef, init_state(nnx.to_pure_dict(params), optimizer, settings.seed)
+def fresh_state(task: Task[Any], transformer: TransformerConfig) -> tuple[Trainable, TrainState]:
+    """Return the model, and the training state before the first step."""
+    trainable = task.trainable(transformer)
+    return trainable, first_state(task, trainable.params)
 
 
-def abstract_state(transformer: TransformerConfig, settings: TrainSettings) -> tuple[Any, TrainState]:
-    """Return the same with shapes and types in place of arrays; nothing is allocated."""
-    graphdef, params = nnx.split(abstract_model(transformer))
-    optimizer = make_optimizer(settings.optimizer, settings.steps)
-    init = partial(init_state, optimizer=optimizer, seed=settings.seed)
-    return graphdef, jax.eval_shape(init, nnx.to_pure_dict(params))
+def abstract_state(task: Task[Any], transformer: TransformerConfig) -> tuple[Trainable, TrainState]:
+    """Return the same with shapes and types in place of the arrays of the state; they are not allocated."""
+    trainable = task.trainable(transformer, abstract=True)
+    return trainable, jax.eval_shape(partial(first_state, task), trainable.params)
+
+
+def first_state(task: Task[Any], params: Any) -> TrainState:
+    """Return the training state with these parameters before the first step."""
+    optimizer = make_optimizer(task.settings.optimizer, task.settings.steps)
+    return init_state(params, optimizer, task.settings.seed)
 
 
 def write_description(folder: Path, named: NamedTask, settings: TrainSettings, transformer: TransformerConfig) -> None:
@@ -201,10 +211,10 @@ def open_run(folder: Path | None = None, named: NamedTask | None = None) -> Run:
 
 def restore(folder: Path, task: Task[Any], transformer: TransformerConfig) -> Run:
     """Return the run of a task in a folder, at its newest checkpoint."""
-    graphdef, state = abstract_state(transformer, task.settings)
+    trainable, state = abstract_state(task, transformer)
     with Checkpoints(folder / CHECKPOINTS, writable=False) as checkpoints:
         params = checkpoints.restore(state)[0].params
-    return Run(folder, task, nnx.merge(graphdef, params))
+    return Run(folder, task, params, trainable.assemble(params, trainable.frozen))
 
 
 def find_run(checkpoint: Path | None, spec: str | None, able: Callable[[type[Task[Any]]], bool] | None = None) -> Run:

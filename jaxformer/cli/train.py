@@ -14,7 +14,6 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import jax
 import tyro
-from flax import nnx
 from tqdm import tqdm
 
 from jaxformer.cli import folders, runs, terminal
@@ -140,7 +139,7 @@ def prepare(named: NamedTask, arguments: Arguments, folder: Path) -> tuple[Task[
     if begun:
         task.check_data()
     batches = training_batches(task)
-    check_memory(runs.abstract_state(config, settings)[1], task)
+    check_memory(runs.abstract_state(task, config)[1], task)
     if settings.optimizer.warmup(settings.steps) >= settings.steps > 1:
         print(
             f"--warmup-steps {settings.optimizer.warmup_steps} of {settings.steps} steps: the learning rate never "
@@ -201,16 +200,16 @@ def refuse_changes(folder: Path, saved: Any, given: Any) -> None:
 def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: bool) -> float:
     """Train, from the newest checkpoint if there is one, and return the mean loss of the last steps."""
     settings = task.settings
-    graphdef, state = runs.fresh_state(task.config, settings)
+    trainable, state = runs.fresh_state(task, task.config)
     step = make_train_step(
-        loss_function(task, graphdef),
+        loss_function(task, trainable),
         make_optimizer(settings.optimizer, settings.steps),
         learning_rates(settings.optimizer, settings.steps),
         accumulate=settings.accumulate,
         adjust=task.adjust,
     )
     every = task.evaluate_every
-    evaluate = None if every is None else (lambda params: task.validate(nnx.merge(graphdef, params)))
+    evaluate = None if every is None else (lambda params: task.validate(trainable.assemble(params, trainable.frozen)))
     plan = LoopConfig(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1)
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         if checkpoints.latest is not None:
@@ -250,6 +249,8 @@ def report(run: Run, named: NamedTask, loss: float, start: float) -> None:
     page = write_report(run.folder, f"{name}: {run.folder}", facts(run, found, seconds))
     print(f"{name}: training loss {loss:.4f} nats per token after {run.task.settings.steps} steps, {seconds:.0f} s")
     print("\n".join(found.lines))
+    for line in run.task.export(run.folder, run.params, run.model):
+        print(line)
     print(f"checkpoint: {run.folder}    loss curve: {picture}    report: {page}")
     found_by_itself = run.folder.parent == ROOT  # generate.py looks there for the run that was finished last
     flags = "" if named.code is None else f" --task {quote(named.spec)}"

@@ -202,6 +202,8 @@ def save_corpus(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> Non
         write_header(file, dtype, 0)
         for text in texts:
             before = size
+            file.write(np.array(tokenizer.begin, dtype).tobytes())
+            length += len(tokenizer.begin)
             for ids, part in tokenizer.pieces(text):
                 file.write(ids.astype(dtype).tobytes())
                 length, size = length + len(ids), size + len(part.encode())

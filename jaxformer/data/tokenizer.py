@@ -40,10 +40,15 @@ class Tokenizer:
 
     Attributes:
         kind: "char", "word" and "bpe" are trained by `train_tokenizer`; "file" is any other tokenizer.json.
+        backend: The tokenizer of the library.
+        begin: The tokens before every document.
+        last: The token behind every document. None: "<|endoftext|>".
     """
 
     kind: str
     backend: tokenizers.Tokenizer
+    begin: tuple[int, ...] = ()
+    last: int | None = None
 
     @cached_property
     def vocab_size(self) -> int:
@@ -53,12 +58,13 @@ class Tokenizer:
     @cached_property
     def end(self) -> int:
         """The id of the token behind every document."""
-        return self.backend.get_vocab()[END]
+        return self.backend.get_vocab()[END] if self.last is None else self.last
 
     @cached_property
     def digest(self) -> str:
         """A checksum: equal for tokenizers that do the same."""
-        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+        around = "" if self.last is None else f"{self.begin} {self.last}"
+        return hashlib.sha256(f"{around}{self.backend.to_str()}".encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         """Return the tokens of a text, int32 [T].

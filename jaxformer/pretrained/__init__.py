@@ -228,9 +228,14 @@ def generation_config(path: Path) -> GenerationConfig:
         InputError: A setting has a value that `GenerationConfig` refuses.
     """
     settings = schema.load_json(path)
-    given = {name: value for name, value in settings.items() if name in DEFAULTS and value is not None}
     with schema.located(path):
-        return GenerationConfig().replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        return generation_from(settings)
+
+
+def generation_from(settings: Mapping[str, Any]) -> GenerationConfig:
+    """Return those settings of a file that we know. Raises InputError as `generation_config`."""
+    given = {name: value for name, value in settings.items() if name in DEFAULTS and value is not None}
+    return GenerationConfig().replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
 def generation_settings(config: GenerationConfig) -> dict[str, Any]:

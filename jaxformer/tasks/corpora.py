@@ -51,10 +51,11 @@ def read_text(name: str, source: Path | None, tokenizer: Tokenizer, field: str) 
 
 def make_tokenizer(settings: TextSettings) -> Tokenizer:
     """Return the tokenizer that the settings ask for: made from the text, or read from a file."""
-    if settings.tokenizer in TRAINED:
+    kind = settings.tokenizer or "char"
+    if kind in TRAINED:
         source = None if settings.data is None else Path(settings.data)
-        return train_tokenizer(settings.tokenizer, documents(source, settings.field), settings.vocab_size)
-    if not Path(settings.tokenizer).exists():
+        return train_tokenizer(kind, documents(source, settings.field), settings.vocab_size)
+    if not Path(kind).exists():
         kinds = ", ".join(TRAINED)
-        raise InputError(f"--tokenizer {settings.tokenizer} is neither a file nor one of {kinds}")
-    return load_tokenizer(Path(settings.tokenizer))
+        raise InputError(f"--tokenizer {kind} is neither a file nor one of {kinds}")
+    return load_tokenizer(Path(kind))

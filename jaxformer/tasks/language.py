@@ -1,5 +1,6 @@
 """The task `lm`: language models on text."""
 
+import dataclasses
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +21,23 @@ from jaxformer.data.pipeline import ALONE
 from jaxformer.errors import InputError, listed
 from jaxformer.generation import GenerationConfig, generate, stream
 from jaxformer.generation.arrays import padded, until_end
+from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained, as_pretrained
 from jaxformer.tasks.corpora import Texts, read_text, read_texts
+from jaxformer.tasks.finetuning import FineTuningTask
 from jaxformer.tasks.language_settings import MODELS, LanguageSettings
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.perplexity import Measure, measure
 from jaxformer.tasks.prompts import BATCH, fit_prompt, pieces, room
-from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split, Task, first_row, forward
+from jaxformer.tasks.reading import checkpoint_tokenizer
+from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split, first_row, forward
 from jaxformer.training import Loss, cast, replace_text, update_router_biases
 from jaxformer.visualize import Observation
 
 TOKENIZER, TEXT = "tokenizer.json", "text.json"
 SAMPLE, PROMPT = 120, 16  # tokens of a sample drawn during training, and of the held-out text that it continues
+MOST_CONTEXT = 1024  # of a checkpoint, unless told otherwise
 SHOWN = 48  # tokens of the validation text that a model reads to be drawn, where none are given
 
 
@@ -48,7 +53,7 @@ class Continuation(Output):
         return f"{self.prompt}{self.continuation}\n"
 
 
-class LanguageTask(Task[LanguageSettings]):
+class LanguageTask(FineTuningTask[LanguageSettings]):
     """Train a decoder-only language model on text."""
 
     name = "lm"
@@ -67,7 +72,8 @@ class LanguageTask(Task[LanguageSettings]):
         """The tokenizer of the run. Raises InputError if it is not the one that the model was trained with."""
         if self.folder is None:
             return self.texts.tokenizer
-        tokenizer = load_tokenizer(self.folder / TOKENIZER)
+        own = None if self.base is None else checkpoint_tokenizer(self.base.lm)
+        tokenizer = own or load_tokenizer(self.folder / TOKENIZER)
         if tokenizer.digest != read_description(self.folder)["tokenizer"]:
             wrong = f"{self.folder / TOKENIZER} is not the tokenizer that the model was trained with"
             raise InputError(f"{wrong}: put that back")
@@ -76,11 +82,30 @@ class LanguageTask(Task[LanguageSettings]):
     @cached_property
     def texts(self) -> Texts:
         """The tokenizer, and the text as it reads it."""
-        return read_texts(self.settings.text, None if self.folder is None else self.tokenizer)
+        if self.folder is not None:
+            return read_texts(self.settings.text, self.tokenizer)
+        return read_texts(self.settings.text, None if self.base is None else checkpoint_tokenizer(self.base.lm))
+
+    @property
+    def context(self) -> int:
+        """The tokens that the model looks back on in training."""
+        model = self.settings.model
+        if self.base is None or model.context is not None:
+            return model.length
+        return min(self.base.lm.context or MOST_CONTEXT, MOST_CONTEXT)
+
+    def check_base(self, lm: Pretrained) -> None:
+        """Raise InputError for a checkpoint that is no language model, or has fewer positions than the context."""
+        if lm.model.encoder is not None or not isinstance(lm.model.head, Head):
+            raise InputError(f"{self.start.model} is no decoder-only language model: --task lm needs one")
+        checkpoint_tokenizer(lm)
+        context, limit = self.settings.model.context, lm.model.max_length
+        if context is not None and limit is not None and context > limit:
+            raise InputError(f"--context {context} exceeds the {limit} positions of {self.start.model}")
 
     def batches(self, split: Split = "train", process: Process = ALONE) -> Iterator[Batch]:
         """Return windows of the text: "inputs", and "labels" one token further, both [B, T]."""
-        length, rows = self.settings.model.length, self.settings.batch_size
+        length, rows = self.context, self.settings.batch_size
         if split == "train":
             return text_batches(self.texts.training, length, rows, self.settings.seed, process)
         return map(process.part, windows(self.texts.validation, length, rows))
@@ -94,8 +119,10 @@ class LanguageTask(Task[LanguageSettings]):
             raise InputError(f"the {' and the '.join(changed)} changed since {self.folder} began: it cannot be resumed")
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer, and the checksums of tokenizer and text."""
-        replace_text(folder / TOKENIZER, self.texts.tokenizer.to_json())
+        """Write the tokenizer, the checksums of tokenizer and text, and what is kept of a checkpoint."""
+        super().save(folder)
+        if self.base is None:
+            replace_text(folder / TOKENIZER, self.texts.tokenizer.to_json())
         replace_text(folder / TEXT, json.dumps(self._checksums()) + "\n")
 
     def _checksums(self) -> dict[str, Any]:
@@ -105,16 +132,22 @@ class LanguageTask(Task[LanguageSettings]):
     # --- training
 
     @property
-    def config(self) -> TransformerConfig:
+    def fresh_config(self) -> TransformerConfig:
         """The model that the settings name, for the vocabulary of the text."""
         model = self.settings.model
-        config = MODELS[model.preset][1](self.texts.tokenizer.vocab_size, model.length, model.dropout)
-        return presets.rematerialised(config) if model.rematerialize else config
+        make = MODELS[model.preset or "tiny"][1]
+        return make(self.texts.tokenizer.vocab_size, model.length, model.dropout or 0.0)
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The model to train."""
+        config = super().config
+        return presets.rematerialised(config) if self.settings.model.rematerialize else config
 
     @property
     def row_tokens(self) -> int:
         """The tokens of a window."""
-        return self.settings.model.length
+        return self.context
 
     @property
     def evaluate_every(self) -> int:
@@ -123,12 +156,10 @@ class LanguageTask(Task[LanguageSettings]):
 
     @property
     def adjust(self) -> Callable[[Any, Any], Any] | None:
-        """The update of the biases of routers, if there are experts."""
-        return (
-            partial(update_router_biases, speed=self.settings.balance.router_bias_speed)
-            if has_experts(self.config)
-            else None
-        )
+        """The update of the biases of routers, if there are experts and they are trained."""
+        if self.start.lora is not None or self.start.freeze or not has_experts(self.config):
+            return None
+        return partial(update_router_biases, speed=self.settings.balance.router_bias_speed)
 
     def loss(self, model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Loss]:
         """Return the loss of predicting each next token, and how experts were used."""
@@ -151,7 +182,7 @@ class LanguageTask(Task[LanguageSettings]):
 
     def draw_sample(self, model: Transformer) -> str:
         """Return a few words from the middle of the validation text, continued at temperature 0.8."""
-        text, context = self.texts.validation.tokens, self.settings.model.length
+        text, context = self.texts.validation.tokens, self.context
         middle, length = len(text) // 2, min(PROMPT, context // 2)
         prompt = np.asarray(text[middle : middle + length], np.int32)[None]  # [1, T]
         limit = min(SAMPLE, context - prompt.shape[1])
@@ -170,8 +201,11 @@ class LanguageTask(Task[LanguageSettings]):
 
     @property
     def generation(self) -> GenerationConfig:
-        """Greedy decoding for half of the context."""
-        end, half = self.tokenizer.end, max(1, self.settings.model.length // 2)
+        """Greedy decoding for half of the context; with a checkpoint, by its own settings."""
+        end, half = self.tokenizer.end, max(1, self.context // 2)
+        if self.base is not None:
+            own = self.base.lm.generation.replace(max_new_tokens=half)
+            return own if own.pad_token_id is not None else own.replace(pad_token_id=end)
         return GenerationConfig(max_new_tokens=half, eos_token_id=end, pad_token_id=end, bos_token_id=end)
 
     def encode(self, text: str) -> np.ndarray:
@@ -183,8 +217,9 @@ class LanguageTask(Task[LanguageSettings]):
         unknown = self.tokenizer.unknown(text)
         if unknown:
             raise InputError(f"the model never saw {listed(map(repr, unknown))}: leave that out")
-        ids = np.asarray(self.tokenizer.encode(text), np.int32)
-        return ids if ids.size else np.array([self.tokenizer.end], np.int32)
+        tokenizer = self.tokenizer
+        ids = np.array([*tokenizer.begin, *tokenizer.encode(text)], np.int32)
+        return ids if ids.size else np.array([tokenizer.end], np.int32)
 
     def example_inputs(self) -> list[str]:
         """Return an empty prompt, which begins a document."""
@@ -211,7 +246,7 @@ class LanguageTask(Task[LanguageSettings]):
         Where the settings do not say how much that is: as much as fits, up to half of the context. Rotary positions
         could go on beyond the context, but what a model writes there is no language.
         """
-        config, context = self.generation.replace(**settings), self.settings.model.length
+        config, context = self.generation.replace(**settings), self.context
         rows = [self.encode(text) for text in inputs]
         new_tokens = settings.get("max_new_tokens")
         if new_tokens is None:
@@ -249,12 +284,13 @@ class LanguageTask(Task[LanguageSettings]):
     def measure(self, model: Transformer, source: Path, field: str) -> Measure:
         """Return how well a model predicts the text in a file or a folder, in windows of its context."""
         text = read_text(str(source), source, self.tokenizer, field)
-        return measure(model, text, windows(text, self.settings.model.length, self.settings.batch_size))
+        return measure(model, text, windows(text, self.context, self.settings.batch_size))
 
     def as_pretrained(self, model: Transformer, family: str | None = None) -> Pretrained:
         """Return a model as a checkpoint of a Hugging Face family, see `jaxformer.as_pretrained`."""
-        length = self.settings.model.length
-        return as_pretrained(model, self.tokenizer.backend, self.generation, family=family, longest=length)
+        if self.base is not None and family is None:
+            return dataclasses.replace(self.base.lm, model=model)
+        return as_pretrained(model, self.tokenizer.backend, self.generation, family=family, longest=self.context)
 
 
 def has_experts(config: TransformerConfig) -> bool:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import tyro
-
 from jaxformer import presets, schema
 from jaxformer.config import TransformerConfig
+from jaxformer.errors import InputError
 from jaxformer.flags import optional
-from jaxformer.tasks.settings import TrainSettings
+from jaxformer.tasks.settings import TrainSettings, check_dropout
+from jaxformer.tasks.start import StartSettings
 from jaxformer.training import BalanceConfig, OptimizerConfig
 
 MAX_CONTEXT = 1 << 20
@@ -33,8 +33,8 @@ class TextSettings:
     """where a line of a .jsonl file has its text"""
     validation: Annotated[str | None, optional("PATH")] = None
     """text to validate on (default: the last tenth of the documents, or of the text)"""
-    tokenizer: Annotated[str, tyro.conf.arg(metavar="char|word|bpe|PATH")] = "char"
-    """characters, words or byte-level BPE, found in the text; or a tokenizer.json"""
+    tokenizer: Annotated[str | None, optional("char|word|bpe|PATH")] = None
+    """characters, words or byte-level BPE, found in the text; or a tokenizer.json (default: char, or --model's)"""
     vocab_size: int = 4096
     """the most tokens of a vocabulary that is made from the text"""
 
@@ -43,23 +43,29 @@ class TextSettings:
 class LanguageModelSettings:
     """The model."""
 
-    preset: Literal["tiny", "small", "small-modern", "gpt2", "deepseek-tiny"] = "tiny"
-    """layers x width: 2 x 128, 6 x 384, 6 x 384 with rotary positions and SwiGLU, 12 x 768, 4 x 160 with experts"""
+    preset: Annotated[
+        Literal["tiny", "small", "small-modern", "gpt2", "deepseek-tiny"] | None,
+        optional("tiny|small|small-modern|gpt2|deepseek-tiny"),
+    ] = None
+    """a new model, layers x width: 2 x 128 (the default), 6 x 384, 6 x 384 with rotary positions and SwiGLU, 12 x 768,
+    4 x 160 with experts"""
     context: Annotated[int | None, optional("INT")] = None
-    """tokens that the model looks back on (default: 64 of tiny, 1024 of gpt2, 128 of deepseek-tiny, else 256)"""
-    dropout: float = 0.0
-    """dropout rate on embeddings, sub-layers and attention weights"""
+    """tokens that the model looks back on (default: 64 of tiny, 1024 of gpt2, 128 of deepseek-tiny, else 256; of
+    --model as many as it was made for, up to 1024)"""
+    dropout: Annotated[float | None, optional("FLOAT")] = None
+    """dropout rate on embeddings, sub-layers and attention weights (default: 0, or that of --model)"""
     rematerialize: bool = False
     """compute each block twice instead of storing what is inside it: slower, in less memory"""
 
     def __post_init__(self) -> None:
-        """Raise InputError for a context without anything to predict from."""
+        """Raise InputError for a context without anything to predict from, and an impossible rate."""
         schema.check_range("--context", self.length, 2, MAX_CONTEXT)
+        check_dropout(self.dropout)
 
     @property
     def length(self) -> int:
-        """How many tokens the model looks back on."""
-        return MODELS[self.preset][0] if self.context is None else self.context
+        """How many tokens a new model looks back on."""
+        return MODELS[self.preset or "tiny"][0] if self.context is None else self.context
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class LanguageSettings(TrainSettings):
     """Settings of a run on text."""
 
     text: TextSettings = field(default_factory=TextSettings)
+    start: StartSettings = field(default_factory=StartSettings)
     model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
@@ -89,3 +96,7 @@ class LanguageSettings(TrainSettings):
         for name in ("evaluate_every", "evaluate_batches"):
             schema.check_range(name, getattr(self, name), 1)
         schema.check_range("--vocab-size", self.text.vocab_size, 1)
+        given = {"--preset": self.model.preset, "--tokenizer": self.text.tokenizer}
+        if self.start.model is not None and any(given.values()):
+            own = next(flag for flag, value in given.items() if value)
+            raise InputError(f"{own} is for new models, and --model has its own: leave one of them out")

@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from jax.tree_util import Partial
 
 from jaxformer.data.pipeline import IGNORED
 from jaxformer.ops import Routing, cross_entropy, expert_load
 from jaxformer.tasks.task import Task
-from jaxformer.training import BalanceConfig, Loss, LossFunction, cast, penalty
+from jaxformer.training import BalanceConfig, Loss, LossFunction, Trainable, cast, penalty
 
 
 def next_token_loss(
@@ -40,16 +40,16 @@ def next_token_loss(
     return objective, Loss(plain, jnp.sum(labels != IGNORED), loads)
 
 
-def loss_function(task: Task[Any], graphdef: Any) -> LossFunction:
-    """Return the loss of a task as a function of parameters, for models of one structure.
+def loss_function(task: Task[Any], trainable: Trainable) -> LossFunction:
+    """Return the loss of a task as a function of the parameters that are trained.
 
     Args:
         task: Computes the loss, in the type that its settings name.
-        graphdef: The structure of the model, from `nnx.split`.
+        trainable: The model. Its frozen parameters are inputs of the compiled step.
     """
     dtype = jnp.dtype(task.settings.dtype)
 
-    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Loss]:
-        return task.loss(nnx.merge(graphdef, cast(params, dtype)), batch, key)
+    def loss(frozen: Any, params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Loss]:
+        return task.loss(cast(trainable.assemble(params, frozen), dtype), batch, key)
 
-    return loss
+    return Partial(loss, trainable.frozen)

@@ -42,6 +42,12 @@ class TrainSettings:
             raise InputError(f"seed must be at least 0 and below 2^32, not {shown(self.seed)}")
 
 
+def check_dropout(rate: float | None) -> None:
+    """Raise InputError for a rate of dropout with which nothing can be learned."""
+    if rate is not None and not 0 <= rate < 1:
+        raise InputError(f"--dropout must be at least 0 and below 1, not {shown(rate)}")
+
+
 def settings_from_dict(data: Any, kind: type[TrainSettings]) -> TrainSettings:
     """Return the settings that `to_dict` turned into `data`. Raises InputError if they are of another type."""
     settings = from_dict(data, nested_dataclasses(kind))

@@ -9,14 +9,15 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from jaxformer.config import TransformerConfig
 from jaxformer.data.pipeline import ALONE, IGNORED, Process
 from jaxformer.errors import InputError
 from jaxformer.generation import GenerationConfig
-from jaxformer.model import Transformer
+from jaxformer.model import Transformer, abstract_model
 from jaxformer.tasks.settings import TrainSettings
-from jaxformer.training import Loss
+from jaxformer.training import Loss, Trainable, all_trainable
 from jaxformer.visualize import Observation
 
 Number = int | float
@@ -115,6 +116,16 @@ class Task(ABC, Generic[S]):
     def config(self) -> TransformerConfig:
         """The model to train."""
 
+    def trainable(self, config: TransformerConfig, *, abstract: bool = False) -> Trainable:
+        """Return the model before the first step, and which of its parameters are trained.
+
+        Args:
+            config: The model, as `config` gives it.
+            abstract: Whether trained parameters may be shapes and types, because a checkpoint takes their place.
+        """
+        seed = self.settings.seed
+        return all_trainable(abstract_model(config) if abstract else Transformer(config, rngs=nnx.Rngs(seed)))
+
     @abstractmethod
     def batches(self, split: Split = "train", process: Process = ALONE) -> Iterator[Any]:
         """Return the batches of a part of the data: pytrees of arrays [B, ...].
@@ -167,6 +178,16 @@ class Task(ABC, Generic[S]):
 
     def save(self, folder: Path) -> None:
         """Write into the folder of a run what its model cannot be used without."""
+
+    def export(self, folder: Path, params: Any, model: Transformer) -> list[str]:
+        """Write the trained model into the folder of its run as others open it; return lines that say where it is.
+
+        Args:
+            folder: The folder of the run.
+            params: The trained parameters.
+            model: The model with them.
+        """
+        return []
 
     # --- use of a trained model
 

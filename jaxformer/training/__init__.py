@@ -14,6 +14,7 @@ from jaxformer.training.record import EVALUATIONS, METRICS, MetricLogger, read_l
 from jaxformer.training.report import draw_loss, write_report
 from jaxformer.training.step import Loss, LossFunction, Metrics, TrainState, cast, init_state, make_train_step
 from jaxformer.training.stop import InterruptedRunError
+from jaxformer.training.trainable import Trainable, all_trainable, partly_trainable
 
 __all__ = [
     "EVALUATIONS",
@@ -31,6 +32,8 @@ __all__ = [
     "Metrics",
     "OptimizerConfig",
     "TrainState",
+    "Trainable",
+    "all_trainable",
     "cast",
     "diagnose",
     "draw_loss",
@@ -39,6 +42,7 @@ __all__ = [
     "learning_rates",
     "make_optimizer",
     "make_train_step",
+    "partly_trainable",
     "penalty",
     "read_lines",
     "replace_text",

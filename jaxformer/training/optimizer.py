@@ -11,7 +11,7 @@ from jaxformer.errors import InputError
 from jaxformer.layers.variables import is_trained, parameter_path
 from jaxformer.schema import check_range, is_number
 
-DECAYED = ("weight", "embedding")  # names of parameters
+DECAYED = ("weight", "embedding", "A", "B")  # names of parameters, the latter two of adapters
 WARMUP, WARMUP_SHARE = 100, 8  # steps of warm-up unless told otherwise; at most one step in so many
 
 

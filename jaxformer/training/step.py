@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 Params = Any
 Batch = Any
@@ -77,15 +78,18 @@ def make_train_step(
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were, and is counted.
 
     Args:
-        loss_function: (params, batch, dropout key) -> (the mean to minimise, the loss to report).
+        loss_function: (params, batch, dropout key) -> (the mean to minimise, the loss to report). Arrays that a
+            `jax.tree_util.Partial` binds are inputs of the compiled step: give frozen parameters like this. Other
+            arrays that it holds become constants of the program.
         optimizer: The optimizer.
         schedule: Learning rate by step, for the metrics.
         accumulate: Number of parts that a batch is cut into, whose gradients are computed one after the other and
             averaged by their numbers of labels: the gradient of the whole batch, in the memory of a part.
         adjust: (params, loads) -> params, what a step changes in the new parameters beside what the optimizer did.
     """
+    bound = loss_function if isinstance(loss_function, Partial) else Partial(loss_function)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, loss_function: Partial) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         objective, loss, loads, gradient = gradient_of(loss_function, state.params, batch, key, accumulate)
         norm = optax.tree.norm(gradient)
@@ -102,7 +106,8 @@ def make_train_step(
         new = TrainState(params, optimizer_state, state.step + 1, skipped, state.key)
         return new, Metrics(loss, norm, ratio, rate, skipped, loads)
 
-    return jax.jit(train_step, donate_argnums=0)
+    compiled = jax.jit(train_step, donate_argnums=0)
+    return lambda state, batch: compiled(state, batch, bound)
 
 
 def gradient_of(

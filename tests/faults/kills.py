@@ -168,9 +168,10 @@ def state(run: Path) -> list[np.ndarray]:
     from jaxformer.training import Checkpoints
 
     description = read_description(run)
-    settings = read_settings(run, description, task_of(run, description).task)
+    task = task_of(run, description).task
+    begun = task(read_settings(run, description, task), run)
     with Checkpoints(run / "checkpoints", writable=False) as checkpoints:
-        restored, _ = checkpoints.restore(abstract_state(description.transformer, settings)[1])
+        restored, _ = checkpoints.restore(abstract_state(begun, description.transformer)[1])
     return [np.asarray(leaf) for leaf in jax.tree.leaves(restored)]
 
 

@@ -1,0 +1,252 @@
+"""Training that starts from a checkpoint of Hugging Face: all of its weights, some of them, or adapters on them."""
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxformer import presets, schema
+from jaxformer.config import TransformerConfig, from_dict, to_dict
+from jaxformer.errors import InputError, listed
+from jaxformer.model import Transformer, abstract_model
+from jaxformer.pretrained import (
+    TOKENIZER,
+    Pretrained,
+    folder_of,
+    from_pretrained,
+    generation_from,
+    generation_settings,
+    lora,
+    save_pretrained,
+)
+from jaxformer.pretrained.files import read_shard, read_tensors, write_tensors
+from jaxformer.pretrained.tokens import read_tokenizer
+from jaxformer.tasks.settings import TrainSettings
+from jaxformer.tasks.start import StartSettings
+from jaxformer.tasks.task import Task
+from jaxformer.training import Trainable, all_trainable, partly_trainable, replace_text
+
+BASE, UNUSED, MODEL, ADAPTER = "base.json", "unused.safetensors", "model", "adapter"  # in the folder of a run
+S = TypeVar("S", bound=TrainSettings)
+ABOUT: dict[str, schema.Field] = {
+    "name": schema.text(""),
+    "checksum": schema.text(""),
+    "config": schema.mapping({}),
+    "settings": schema.mapping({}),
+    "generation": schema.mapping({}),
+    "files": schema.mapping({}),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A checkpoint that training starts from, without its weights.
+
+    Attributes:
+        name: Its folder, or its id on the hub.
+        checksum: SHA-256 of its weights.
+        lm: Its tokenizer, settings and files; the arrays of its model are shapes and types.
+    """
+
+    name: str
+    checksum: str
+    lm: Pretrained
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The model."""
+        return self.lm.model.config
+
+    def open(self) -> Pretrained:
+        """Return the checkpoint with its weights in float32. Raises InputError if they are others than before."""
+        lm = from_pretrained(self.name, dtype="float32")
+        if checksum(folder_of(self.name, None)) != self.checksum:
+            raise InputError(f"the weights in {self.name} are not those that the run began with: put these back")
+        return lm
+
+    def save(self, folder: Path, unused: dict[str, np.ndarray]) -> None:
+        """Write it into the folder of a run.
+
+        Args:
+            folder: The folder.
+            unused: The tensors that the model has no use for.
+        """
+        lm = self.lm
+        about = {
+            "name": self.name,
+            "checksum": self.checksum,
+            "config": to_dict(self.config),
+            "settings": lm.settings,
+            "generation": generation_settings(lm.generation),
+            "files": lm.files,
+        }
+        if unused:
+            write_tensors(folder, unused, UNUSED)
+        if lm.tokenizer is not None:
+            replace_text(folder / TOKENIZER, lm.tokenizer.to_str(pretty=True) + "\n")
+        replace_text(folder / BASE, json.dumps(about) + "\n")
+
+
+def read_base(folder: Path) -> Base:
+    """Return the checkpoint that a run began with. Raises InputError if it cannot be read."""
+    path, vocabulary = folder / BASE, folder / TOKENIZER
+    values = schema.load_json(path)
+    with schema.located(path):
+        schema.require(values, *ABOUT)
+        about = schema.read(values, ABOUT)
+        config = from_dict(about["config"])
+        if not isinstance(config, TransformerConfig) or not all(isinstance(x, str) for x in about["files"].values()):
+            raise InputError("holds something else")
+        generation = generation_from(about["generation"])
+    tokenizer = read_tokenizer(vocabulary, config.main.embedding.vocab_size) if vocabulary.exists() else None
+    unused = {name: np.array(x) for name, x in read_shard(folder / UNUSED).items()} if has_unused(folder) else {}
+    lm = Pretrained(abstract_model(config), tokenizer, generation, about["settings"], unused, about["files"])
+    return Base(about["name"], about["checksum"], lm)
+
+
+def has_unused(folder: Path) -> bool:
+    """Return whether the run in a folder has tensors that its model has no use for."""
+    return (folder / UNUSED).exists()
+
+
+def checksum(folder: Path) -> str:
+    """Return the SHA-256 of the weights in a checkpoint folder: names, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(read_tensors(folder).items()):
+        total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        total.update(np.ascontiguousarray(tensor).view(np.uint8).data)
+    return total.hexdigest()
+
+
+class FineTuningTask(Task[S]):
+    """A task whose training can start from a checkpoint.
+
+    Its settings have the fields `start` and `model`, and the latter a rate of dropout. Derived classes define
+    `fresh_config` and `check_base`.
+    """
+
+    @property
+    def start(self) -> StartSettings:
+        """Which checkpoint, and what of it is trained."""
+        return self.settings.start  # pyrefly: ignore
+
+    @property
+    def fresh_config(self) -> TransformerConfig:
+        """The model where there is no checkpoint."""
+        raise NotImplementedError
+
+    def check_base(self, lm: Pretrained) -> None:
+        """Raise InputError if a checkpoint lacks what the task needs."""
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The model that the settings name."""
+        if self.base is None:
+            return self.fresh_config
+        rate = self.settings.model.dropout  # pyrefly: ignore
+        return self.base.config if rate is None else presets.with_dropout(self.base.config, rate)
+
+    @cached_property
+    def base(self) -> Base | None:
+        """The checkpoint that training starts from, if any. Raises InputError if the task cannot use it."""
+        if self.start.model is None:
+            return None
+        if self.folder is not None:
+            return read_base(self.folder)
+        self._opened = lm = from_pretrained(self.start.model, dtype="float32")
+        self.check_base(lm)
+        folder = folder_of(self.start.model, None)
+        name = str(folder.resolve()) if Path(self.start.model).is_dir() else self.start.model
+        return Base(name, checksum(folder), dataclasses.replace(lm, model=abstract_model(lm.model.config)))
+
+    _opened: Pretrained | None = None  # with its weights, until training takes them
+
+    @cached_property
+    def _adapted(self) -> tuple[Pretrained, lora.Adapter]:
+        """The checkpoint with its weights, and a new adapter."""
+        lm = self._take()
+        return lm, lora.init(lm, self.start.adapters, key=jax.random.key(self.settings.seed))
+
+    def _take(self) -> Pretrained:
+        """Return the checkpoint with its weights, and keep them no longer."""
+        assert self.base is not None, "of a run with a checkpoint"
+        lm, self._opened = self._opened, None
+        return lm or self.base.open()
+
+    def trainable(self, config: TransformerConfig, *, abstract: bool = False) -> Trainable:
+        """Return the model with the weights of the checkpoint, and which parameters are trained."""
+        if self.start.lora is not None:
+            return adapted(self._adapted[0].model, config, self._adapted[1])
+        abstract = abstract and not self.start.freeze  # checkpoints of the run lack what is frozen
+        if self.base is None or abstract:
+            every = super().trainable(config, abstract=abstract)
+            model = every.assemble(every.params, None)
+        else:
+            model = with_config(self._take().model, config)
+        return frozen_by(model, self.start.freeze) if self.start.freeze else all_trainable(model)
+
+    def save(self, folder: Path) -> None:
+        """Write what the run keeps of the checkpoint."""
+        if self.base is not None:
+            self.base.save(folder, self.base.lm.kept)
+
+    def export(self, folder: Path, params: Any, model: Transformer) -> list[str]:
+        """Write the model, or the adapter, as transformers and peft open it."""
+        if self.base is None:
+            return []
+        if self.start.lora is not None:
+            adapter = as_adapter(self._adapted[1], params)
+            lora.save(adapter, folder / ADAPTER, base=self.base.name)
+            return [f"adapter: {folder / ADAPTER}, for peft and jaxformer.lora.load, on {self.base.name}"]
+        save_pretrained(dataclasses.replace(self.base.lm, model=model), folder / MODEL)
+        return [f"model: {folder / MODEL}, for transformers and jaxformer.from_pretrained"]
+
+
+def with_config(model: Transformer, config: TransformerConfig) -> Transformer:
+    """Return the parameters of a model in a model of another configuration, whose parameters have the same shapes."""
+    graphdef = nnx.split(abstract_model(config))[0]
+    return nnx.merge(graphdef, nnx.to_pure_dict(nnx.state(model)))
+
+
+def frozen_by(model: Transformer, patterns: tuple[str, ...]) -> Trainable:
+    """Return a model of which the parameters are frozen whose names match a pattern.
+
+    Raises:
+        InputError: A pattern matches nothing, or nothing is left to be trained.
+    """
+    names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(f"--freeze {schema.shown(pattern)} matches no parameter: there are {listed(names)}")
+
+    def frozen(path: tuple[Any, ...]) -> bool:
+        return any(fnmatch.fnmatchcase(".".join(map(str, path)), pattern) for pattern in patterns)
+
+    found = partly_trainable(model, frozen)
+    if not jax.tree.leaves(found.params):
+        raise InputError("--freeze leaves no parameter to be trained: give other patterns")
+    return found
+
+
+def adapted(model: Transformer, config: TransformerConfig, adapter: lora.Adapter) -> Trainable:
+    """Return a model of which an adapter is trained, and nothing else."""
+    whole = all_trainable(with_config(model, config))
+    factors = {module: {"A": pair.A, "B": pair.B} for module, pair in adapter.factors.items()}
+
+    def assemble(params: Any, frozen: Any) -> Transformer:
+        return lora.apply(whole.assemble(frozen, None), as_adapter(adapter, params))
+
+    return Trainable(factors, whole.params, assemble)
+
+
+def as_adapter(adapter: lora.Adapter, params: Any) -> lora.Adapter:
+    """Return an adapter with other factors, as `adapted` holds them."""
+    return dataclasses.replace(adapter, factors={module: lora.Factors(**pair) for module, pair in params.items()})

@@ -1,0 +1,35 @@
+"""The tokenizer of a checkpoint, as tasks read text with it."""
+
+import tokenizers
+
+from jaxformer.data import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.pretrained import Pretrained
+from jaxformer.pretrained.tokens import encode
+
+PROBE = "a"  # a text, to see which tokens stand around one
+
+
+def checkpoint_tokenizer(lm: Pretrained) -> Tokenizer:
+    """Return the tokenizer of a checkpoint: documents begin as it begins texts, and end with the EOS token.
+
+    Raises:
+        InputError: The checkpoint has no tokenizer, or names no EOS token.
+    """
+    if lm.tokenizer is None:
+        raise InputError("the checkpoint has no tokenizer.json to read texts with: save it with its tokenizer")
+    ends = lm.generation.eos_ids
+    if not ends:
+        raise InputError("the checkpoint names no EOS token: add eos_token_id to its generation_config.json")
+    backend = tokenizers.Tokenizer.from_str(lm.tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True  # special tokens that a text holds are the letters they are written in
+    return Tokenizer("file", backend, tokens_before(lm.tokenizer), ends[0])
+
+
+def tokens_before(tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """Return the special tokens that a tokenizer puts before a text."""
+    (whole,), (inside,) = (encode(tokenizer, [PROBE], special_tokens=special) for special in (True, False))
+    starts = range(len(whole) - len(inside) + 1)
+    return tuple(whole[: next((start for start in starts if whole[start : start + len(inside)] == inside), 0)])

@@ -1,0 +1,45 @@
+"""Settings of training that starts from a checkpoint of Hugging Face."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from jaxformer.errors import InputError
+from jaxformer.flags import optional
+from jaxformer.pretrained.lora import ALL, LoraConfig
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """The checkpoint that training starts from."""
+
+    model: Annotated[str | None, optional("FOLDER")] = None
+    """a checkpoint folder of Hugging Face, or a hub id, whose weights are trained on (default: new weights)"""
+    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN")] = ()
+    """parameters that are not trained, such as "embedding*" "decoder.blocks.0.*", by their names in `inspect`"""
+    lora: Annotated[int | None, optional("RANK")] = None
+    """train low-rank adapters of this rank in place of the weights"""
+    lora_alpha: Annotated[float | None, optional("FLOAT")] = None
+    """scale of the adapters, times the rank (default: the rank)"""
+    lora_targets: str = "all"
+    """modules with adapters, by their names in the checkpoint: q_proj,v_proj; all: every linear map"""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for settings that need others."""
+        if self.lora is None and (self.lora_alpha is not None or self.lora_targets != "all"):
+            raise InputError("--lora-alpha and --lora-targets belong to --lora: give that too")
+        if self.lora is not None and self.model is None:
+            raise InputError("--lora adapts a checkpoint: give --model too")
+        if self.lora is not None and self.freeze:
+            raise InputError("--lora freezes all weights: leave --freeze out")
+        if self.lora is not None:
+            self.adapters  # noqa: B018  # refuses an impossible rank
+
+    @property
+    def adapters(self) -> LoraConfig:
+        """The settings of the adapters."""
+        rank = self.lora or 1
+        alpha = float(rank if self.lora_alpha is None else self.lora_alpha)
+        targets = ALL if self.lora_targets == "all" else tuple(filter(None, self.lora_targets.split(",")))
+        return LoraConfig(rank, alpha, targets)
