@@ -50,7 +50,13 @@ class Description(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model with its task, which has the settings of the run."""
+    """A trained model with its task.
+
+    Attributes:
+        folder: Folder of the run.
+        task: The task, with the settings of the run.
+        model: The model at the newest checkpoint.
+    """
 
     folder: Path
     task: Task[Any]

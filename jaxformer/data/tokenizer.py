@@ -40,6 +40,7 @@ class Tokenizer:
 
     Attributes:
         kind: "char", "word" and "bpe" are trained by `train_tokenizer`; "file" is any other tokenizer.json.
+        backend: The tokenizer of the library `tokenizers`.
     """
 
     kind: str
