@@ -29,8 +29,8 @@ def matmul_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
         return _times_transposed(x, weight)
 
     def few_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
-        y = few_rows_matmul(x.reshape(1, -1, x.shape[-1]), weight[None])
-        return y.reshape(*x.shape[:-1], len(weight))
+        y = few_rows_matmul(x.reshape(1, -1, x.shape[-1]), weight[None])  # [1, R, O]
+        return y.reshape(*x.shape[:-1], len(weight))  # [..., O]
 
     return jax.lax.platform_dependent(x, weight, cpu=few_rows, default=_times_transposed)
 
@@ -74,7 +74,7 @@ def _batch_times_transposed(x: jax.Array, weights: jax.Array) -> jax.Array:
     product = partial(jnp.einsum, preferred_element_type=wide)
     if are_numbers(*x.shape, *weights.shape) and 4 * x.shape[1] <= weights.shape[1] and x.shape[1] < x.shape[2]:
         # The small result is transposed: XLA on CPUs would transpose all weights.
-        return jnp.swapaxes(product("XOI,XRI->XOR", weights, x), 1, 2)
+        return jnp.swapaxes(product("XOI,XRI->XOR", weights, x), 1, 2)  # [X, R, O]
     return product("XRI,XOI->XRO", x, weights)
 
 
@@ -107,10 +107,11 @@ def _loop_over_outputs(x: jax.Array, weights: jax.Array) -> jax.Array:
     (X, R, _), outputs, width = x.shape, weights.shape[1], _piece(x.shape[2], x.shape[1])
 
     def sums(x: jax.Array, weights: jax.Array) -> jax.Array:
-        weights = weights.astype(jnp.float32).reshape(X, outputs, 1, -1, width)
-        products = weights * x.astype(jnp.float32).reshape(X, 1, R, -1, width)
+        weights = weights.astype(jnp.float32).reshape(X, outputs, 1, -1, width)  # [X, O, 1, I / width, width]
+        products = weights * x.astype(jnp.float32).reshape(X, 1, R, -1, width)  # [X, O, R, I / width, width]
+        # [X, O, R, I / width]
         pieces = (jnp.ones(width, jnp.float32) @ products.reshape(-1, width).T).reshape(X, outputs, R, -1)
-        return jnp.swapaxes(pieces.sum(-1), 1, 2)
+        return jnp.swapaxes(pieces.sum(-1), 1, 2)  # [X, R, O]
 
     def no_numbers(x: jax.Array, weights: jax.Array) -> jax.Array:
         return jnp.full((X, R, outputs), jnp.nan, jnp.float32)
@@ -181,6 +182,7 @@ class PackedKVCache:
     def of(cls, key: jax.Array, value: jax.Array) -> "PackedKVCache":
         """Return a full cache of keys and values [B, S, K, H]."""
         B, S, K, _ = key.shape
+        # pack of [B K, S, H]
         packed = (pack(jnp.swapaxes(x, 1, 2).reshape(B * K, S, x.shape[3])) for x in (key, value))
         return cls(*packed, heads=K)
 
@@ -203,7 +205,8 @@ class PackedKVCache:
 
     def reorder(self, rows: jax.Array) -> "PackedKVCache":
         """Return the cache of the batch rows `rows` [R]."""
-        batches = (x.reshape(-1, self.heads, *x.shape[-2:])[rows] for x in (self.key, self.value))
+        batches = (x.reshape(-1, self.heads, *x.shape[-2:])[rows] for x in (self.key, self.value))  # [R, K, S, H]
+        # pack of [R K, S, H]
         return PackedKVCache(*(pack(x.reshape(-1, *x.shape[-2:])) for x in batches), heads=self.heads)
 
     def copy_slots(self, rows: jax.Array, start: int | jax.Array, slots: int) -> "PackedKVCache":
@@ -217,8 +220,9 @@ class PackedKVCache:
 
     def unpack(self) -> tuple[jax.Array, jax.Array]:
         """Return keys and values [B, S, K, H], as the operations take them."""
+        # [B, K, S, H]
         key, value = (each.reshape(self.rows, self.heads, *each.shape[-2:]) for each in (self.key, self.value))
-        return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+        return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # [B, S, K, H]
 
     def _with(self, change: Callable[..., jax.Array], *others: "PackedKVCache") -> "PackedKVCache":
         """Return both arrays changed, each together with its counterparts."""
@@ -227,4 +231,4 @@ class PackedKVCache:
 
 def unpacked(x: jax.Array) -> jax.Array:
     """Return [X, S, H] of what `pack` made of it."""
-    return x.reshape(-1, *x.shape[-2:])
+    return x.reshape(-1, *x.shape[-2:])  # [X, S, H]

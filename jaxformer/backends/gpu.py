@@ -96,4 +96,4 @@ def fused_attention(
     if key_valid is None or visible is None:  # then every query sees a key
         return output
     sees_a_key = visible.any(axis=-1)  # [B|1, 1, T]
-    return jnp.where(jnp.swapaxes(sees_a_key, 1, 2)[..., None], output, 0)
+    return jnp.where(jnp.swapaxes(sees_a_key, 1, 2)[..., None], output, 0)  # [B, T, N, Hv] where [B|1, T, 1, 1]

@@ -24,7 +24,13 @@ GROUP = 4  # query heads that share keys and values in many models with grouped-
 
 @dataclass(frozen=True)
 class Sizes:
-    """Batch B, source length S and target length T of the inputs."""
+    """Sizes of a model's inputs.
+
+    Attributes:
+        B: Number of sequences in a batch.
+        S: Number of tokens that an encoder reads.
+        T: Number of tokens that a decoder reads.
+    """
 
     B: int
     S: int
@@ -33,7 +39,15 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Row:
-    """One module: its path, its class, the shapes of each way in which it is called, the parameters in it."""
+    """One module of a model, as a row of a table.
+
+    Attributes:
+        path: Path of the module, such as "decoder.blocks.0.attention"; "model" for the whole.
+        kind: Name of its class.
+        calls: Shapes of the inputs and of the output of each way in which it is called, see `shapes`.
+        parameters: Number of parameters in it and in its parts.
+        axes: Letters of the axes of its own variables, see `axes_of`.
+    """
 
     path: str
     kind: str
@@ -44,13 +58,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs of a forward and a training step; bytes of the weights and of the cache.
+    """Costs of a model for inputs of some sizes.
 
     Attributes:
+        parameters: Number of all parameters.
         active_parameters: Number of parameters that a token uses: all but those of experts that are not chosen for it.
-        cache_token: For one more token of one sequence.
-        cache, cross: Keys and values of all tokens and of the source, for the whole batch.
-        otherwise: What `cache_token` would be if latent attention kept other things.
+        weights: Bytes of the parameters.
+        forward: FLOPs of a forward pass on a batch.
+        step: FLOPs of a training step on a batch: forward, loss, gradient, AdamW.
+        cache_token: Bytes of the cache for one more token of one sequence.
+        cache: Bytes of the cache for all tokens of the batch. 0 without a decoder.
+        cross: Bytes of the keys and values of the source, for the whole batch. 0 without cross-attention.
+        otherwise: Bytes for one more token with ordinary attention in the place of latent attention, by its kind. Empty
+            without latent attention.
     """
 
     parameters: int

@@ -42,10 +42,17 @@ class Arguments:
 
 
 class Comparison(NamedTuple):
-    """Distance between us and transformers, and between transformers and its own run in float64.
+    """Distances of one result from its reference.
 
-    Both relative to the largest entry of the reference where that exceeds 1; of gradients, always to the largest entry,
-    so that terms that cancel leave more rounding than the bound in either program: there transformers' own decides.
+    Both relative to the largest entry of the reference where that exceeds 1 (of the loss, absolute); of gradients,
+    always to the largest entry, so that terms that cancel leave more rounding than the bound in either program: there
+    transformers' own decides.
+
+    Attributes:
+        where: Part of the model, such as "decoder layer 1", "output" or "gradients".
+        what: Name of the result, such as "attention map" or "logits".
+        ours: Distance between jaxformer and transformers, both in float32.
+        rounding: Distance between transformers in float32 and in float64.
     """
 
     where: str
@@ -60,7 +67,15 @@ class Comparison(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Results of transformers: states and maps by name, logits, loss, gradients by tensor, seconds of a forward."""
+    """Results of transformers for some inputs.
+
+    Attributes:
+        values: Hidden states [1, T, D] and attention maps [1, N, T, S], a list over layers, by stack and kind.
+        logits: [1, T, V]; of a classifier [1, classes]; the hidden states where the model has no head.
+        loss: Mean cross-entropy of `expected_labels`, in nats.
+        gradients: Gradients of the loss by the names of the checkpoint's tensors.
+        seconds: Duration of a forward pass.
+    """
 
     values: dict[tuple[str, str], list[np.ndarray]]
     logits: np.ndarray

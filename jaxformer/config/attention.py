@@ -15,7 +15,11 @@ def check_rate(rate: float) -> None:
 
 @dataclass(frozen=True)
 class LayerNormConfig:
-    """Layer normalisation over the model width, with a learned scale and shift."""
+    """Layer normalisation over the model width, with a learned scale and shift.
+
+    Attributes:
+        epsilon: A small number that is added to the variance, below the root.
+    """
 
     epsilon: float = 1e-5
 

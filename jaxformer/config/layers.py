@@ -64,7 +64,13 @@ class SoftmaxRouter:
 class SigmoidRouter:
     """Experts with the largest sigmoid of a linear map of the token plus a bias per expert, as in DeepSeek-V3.
 
-    The bias is no part of the weights, and no gradient moves it. The other settings are those of `SoftmaxRouter`.
+    The bias is no part of the weights, and no gradient moves it.
+
+    Attributes:
+        renormalize: Whether the weights of the chosen experts sum to one.
+        groups: Number of groups of neighbouring experts.
+        top_k_groups: Number of groups that a token may go to.
+        scale: Factor on the weights.
     """
 
     renormalize: bool = True
@@ -142,7 +148,12 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """Layer in BERT's head before its map to the vocabulary: Norm(activation(x W + b)), as wide as the model."""
+    """Layer in BERT's head before its map to the vocabulary: Norm(activation(x W + b)), as wide as the model.
+
+    Attributes:
+        activation: Name of the activation.
+        norm: Norm of the output.
+    """
 
     activation: Activation = "gelu"
     norm: NormConfig = LayerNormConfig()

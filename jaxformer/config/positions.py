@@ -53,7 +53,11 @@ Positions = LearnedPositions | SinusoidalPositions | RelativePositions
 
 @dataclass(frozen=True)
 class NonPadPositions:
-    """Positions count the tokens that are not `pad_id`, which has position -1, whatever the mask is, as for RoBERTa."""
+    """Positions count the tokens that are not padding, whatever the mask is, as for RoBERTa.
+
+    Attributes:
+        pad_id: Padding token, which has position -1.
+    """
 
     pad_id: int
 
@@ -63,14 +67,23 @@ PositionIdsFrom = Literal["mask", "slot"] | NonPadPositions
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """Positions are divided by `factor`, so that so many times more fit into the trained range (Chen et al. 2023)."""
+    """Positions are divided, so that more of them fit into the trained range (Chen et al. 2023).
+
+    Attributes:
+        factor: The divisor: as many times more positions fit.
+    """
 
     factor: float
 
 
 @dataclass(frozen=True)
 class DynamicScaling:
-    """The base grows with the longest position once that is beyond the trained `length` ("NTK-aware" scaling)."""
+    """The base grows with the longest position once that is beyond the trained length ("NTK-aware" scaling).
+
+    Attributes:
+        factor: Slope of the growth, see `jaxformer.ops.dynamic_ntk_frequencies`.
+        length: Number of positions in training.
+    """
 
     factor: float
     length: int

@@ -18,7 +18,12 @@ Batch = dict[str, np.ndarray]
 
 
 class Process(NamedTuple):
-    """One of several processes that share the rows of every batch: rows index, index + count, index + 2 count ..."""
+    """One of several processes that share the rows of every batch: rows index, index + count, index + 2 count ...
+
+    Attributes:
+        index: Number of this process, from 0 to count - 1.
+        count: Number of processes.
+    """
 
     index: int = 0
     count: int = 1
@@ -67,7 +72,12 @@ class SequencePairs(Protocol):
 
 @dataclass(frozen=True)
 class Examples:
-    """The training examples of a task as a random-access source: example i depends on the seed and i alone."""
+    """The training examples of a task as a random-access source: example i depends on the seed and i alone.
+
+    Attributes:
+        task: Draws sources, and answers them.
+        seed: Seed of the draws.
+    """
 
     task: SequencePairs
     seed: int

@@ -276,7 +276,12 @@ def split_corpus(corpus: Corpus, share: float = 0.1) -> tuple[Corpus, Corpus]:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows of a corpus that follow each other, as a random-access source; a rest at the end is left out."""
+    """The windows of a corpus that follow each other, as a random-access source; a rest at the end is left out.
+
+    Attributes:
+        tokens: Tokens of the corpus, [T].
+        length: Number of tokens of a window.
+    """
 
     tokens: np.ndarray
     length: int

@@ -136,10 +136,17 @@ def generate(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Request:
-    """Arguments of a compiled generation: source [B, S] and its mask, tokens [B, slots], the prompts' mask, the spec.
+    """Arguments of a compiled generation.
 
-    Of the `prompt_slots` that are read at once, a static number, only spec.prompt_length count: one program serves
-    shorter prompts.
+    Attributes:
+        source: Token ids of the source, int32 [B, S]. None: there is no encoder.
+        source_valid: Boolean [B, S], True at real tokens of the source. None: there is no encoder.
+        tokens: Token ids of the prompts, int32 [B, slots], with room for the tokens to generate.
+        valid: Boolean [B, prompt_slots], False at padding of the prompts. None: all tokens are real.
+        spec: Settings of the search.
+        prompt_slots: Number of slots that are read at once; static. Only spec.prompt_length of them count: one program
+            serves shorter prompts.
+        observe: Whether attention maps are returned; static.
     """
 
     source: Any

@@ -21,11 +21,14 @@ EXHAUSTIVE, NEVER = 1, 2  # codes of early_stopping: True and "never"
 
 
 class Beams(NamedTuple):
-    """Sequences of each input, best first: tokens [B, W, slots], scores [B, W].
+    """Sequences of each input, best first: W beams, or K candidates.
 
     Attributes:
-        beam_indices: [B, W, slots], the row [B*W] of the search in which each token was chosen.
-        states: Of automata.
+        tokens: int32 [B, W, slots].
+        scores: Float32 [B, W], the sum of log-probabilities as the processors left them; NEG_INF is added to a
+            sequence that must not win.
+        beam_indices: int32 [B, W, slots], the row [B*W] of the search in which each token was chosen; -1 elsewhere.
+        states: States of the automata after each sequence, [B, W].
     """
 
     tokens: jax.Array
@@ -35,10 +38,14 @@ class Beams(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The best finished sequences, by score / length ** length_penalty; `real` [B, W] is False where none is yet.
+    """The best finished sequences of each input.
 
     Attributes:
-        lengths: [B, W], tokens that count, prompt and EOS included. beam_indices as of `Beams`.
+        tokens: int32 [B, W, slots].
+        scores: Float32 [B, W], log-probability / generated length ** length_penalty.
+        beam_indices: int32 [B, W, slots], as of `Beams`.
+        real: Boolean [B, W], False where no sequence is yet.
+        lengths: int32 [B, W], number of tokens that count, prompt and EOS included.
     """
 
     tokens: jax.Array
@@ -51,10 +58,14 @@ class Finished(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BeamState:
-    """A beam search under way: the running beams, the finished ones, and which inputs may still improve, [B].
+    """A beam search under way.
 
     Attributes:
-        ended: Every candidate of the last step ended, so nothing runs on.
+        running: The running beams.
+        done: The finished sequences.
+        improvable: Boolean [B], True at inputs that may still improve.
+        ended: Boolean scalar, every candidate of the last step ended, so nothing runs on.
+        length: int32 scalar, number of tokens of every running beam, prompt included.
     """
 
     running: Beams
@@ -73,7 +84,7 @@ def gather_beams(tree: Any, index: jax.Array) -> Any:
     """Return the entries `index` [B, W'] along axis 1 of every [B, W, ...] array of a tree."""
 
     def taken(leaf: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(leaf, index.reshape(index.shape + (1,) * (leaf.ndim - 2)), axis=1)
+        return jnp.take_along_axis(leaf, index.reshape(index.shape + (1,) * (leaf.ndim - 2)), axis=1)  # [B, W', ...]
 
     return jax.tree.map(taken, tree)
 
@@ -83,7 +94,7 @@ def init(spec: SearchSpec, tokens: jax.Array) -> BeamState:
 
     Only the first is extended at first, or all would be equal.
     """
-    tokens = tokens.reshape(-1, spec.beams, tokens.shape[1])
+    tokens = tokens.reshape(-1, spec.beams, tokens.shape[1])  # [B, W, slots]
     B, W, _ = tokens.shape
     length = jnp.asarray(spec.prompt_length, jnp.int32)
     beam_indices = jnp.full_like(tokens, -1)
@@ -99,7 +110,7 @@ def advance(spec: SearchSpec, state: BeamState, logits: jax.Array) -> Advanced:
     """Return the search one token further, with the cache row [B*W] that each running beam continues."""
     B, W, L = state.tokens.shape
     states = jax.tree.map(jnp.ravel, state.running.states)
-    context = make_context(spec, state.tokens.reshape(-1, L), state.length, states)
+    context = make_context(spec, state.tokens.reshape(-1, L), state.length, states)  # tokens [B*W, L]
     log_probabilities = process(spec.processors, jax.nn.log_softmax(logits), context)
     parents, candidates = extend(spec, state, log_probabilities)
     length = state.length + 1
@@ -108,10 +119,10 @@ def advance(spec: SearchSpec, state: BeamState, logits: jax.Array) -> Advanced:
     running_scores, chosen = lax.top_k(candidates.scores + NEG_INF * ends, W)
     running = gather_beams(candidates, chosen)._replace(scores=running_scores)
     done = keep_finished(spec, state, candidates, ends)
-    parents = jnp.take_along_axis(parents, chosen, axis=1) + W * jnp.arange(B)[:, None]
+    parents = jnp.take_along_axis(parents, chosen, axis=1) + W * jnp.arange(B)[:, None]  # [B, W]
     improvable = state.improvable & can_improve(spec, running.scores[:, 0], done, length)
     state = BeamState(running, done, improvable, jnp.all(ends), length)
-    return Advanced(state, parents.reshape(-1), log_probabilities)
+    return Advanced(state, parents.reshape(-1), log_probabilities)  # rows [B*W]
 
 
 def extend(spec: SearchSpec, state: BeamState, log_probabilities: jax.Array) -> tuple[jax.Array, Beams]:
@@ -121,7 +132,7 @@ def extend(spec: SearchSpec, state: BeamState, log_probabilities: jax.Array) -> 
     """
     B, W, _ = state.tokens.shape
     V = log_probabilities.shape[-1]
-    scores = log_probabilities.reshape(B, W, V) + state.running.scores[:, :, None]
+    scores = log_probabilities.reshape(B, W, V) + state.running.scores[:, :, None]  # [B, W, V]
     K = min(max(2, 1 + spec.eos.shape[0]) * W, W * V)
     if spec.sample:
         chosen = draw_candidates(scores, K, row_keys(spec.seeds, 1, state.length - spec.prompt_length))
@@ -134,7 +145,7 @@ def extend(spec: SearchSpec, state: BeamState, log_probabilities: jax.Array) -> 
         lax.dynamic_update_slice_in_dim(history, new[:, :, None], state.length, axis=2)
         for history, new in ((parent.tokens, newest), (parent.beam_indices, rows.astype(jnp.int32)))
     )
-    reached = jnp.take_along_axis(scores.reshape(B, -1), chosen, axis=1)
+    reached = jnp.take_along_axis(scores.reshape(B, -1), chosen, axis=1)  # [B, K]
     return parents, Beams(tokens, reached, beam_indices, next_states(spec, parent.states, newest))
 
 
@@ -176,8 +187,9 @@ def finished(spec: SearchSpec, state: BeamState) -> jax.Array:
 def result(state: BeamState, record: Record) -> Found:
     """Return the finished sequences [B*W, slots], each input's best first, their scores, lengths and beam_indices."""
     tokens, scores, beam_indices, _, lengths = state.done
+    # [B*W, slots]
     tokens, beam_indices = (history.reshape(-1, history.shape[-1]) for history in (tokens, beam_indices))
-    return Found(tokens, scores.reshape(-1), lengths.reshape(-1), beam_indices, record, state.length)
+    return Found(tokens, scores.reshape(-1), lengths.reshape(-1), beam_indices, record, state.length)  # rows R = B*W
 
 
 BEAM = Strategy(init, advance, finished, result)

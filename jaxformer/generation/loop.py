@@ -16,11 +16,15 @@ Reorder = Callable[[Any, jax.Array], Any]
 
 
 class Found(NamedTuple):
-    """A search's result: tokens [R, slots], the score of each row [R], and how many of its tokens count [R].
+    """Result of a search.
 
     Attributes:
-        beam_indices: [R, slots], of beams, the row that each token was chosen in.
-        record: What was kept of each step, and `length`, to which the search came.
+        tokens: int32 [R, slots].
+        scores: Float32 [R], see `Generated.sequences_scores`.
+        lengths: int32 [R], number of tokens that count in each row, prompt and EOS included.
+        beam_indices: int32 [R, slots], the row of the search in which each token was chosen. None without beams.
+        record: Scores and logits of each step.
+        length: int32 scalar, number of tokens that the search came to, prompt included.
     """
 
     tokens: jax.Array
@@ -51,8 +55,9 @@ class Advanced(NamedTuple):
     """A state one token longer, and how it came about.
 
     Attributes:
-        rows: [R], the rows of the cache that go on in the place of each row (None: each its own).
-        scores: [R, V], what the tokens were chosen by.
+        state: State of the strategy.
+        rows: int32 [R], the rows of the cache that go on in the place of each row (None: each its own).
+        scores: Float32 [R, V], by which the tokens were chosen.
     """
 
     state: Any
@@ -61,14 +66,25 @@ class Advanced(NamedTuple):
 
 
 class Record(NamedTuple):
-    """Scores and logits of every step, float32 [slots, R, V], in the order of rows that they had; None: not kept."""
+    """Scores and logits of every step, with rows in the order of that step.
+
+    Attributes:
+        scores: Float32 [slots, R, V], by which the tokens were chosen. None: not kept.
+        logits: Float32 [slots, R, V] of the model. None: not kept.
+    """
 
     scores: jax.Array | None
     logits: jax.Array | None
 
 
 class Search(NamedTuple):
-    """A search under way, a pytree: its strategy's state, the cache behind the tokens in it, and the record so far."""
+    """A search under way, a pytree.
+
+    Attributes:
+        state: State of the strategy, with the tokens so far.
+        cache: Cache of the model, with all tokens but the newest.
+        record: Scores and logits of the steps so far.
+    """
 
     state: Any
     cache: Any
@@ -97,7 +113,7 @@ def proceed(spec: SearchSpec, strategy: Strategy, step: Step, reorder: Reorder, 
 
     def one_step(search: Search, _: None) -> tuple[Search, None]:
         state = search.state
-        tokens = state.tokens.reshape(-1, state.tokens.shape[-1])
+        tokens = state.tokens.reshape(-1, state.tokens.shape[-1])  # [R, slots]
         logits, cache = step(lax.dynamic_slice_in_dim(tokens, state.length - 1, 1, axis=1), search.cache)
         new = choose(spec, strategy, reorder, search._replace(cache=cache), logits)
         done = strategy.finished(spec, state)

@@ -13,7 +13,13 @@ from jaxformer.generation.compiling import Flat
 
 
 class Kept(NamedTuple):
-    """A prepared model, and what it was made of: the structure and, held weakly, the weights."""
+    """A prepared model, and the model that it was made of.
+
+    Attributes:
+        prepared: The prepared model.
+        structure: Structure of the original as a pytree, without its leaves.
+        weights: Weak references to the leaves of the original.
+    """
 
     prepared: Flat
     structure: Any

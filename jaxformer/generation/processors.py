@@ -216,7 +216,11 @@ class MinLength:
 
 @logits_processor
 class ForcedBOS:
-    """Force a token as the second one of all sequences: 0 for it, -inf for any other."""
+    """Force a token as the second one of all sequences: 0 for it, -inf for any other.
+
+    Attributes:
+        token: The token, int32 scalar.
+    """
 
     token: Any
 
@@ -227,7 +231,12 @@ class ForcedBOS:
 
 @logits_processor
 class ForcedEOS:
-    """Force one of the tokens [n] at the last position: 0 for them, -inf for any other."""
+    """Force one of some tokens at the last position: 0 for them, -inf for any other.
+
+    Attributes:
+        tokens: The tokens, int32 [n].
+        max_length: Most tokens of a sequence, prompt included.
+    """
 
     tokens: Any
     max_length: Any
@@ -271,7 +280,11 @@ class ExponentialDecayLength:
 
 @logits_processor
 class SuppressTokens:
-    """Forbid some tokens, int32 [n], of which those outside of the vocabulary are padding."""
+    """Forbid some tokens.
+
+    Attributes:
+        tokens: The tokens, int32 [n]; those outside of the vocabulary are padding.
+    """
 
     tokens: Any
 
@@ -282,7 +295,12 @@ class SuppressTokens:
 
 @logits_processor
 class SuppressTokensAtBegin:
-    """Forbid some tokens, int32 [n], where sequences have the length `begin`."""
+    """Forbid some tokens where sequences have a certain length.
+
+    Attributes:
+        tokens: The tokens, int32 [n]; those outside of the vocabulary are padding.
+        begin: The length in tokens, prompt included.
+    """
 
     tokens: Any
     begin: Any

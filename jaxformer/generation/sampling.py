@@ -15,12 +15,15 @@ from jaxformer.generation.spec import FSMStates, SearchSpec, ends_with, first_st
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences in the making: tokens [R, slots], of which `length` count, and of a finished row `lengths` [R].
+    """Sequences in the making.
 
     Attributes:
-        live: Boolean [R], not finished.
-        scores: [R] log-probability that the model gave to the tokens it generated.
-        states: Automata behind the tokens.
+        tokens: int32 [R, slots].
+        length: int32 scalar, number of tokens of every row so far, prompts and padding included.
+        live: Boolean [R], True at rows that are not finished.
+        scores: Float32 [R], the log-probability that the model gave to the tokens it generated.
+        lengths: int32 [R], number of tokens that count in each row, prompt and EOS included.
+        states: States of the automata after the tokens, [R].
     """
 
     tokens: jax.Array

@@ -26,12 +26,12 @@ def top_k(scores: jax.Array, count: int, *, first_of_equals: bool = False) -> tu
     columns = V // DEPTH
     if columns < 4 * count:
         return tuple(lax.top_k(scores, count))
-    maxima = jnp.max(scores[:, : DEPTH * columns].reshape(R, DEPTH, columns), axis=1)
-    chosen = jnp.sort(lax.top_k(maxima, count)[1], axis=1)
+    maxima = jnp.max(scores[:, : DEPTH * columns].reshape(R, DEPTH, columns), axis=1)  # [R, columns]
+    chosen = jnp.sort(lax.top_k(maxima, count)[1], axis=1)  # [R, count]
     below = columns * jnp.arange(DEPTH, dtype=jnp.int32)[None, :, None]
     rest = jnp.broadcast_to(jnp.arange(DEPTH * columns, V, dtype=jnp.int32)[None], (R, V % DEPTH))
     # In ascending order: of equal scores, `top_k` takes the first.
-    places = jnp.concatenate([(below + chosen[:, None]).reshape(R, -1), rest], axis=1)
+    places = jnp.concatenate([(below + chosen[:, None]).reshape(R, -1), rest], axis=1)  # [R, DEPTH * count + V % DEPTH]
     values, found = lax.top_k(jnp.take_along_axis(scores, places, axis=1), count)
     places = jnp.take_along_axis(places, found, axis=1)
     if not first_of_equals:
@@ -104,7 +104,7 @@ def inverse_cdf_index(lengths: jax.Array, mark: jax.Array) -> jax.Array:
     R, V = lengths.shape
     size = min(BLOCK, V)
     whole = V - V % size
-    blocks = jnp.sum(lengths[:, :whole].reshape(R, -1, size), axis=2)
+    blocks = jnp.sum(lengths[:, :whole].reshape(R, -1, size), axis=2)  # [R, whole / size]
     rest = jnp.sum(lengths[:, whole:], axis=1, keepdims=True)
     block, before = first_beyond(jnp.concatenate([blocks, rest], axis=1), mark)
     places = jnp.minimum(block * size, V - size) + jnp.arange(size)[None]
@@ -139,7 +139,7 @@ def row_keys(seeds: jax.Array, copies: int, step: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(folded, copy), step)
 
     of_copies = jax.vmap(key, in_axes=(None, 0))
-    return jax.vmap(of_copies, in_axes=(0, None))(seeds, jnp.arange(copies)).reshape(-1)
+    return jax.vmap(of_copies, in_axes=(0, None))(seeds, jnp.arange(copies)).reshape(-1)  # [B * copies]
 
 
 def best_token(scores: jax.Array) -> jax.Array:
@@ -166,10 +166,10 @@ def best_candidates(scores: jax.Array, count: int) -> jax.Array:
     the same candidates as from all at once, found faster.
     """
     B, W, V = scores.shape
-    values, tokens = top_k(scores.reshape(B * W, V), min(count, V), first_of_equals=True)
-    flat = tokens.reshape(B, W, -1) + V * jnp.arange(W)[None, :, None]
-    merged = lax.top_k(values.reshape(B, -1), count)[1]
-    return jnp.take_along_axis(flat.reshape(B, -1), merged, axis=1)
+    values, tokens = top_k(scores.reshape(B * W, V), min(count, V), first_of_equals=True)  # [B*W, min(count, V)]
+    flat = tokens.reshape(B, W, -1) + V * jnp.arange(W)[None, :, None]  # [B, W, min(count, V)]
+    merged = lax.top_k(values.reshape(B, -1), count)[1]  # [B, count] in W*min(count, V)
+    return jnp.take_along_axis(flat.reshape(B, -1), merged, axis=1)  # [B, count]
 
 
 def draw_candidates(scores: jax.Array, count: int, keys: jax.Array) -> jax.Array:

@@ -64,7 +64,12 @@ class SearchSpec:
 
 
 class FSMStates(NamedTuple):
-    """The state of each automaton after every sequence, int32 [...]; None where there is none."""
+    """States of the automata after every sequence.
+
+    Attributes:
+        stop: int32 [...], of the automaton that sees stop strings. None: there is none.
+        constraint: int32 [...], of the automaton of allowed sequences. None: there is none.
+    """
 
     stop: jax.Array | None
     constraint: jax.Array | None
@@ -298,7 +303,7 @@ def constraint_fsm(config: GenerationConfig, allowed: Automaton | Sequence[Autom
 
 def is_any(tokens: jax.Array, ids: jax.Array) -> jax.Array:
     """Return whether each token [...] is one of the `ids` [n]: boolean [...]."""
-    return (tokens[..., None] == ids.reshape((1,) * tokens.ndim + (-1,))).any(-1)
+    return (tokens[..., None] == ids.reshape((1,) * tokens.ndim + (-1,))).any(-1)  # [..., n] -> [...]
 
 
 def make_context(spec: SearchSpec, tokens: jax.Array, length: jax.Array, states: FSMStates) -> Context:

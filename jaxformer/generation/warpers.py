@@ -17,7 +17,11 @@ from jaxformer.generation.selection import inverse_cdf_index, kth_largest, large
 
 @logits_processor
 class Temperature:
-    """Divide scores by the temperature: above 1 flatter, below 1 steeper."""
+    """Divide scores by the temperature.
+
+    Attributes:
+        temperature: The divisor: above 1 scores become flatter, below 1 steeper.
+    """
 
     temperature: Any
 
@@ -28,9 +32,12 @@ class Temperature:
 
 @logits_processor
 class TopH:
-    """Keep the likeliest tokens, as long as their part of the entropy is at most a share `top_h` of it.
+    """Keep the likeliest tokens, as long as their part of the entropy is at most a share of it.
 
     Potraghloo et al. 2025: of the 100 best tokens, whose probabilities are those among them.
+
+    Attributes:
+        top_h: The share of the entropy.
     """
 
     top_h: Any
@@ -48,7 +55,11 @@ class TopH:
 
 @logits_processor
 class TopK:
-    """Keep the k largest scores, and those equal to the k-th."""
+    """Keep the k largest scores, and those equal to the k-th.
+
+    Attributes:
+        k: Number of tokens.
+    """
 
     k: Any
 
@@ -115,7 +126,12 @@ class TopP:
 
 @logits_processor
 class MinP:
-    """Keep tokens at least `min_p` times as probable as the best one. Nguyen et al. 2024, section 3."""
+    """Keep tokens whose probability is at least a share of the best one. Nguyen et al. 2024, section 3.
+
+    Attributes:
+        min_p: The share of the best token's probability.
+        min_tokens: Number of best tokens that always stay.
+    """
 
     min_p: Any
     min_tokens: Any
@@ -129,9 +145,13 @@ class MinP:
 
 @logits_processor
 class TypicalP:
-    """Keep the tokens whose surprise is nearest to the entropy, of a mass `typical_p`.
+    """Keep the tokens whose surprise is nearest to the entropy, up to a probability mass.
 
     Meister et al. 2022, section 4.
+
+    Attributes:
+        typical_p: The mass that they reach.
+        min_tokens: Number of best tokens that always stay.
     """
 
     typical_p: Any
@@ -153,7 +173,12 @@ class TypicalP:
 
 @logits_processor
 class EpsilonCutoff:
-    """Keep tokens at least as probable as epsilon. Hewitt et al. 2022, section 4.1."""
+    """Keep tokens at least as probable as epsilon. Hewitt et al. 2022, section 4.1.
+
+    Attributes:
+        epsilon: Least probability.
+        min_tokens: Number of best tokens that always stay.
+    """
 
     epsilon: Any
     min_tokens: Any
@@ -168,6 +193,10 @@ class EtaCutoff:
     """Keep tokens as probable as epsilon, or sqrt(epsilon) exp(-entropy) if that is less.
 
     Hewitt et al. 2022, section 4.2.
+
+    Attributes:
+        epsilon: Least probability while the entropy is low.
+        min_tokens: Number of best tokens that always stay.
     """
 
     epsilon: Any

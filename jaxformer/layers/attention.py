@@ -95,7 +95,7 @@ class Attention(nnx.Module):
         key, value = kv.unpack()
         options = self._options(mask) | {"bias": bias}
         mixed = attend(query, key, value, options, self.config.dropout, dropout_key)  # [B, R/B T, N, H]
-        states = self.output(mixed.reshape(*x.shape[:2], *mixed.shape[2:]))
+        states = self.output(mixed.reshape(*x.shape[:2], *mixed.shape[2:]))  # [R, T, N, H] -> [R, T, D]
         weights = unfolded_weights(query, key, options, x.shape[0]) if return_weights else None
         return AttentionOutput(states, cache, weights)
 
@@ -105,7 +105,7 @@ class Attention(nnx.Module):
             return heads
         if self.config.normed == "each head":
             return norm(heads)
-        return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+        return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)  # [B, T, N H] -> [B, T, N, H]
 
     def _options(self, mask: AttentionMask) -> dict[str, Any]:
         """Return the keywords of the attention operations."""
@@ -189,7 +189,7 @@ def attend(
 
 def fold_beams(query: jax.Array, rows: int) -> jax.Array:
     """Fold beams that share keys into the query axis, so that keys are read once: [R, T, N, H] -> [B, R/B T, N, H]."""
-    return query.reshape(rows, -1, *query.shape[2:])
+    return query.reshape(rows, -1, *query.shape[2:])  # [B, R/B T, N, H]
 
 
 def unfolded_weights(query: jax.Array, key: jax.Array, options: dict[str, Any], rows: int) -> jax.Array:
@@ -197,4 +197,4 @@ def unfolded_weights(query: jax.Array, key: jax.Array, options: dict[str, Any], 
     weights = attention_weights(query, key, **options)
     B, N, _, S = weights.shape
     share = rows // B
-    return jnp.swapaxes(weights.reshape(B, N, share, -1, S), 1, 2).reshape(rows, N, -1, S)
+    return jnp.swapaxes(weights.reshape(B, N, share, -1, S), 1, 2).reshape(rows, N, -1, S)  # [R, N, T, S]

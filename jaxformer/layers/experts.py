@@ -36,25 +36,25 @@ class Experts(nnx.Module):
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return the mixture of x [B, T, D]: [B, T, D]."""
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])  # [R, D]
         choice = self.choose(self.logits(rows))
         if backends.is_cpu() or not isinstance(self.experts.up, Linear):  # where grouped products would expand
             mixed = mix_experts(FeedForward.__call__, self.experts, rows, choice)
         else:
             mixed = mix_grouped(self.experts.grouped, rows, choice, self.config.experts)
-        mixed = mixed.reshape(x.shape)
+        mixed = mixed.reshape(x.shape)  # [B, T, D]
         return mixed if self.shared is None else mixed + self.shared(x, dropout_key=dropout_key)
 
     def routing(self, x: jax.Array) -> Routing:
         """Return where a call sends the tokens x [B, T, D]. Under `jax.jit` the compiler merges what both compute."""
-        logits = self.logits(x.reshape(-1, x.shape[-1]))
+        logits = self.logits(x.reshape(-1, x.shape[-1]))  # [R, E]
         if self.router_bias is None:
             probabilities = jax.nn.softmax(logits, axis=-1)
         else:
             scores = jax.nn.sigmoid(logits)
             probabilities = scores / jnp.sum(scores, axis=-1, keepdims=True)
         found = Routing(logits, probabilities, self.choose(logits).experts)
-        return jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:-1], -1), found)
+        return jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:-1], -1), found)  # [B, T, E], experts [B, T, k]
 
     def logits(self, rows: jax.Array) -> jax.Array:
         """Return the router's scores [R, E] of the experts for tokens [R, D].

@@ -25,7 +25,12 @@ class Transform(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Logits of every token, section 3.4: hidden states times the embedding table (tied) or a matrix of its own."""
+    """Logits of every token, section 3.4: hidden states times the embedding table (tied) or a separate matrix.
+
+    Attributes:
+        output: The separate matrix as a linear map: [D, V], or [E, V] where a head that was tied to a table [V, E] has
+            been untied. None: the head is tied.
+    """
 
     output: Linear | TransposedLinear | QuantizedLinear | None
 
@@ -54,7 +59,7 @@ class Head(nnx.Module):
             axes = (((x.ndim - 1,), (axis,)), ((), ()))
             logits = jax.lax.dot_general(x, weight.astype(x.dtype), axes, preferred_element_type=jnp.float32)
         if self.bias is not None:
-            logits += self.bias[...].astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
+            logits += self.bias[...].astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))  # [..., V]
         if (softcap := self.config.softcap) is not None:
             logits = softcap * jnp.tanh(logits / softcap)
         return logits

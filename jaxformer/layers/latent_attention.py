@@ -63,7 +63,7 @@ class MLACache(NamedTuple):
 
     def unpack(self) -> jax.Array:
         """Return latents and shared keys [B, S, R + P]."""
-        return self.states.reshape(-1, *self.states.shape[-2:])
+        return self.states.reshape(-1, *self.states.shape[-2:])  # [B, S, R + P]
 
 
 class LatentAttention(nnx.Module):
@@ -97,7 +97,7 @@ class LatentAttention(nnx.Module):
 
     def project_kv(self, x: jax.Array, position_ids: jax.Array | None = None) -> MLACache:
         """Return what keys and values of the states x [B, S, D] at positions [1|B, S] are made from."""
-        latent, shared = jnp.split(self.down(x), [self.config.kv_lora_rank], axis=-1)
+        latent, shared = jnp.split(self.down(x), [self.config.kv_lora_rank], axis=-1)  # [B, S, R], [B, S, P]
         if self.latent_norm is not None:
             latent = self.latent_norm(latent)
         shared = rotate_heads(shared[:, :, None], position_ids, self.config.rope)[:, :, 0]
@@ -150,7 +150,7 @@ class LatentAttention(nnx.Module):
         value = key if absorbed else self.value(self._latents(kv))
         options = {"mask": mask, "scale": self.scale, "bias": bias}
         mixed = attend(query, key, value, options, self.config.dropout, dropout_key)
-        mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])  # [B, T, N, H]
+        mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])  # [B, T, N, Hv], absorbed [B, T, N, R + P]
         if absorbed:
             weight = self.value.dense_weight().astype(x.dtype)
             mixed = jnp.einsum("BTNR,RNH->BTNH", mixed[..., : self.config.kv_lora_rank], weight)

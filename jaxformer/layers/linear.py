@@ -21,6 +21,11 @@ class LinearMap(nnx.Module):
 
     Either side may be several axes, so that heads are never reshaped by hand: a query projection is
     `Linear(D, (N, H), axes="DNH")`, the output projection after it `Linear((N, H), D, axes="NHD")`.
+
+    Attributes:
+        inputs: Sizes of the axes that are summed over.
+        outputs: Sizes of the axes that result.
+        bias: b, [outputs]. None: there is none.
     """
 
     inputs: tuple[int, ...]
@@ -31,7 +36,7 @@ class LinearMap(nnx.Module):
         """Return `x W + b`: [..., inputs] -> [..., outputs], in the type of x."""
         rows = x.shape[: x.ndim - len(self.inputs)]
         # As matrices: XLA would transpose a weight of more axes for every product, that is at every generated token.
-        y = self.matmul(x.reshape(*rows, math.prod(self.inputs))).reshape(*rows, *self.outputs)
+        y = self.matmul(x.reshape(*rows, math.prod(self.inputs))).reshape(*rows, *self.outputs)  # [..., outputs]
         if self.bias is None:
             return y
         bias = self.bias[...].astype(y.dtype)
@@ -78,7 +83,7 @@ class Linear(LinearMap):
 
     def matmul(self, x: jax.Array) -> jax.Array:
         """Return `x W`, with either side flat: [..., I] -> [..., O], in the type of x."""
-        return matmul(x, self.weight[...].astype(x.dtype).reshape(x.shape[-1], math.prod(self.outputs)))
+        return matmul(x, self.weight[...].astype(x.dtype).reshape(x.shape[-1], math.prod(self.outputs)))  # [..., O]
 
     def grouped(self, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
         """Return each row of x times the map of its expert, in the type of x.
@@ -106,7 +111,7 @@ class TransposedLinear(LinearMap):
 
     def __init__(self, linear: Linear):
         self.inputs, self.outputs, self.bias = linear.inputs, linear.outputs, linear.bias
-        weight = linear.weight[...].reshape(math.prod(self.inputs), math.prod(self.outputs))
+        weight = linear.weight[...].reshape(math.prod(self.inputs), math.prod(self.outputs))  # [I, O]
         self.weight = nnx.Param(weight.T, axes="__")
 
     def matmul(self, x: jax.Array) -> jax.Array:
@@ -115,7 +120,7 @@ class TransposedLinear(LinearMap):
 
     def dense_weight(self) -> jax.Array:
         """Return the weight [inputs, outputs]."""
-        return self.weight[...].T.reshape(*self.inputs, *self.outputs)
+        return self.weight[...].T.reshape(*self.inputs, *self.outputs)  # [inputs, outputs]
 
 
 class QuantizedLinear(LinearMap):
@@ -129,8 +134,8 @@ class QuantizedLinear(LinearMap):
         self.inputs, self.outputs, self.bias = linear.inputs, linear.outputs, linear.bias
         weight = linear.weight[...]
         experts = weight.shape[: weight.ndim - len(self.inputs) - len(self.outputs)]
-        matrix = weight.reshape(*experts, math.prod(self.inputs), math.prod(self.outputs))
-        values, steps = quantize(jnp.swapaxes(matrix, -1, -2))
+        matrix = weight.reshape(*experts, math.prod(self.inputs), math.prod(self.outputs))  # [I, O] or [E, I, O]
+        values, steps = quantize(jnp.swapaxes(matrix, -1, -2))  # [..., O, I], [..., O]
         several = "_" * (values.ndim - 2)
         self.values = QuantizedWeight(values, axes=f"{several}__")
         self.steps = QuantizedWeight(steps, axes=f"{several}_")
@@ -142,6 +147,7 @@ class QuantizedLinear(LinearMap):
     def dense_weight(self) -> jax.Array:
         """Return the dequantized weight, float32 [inputs, outputs]."""
         weight = self.values[...].astype(jnp.float32) * self.steps[...][..., None]
+        # [inputs, outputs] or [E, inputs, outputs]
         return jnp.swapaxes(weight, -1, -2).reshape(*weight.shape[:-2], *self.inputs, *self.outputs)
 
 

@@ -35,7 +35,15 @@ class AttentionOptions(TypedDict, total=False):
 
 
 class Scoring(NamedTuple):
-    """`AttentionOptions`, checked, with defaults in place; bias and sinks in float32."""
+    """`AttentionOptions`, checked, with defaults in place.
+
+    Attributes:
+        mask: Keys that each query may attend to.
+        bias: Float32 [B|1, N|1, T|1, S], added to the scaled and capped scores. None: there is none.
+        scale: Factor on the scores.
+        softcap: Bound that scaled scores are squashed into. None: not.
+        sinks: Float32 [N], scores of the sink of each head. None: there are none.
+    """
 
     mask: AttentionMask
     bias: jax.Array | None
@@ -210,7 +218,7 @@ def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
     _, _, K, Hv = value.shape
     grouped = weights.astype(value.dtype).reshape(B * K, N // K * T, S)
     mixed = jnp.einsum("XQS,XSH->XQH", grouped, _rows_and_heads(value), preferred_element_type=jnp.float32)
-    return _heads_first(mixed.reshape(B, N, T, Hv)).astype(value.dtype)
+    return _heads_first(mixed.reshape(B, N, T, Hv)).astype(value.dtype)  # [B, T, N, Hv]
 
 
 def blockwise_pays(query: jax.Array, key: jax.Array, mask: AttentionMask) -> bool:
@@ -231,7 +239,7 @@ def _scores(query: jax.Array, key: jax.Array, scoring: Scoring) -> jax.Array:
     B, T, N, H = query.shape
     _, S, K, _ = key.shape
     # Plain batched matrix products: up to twice as fast on a CPU as contracting [B, T, N, H].
-    queries, keys = _rows_and_heads(query).reshape(B * K, N // K * T, H), _rows_and_heads(key)
+    queries, keys = _rows_and_heads(query).reshape(B * K, N // K * T, H), _rows_and_heads(key)  # keys [B K, S, H]
     scores = batched_matmul_transposed(queries, keys).reshape(B, N, T, S) * scoring.scale
     if (softcap := scoring.softcap) is not None:
         scores = softcap * jnp.tanh(scores / softcap)

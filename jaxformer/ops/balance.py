@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 def expert_load(experts: jax.Array, count: int) -> jax.Array:
     """Return the share of choices [R, k] that fell on each of `count` experts: float32 [E], sums to 1, even at 1/E."""
-    return jnp.zeros(count, jnp.float32).at[experts.reshape(-1)].add(1) / experts.size
+    return jnp.zeros(count, jnp.float32).at[experts.reshape(-1)].add(1) / experts.size  # [E]
 
 
 def balance_loss(probabilities: jax.Array, experts: jax.Array) -> jax.Array:
@@ -31,8 +31,8 @@ def device_balance_loss(probabilities: jax.Array, experts: jax.Array, devices: i
     sum over devices of the mean f_i of its experts, times the sum of their P_i.
     """
     _, E = probabilities.shape
-    loads = jnp.mean((E * expert_load(experts, E)).reshape(devices, -1), axis=-1)
-    return jnp.sum(loads * jnp.sum(jnp.mean(probabilities, axis=0).reshape(devices, -1), axis=-1))
+    loads = jnp.mean((E * expert_load(experts, E)).reshape(devices, -1), axis=-1)  # [devices]
+    return jnp.sum(loads * jnp.sum(jnp.mean(probabilities, axis=0).reshape(devices, -1), axis=-1))  # sum of [devices]
 
 
 def communication_loss(probabilities: jax.Array, experts: jax.Array, devices: int, kept: int) -> jax.Array:
@@ -43,8 +43,8 @@ def communication_loss(probabilities: jax.Array, experts: jax.Array, devices: in
     """
     R, E = probabilities.shape
     receives = jnp.zeros((R, devices)).at[jnp.arange(R)[:, None], experts // (E // devices)].set(1)
-    load = devices / kept * jnp.mean(receives, axis=0)
-    return jnp.sum(load * jnp.sum(jnp.mean(probabilities, axis=0).reshape(devices, -1), axis=-1))
+    load = devices / kept * jnp.mean(receives, axis=0)  # [devices]
+    return jnp.sum(load * jnp.sum(jnp.mean(probabilities, axis=0).reshape(devices, -1), axis=-1))  # sum of [devices]
 
 
 def router_z_loss(logits: jax.Array) -> jax.Array:

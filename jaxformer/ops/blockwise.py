@@ -21,7 +21,18 @@ _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 class Residuals(NamedTuple):
-    """Arrays for the gradient: inputs in blocks, the output, each query's largest score and sum of exponentials."""
+    """Arrays for the gradient, with G = N / K query heads for each key head and `size` tokens in a block.
+
+    Attributes:
+        queries: [T blocks, B, K, G, size, H].
+        keys: [S blocks, B, K, size, H].
+        values: [S blocks, B, K, size, Hv].
+        mask: Mask with offsets [B|1], and key_valid [B|1, S] padded to whole blocks.
+        sinks: Float32 [K, G], the lowest number where there are none.
+        output: [T blocks, B, K, G, size, Hv].
+        largest: Largest score of each query, float32 [T blocks, B, K, G, size].
+        total: Sum of exponentials of each query, float32 [T blocks, B, K, G, size].
+    """
 
     queries: jax.Array
     keys: jax.Array
@@ -34,7 +45,12 @@ class Residuals(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """Static settings: the factor on the scores, and their cap."""
+    """Static settings of the scores.
+
+    Attributes:
+        scale: Factor on the scores.
+        softcap: Bound that scaled scores are squashed into. None: not.
+    """
 
     scale: float
     softcap: float | None
@@ -53,7 +69,7 @@ def blockwise_attention(
 ) -> jax.Array:
     """Return softmax(scale Q K^T) V, equation 1 of section 3.2.1, in memory that is linear in T and S.
 
-    Blocks that the window static out for every row are never computed, in neither direction. Reverse-mode gradients of
+    Blocks that the window rules out for every row are never computed, in neither direction. Reverse-mode gradients of
     first order only.
 
     Args:
@@ -71,23 +87,24 @@ def blockwise_attention(
     """
     B, T, N, _ = query.shape
     _, S, K, Hv = value.shape
-    grouped = query.reshape(B, T, K, N // K, -1)
+    grouped = query.reshape(B, T, K, N // K, -1)  # [B, T, K, G, H]
     queries = jnp.transpose(_split(grouped, block), (0, 1, 3, 4, 2, 5))  # [T blocks, B, K, G, size, H]
     keys = jnp.swapaxes(_split(key, block), 2, 3)  # [S blocks, B, K, size, H]
-    values = jnp.swapaxes(_split(value, block), 2, 3)
+    values = jnp.swapaxes(_split(value, block), 2, 3)  # [S blocks, B, K, size, Hv]
     key_valid = jnp.ones((1, S), bool) if mask.key_valid is None else mask.key_valid
     key_valid = jnp.pad(key_valid, ((0, 0), (0, len(keys) * keys.shape[3] - S)))  # what fills the last block is hidden
     mask = dataclasses.replace(mask, offset=mask.offsets, key_valid=key_valid)
     nowhere = jnp.full(N, _LOWEST) if sinks is None else sinks
+    # sinks [K, G], output [T blocks, B, K, G, size, Hv]
     output = _attend(Scale(scale, softcap), queries, keys, values, mask, nowhere.reshape(K, N // K))
-    return jnp.transpose(output, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, Hv)[:, :T]
+    return jnp.transpose(output, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, Hv)[:, :T]  # [B, T, N, Hv]
 
 
 def _split(x: jax.Array, block: int) -> jax.Array:
     """Return [B, T, ...] padded with zeros to whole blocks, as blocks [T / size, B, size, ...]; size is at most T."""
     size = min(block, x.shape[1])
     padding = [(0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)]
-    return jnp.moveaxis(jnp.pad(x, padding).reshape(len(x), -1, size, *x.shape[2:]), 1, 0)
+    return jnp.moveaxis(jnp.pad(x, padding).reshape(len(x), -1, size, *x.shape[2:]), 1, 0)  # [blocks, B, size, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

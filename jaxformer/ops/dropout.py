@@ -25,5 +25,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     *rows, D = x.shape
     words = jax.random.bits(key, (*rows, -(-D // 2)), jnp.uint32)
-    levels = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*rows, -1)[..., :D]
+    levels = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*rows, -1)[..., :D]  # [..., D]
     return jnp.where(levels >= dropped_levels, x * (_LEVELS / (_LEVELS - dropped_levels)), 0)

@@ -59,8 +59,8 @@ def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: TopK, *, siz
         size = 1 if R == 1 else min(max(8, 1 << (R * k // E).bit_length()), LARGEST_BLOCK)
     plan = sort_by_expert(choice.experts, E, size)
     # A place that stays empty reads beyond the tokens, which gives zeros.
-    blocks = x.at[plan.rows // k].get(mode="fill", fill_value=0).reshape(-1, size, D)
-    mixed = _apply(expert, weights, blocks, plan.block_expert, plan.used).reshape(-1, D)[plan.row_index]
+    blocks = x.at[plan.rows // k].get(mode="fill", fill_value=0).reshape(-1, size, D)  # [blocks, size, D]
+    mixed = _apply(expert, weights, blocks, plan.block_expert, plan.used).reshape(-1, D)[plan.row_index]  # [R, k, D]
     return jnp.einsum("RK,RKD->RD", choice.weights.astype(x.dtype), mixed)
 
 
@@ -78,10 +78,10 @@ def mix_grouped(
         choice: Experts and weights [R, k].
         count: Number of experts E.
     """
-    k, flat = choice.experts.shape[1], choice.experts.reshape(-1)
+    k, flat = choice.experts.shape[1], choice.experts.reshape(-1)  # flat: [R k]
     order = jnp.argsort(flat)  # [R k]
     group_sizes = jnp.zeros(count, jnp.int32).at[flat].add(1)
-    outputs = grouped(x[order // k], group_sizes)
+    outputs = grouped(x[order // k], group_sizes)  # [R k, D]
     unsorted = jnp.zeros_like(outputs).at[order].set(outputs).reshape(*choice.experts.shape, -1)  # [R, k, D]
     return jnp.einsum("RK,RKD->RD", choice.weights.astype(x.dtype), unsorted)
 
@@ -89,7 +89,7 @@ def mix_grouped(
 def sort_by_expert(experts: jax.Array, count: int, size: int) -> DispatchPlan:
     """Return the plan for chosen experts [R, k], out of `count`, in blocks of `size` rows."""
     rows = experts.size
-    flat = experts.reshape(-1)
+    flat = experts.reshape(-1)  # [R k]
     order = jnp.argsort(flat)  # stable: rows of an expert keep their order
     per_expert = jnp.zeros(count, jnp.int32).at[flat].add(1)
     blocks_per_expert = -(-per_expert // size)
@@ -102,7 +102,7 @@ def sort_by_expert(experts: jax.Array, count: int, size: int) -> DispatchPlan:
     blocks = min(rows, blocks) if are_numbers(rows) else blocks
     return DispatchPlan(
         jnp.full(blocks * size, jnp.int32(rows)).at[row_index].set(order.astype(jnp.int32)),
-        jnp.zeros(rows, jnp.int32).at[order].set(row_index.astype(jnp.int32)).reshape(experts.shape),
+        jnp.zeros(rows, jnp.int32).at[order].set(row_index.astype(jnp.int32)).reshape(experts.shape),  # [R, k]
         jnp.searchsorted(last_block, jnp.arange(blocks), side="right").clip(0, count - 1),
         last_block[-1],
     )

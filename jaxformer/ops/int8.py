@@ -9,7 +9,12 @@ LARGEST = 127
 
 
 class Quantized(NamedTuple):
-    """Numbers as integers times a step: values int8 [..., n], steps float32 [...], one for each vector."""
+    """Numbers as integers times a step.
+
+    Attributes:
+        values: The integers, int8 [..., n].
+        steps: Step of each vector, float32 [...].
+    """
 
     values: jax.Array
     steps: jax.Array
@@ -32,10 +37,10 @@ def int8_matmul(x: jax.Array, weight: Quantized) -> jax.Array:
     Each row of activations is quantized too, and 8-bit products are summed in 32 bits, exactly: only the rounding of
     the two factors is lost (Dettmers et al. 2022, section 2.1).
     """
-    rows = quantize(x.reshape(-1, x.shape[-1]))
+    rows = quantize(x.reshape(-1, x.shape[-1]))  # values [R, I], steps [R]
     values = rows.values
     if len(values) == 1:  # XLA has a fast product for two rows and more on CPUs, and a loop for one: 15 times slower
         values = jnp.concatenate([values, jnp.zeros_like(values)])
     sums = jax.lax.dot_general(values, weight.values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     product = sums[: len(rows.values)].astype(jnp.float32) * rows.steps[:, None] * weight.steps[None]
-    return product.reshape(*x.shape[:-1], -1)
+    return product.reshape(*x.shape[:-1], -1)  # [..., O]

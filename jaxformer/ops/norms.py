@@ -22,7 +22,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: floa
     variance = jnp.square(deviation).mean(axis=-1, keepdims=True)
     normal = deviation * jax.lax.rsqrt(variance + epsilon)
     broadcast = (1,) * (x.ndim - 1) + (-1,)
-    return (normal * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)
+    return (normal * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)  # [..., D]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6, offset: bool = False) -> jax.Array:
@@ -40,4 +40,4 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6, offset: b
     wide = x.astype(jnp.float32)
     normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
     scale = scale.astype(jnp.float32) + 1 if offset else scale
-    return (normal * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+    return (normal * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)  # [..., D]

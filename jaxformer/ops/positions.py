@@ -80,11 +80,11 @@ def _sinusoids(
 ) -> np.ndarray | jax.Array:
     """Return sines and cosines in float64, by NumPy or jax.numpy (`xp`)."""
     wavelengths = np.power(base, np.arange(0, dim, 2) / dim)[None]
-    angles = positions.astype(np.float64).reshape(-1, 1) / wavelengths
+    angles = positions.astype(np.float64).reshape(-1, 1) / wavelengths  # n positions: [n, (D + 1) // 2]
     sines, cosines = xp.sin(angles), xp.cos(angles)
     if layout == "halves":
-        encoding = xp.concatenate([sines, cosines], axis=-1)
+        encoding = xp.concatenate([sines, cosines], axis=-1)  # [n, D or D + 1]
     else:
-        encoding = xp.stack([sines, cosines], axis=-1).reshape(angles.shape[0], -1)
+        encoding = xp.stack([sines, cosines], axis=-1).reshape(angles.shape[0], -1)  # [n, D or D + 1]
     # For an odd width the last cosine, in either layout the last column, is left over.
-    return encoding[:, :dim].reshape(*positions.shape, dim)
+    return encoding[:, :dim].reshape(*positions.shape, dim)  # [..., D]

@@ -12,7 +12,12 @@ RotaryLayout = Literal["halves", "interleaved"]
 
 
 class CosSin(NamedTuple):
-    """Cosines and sines of each position's angles, both float32 [B|1, T, R/2] for R rotated dimensions."""
+    """Cosines and sines of each position's angles, times the attention factor, for R rotated dimensions.
+
+    Attributes:
+        cosines: Float32 [B|1, T, R/2].
+        sines: Float32 [B|1, T, R/2].
+    """
 
     cosines: jax.Array
     sines: jax.Array
@@ -74,12 +79,13 @@ def apply_rope(x: jax.Array, by: CosSin, *, layout: RotaryLayout = "halves") -> 
     R, H = 2 * by.cosines.shape[-1], x.shape[-1]
     if R > H:
         raise InputError(f"{R} dimensions cannot be rotated in a head of width {H}")
-    cosines, sines = (wave[:, :, None].astype(jnp.float32) for wave in by)
+    cosines, sines = (wave[:, :, None].astype(jnp.float32) for wave in by)  # [B|1, T, 1, R/2]
     rotated, rest = x[..., :R].astype(jnp.float32), x[..., R:]
     if layout == "halves":
         a, b = rotated[..., : R // 2], rotated[..., R // 2 :]
     else:
         a, b = rotated[..., ::2], rotated[..., 1::2]
     pairs = (a * cosines - b * sines, a * sines + b * cosines)
+    # [B, T, N, R]
     rotated = jnp.concatenate(pairs, -1) if layout == "halves" else jnp.stack(pairs, -1).reshape(*x.shape[:-1], R)
     return jnp.concatenate([rotated.astype(x.dtype), rest], axis=-1)

@@ -11,18 +11,24 @@ import jax.numpy as jnp
 
 
 class TopK(NamedTuple):
-    """The chosen experts of each token, best first: which, integers [R, k], and their weights, float32 [R, k]."""
+    """The chosen experts of each token, best first.
+
+    Attributes:
+        experts: Numbers of the experts, integers [R, k].
+        weights: Their weights, float32 [R, k].
+    """
 
     experts: jax.Array
     weights: jax.Array
 
 
 class Routing(NamedTuple):
-    """Routing of tokens [...] to experts: the router's logits [..., E] and the choice made of them.
+    """Routing of tokens [...] to experts.
 
     Attributes:
-        probabilities: [..., E], they sum to one.
-        experts: Those chosen, [..., k].
+        logits: The router's scores, float32 [..., E].
+        probabilities: Float32 [..., E], they sum to one.
+        experts: Those chosen, integers [..., k].
     """
 
     logits: jax.Array
@@ -101,7 +107,7 @@ def of_best_groups(scores: jax.Array, groups: int, kept: int, *, best: int) -> j
         return scores
     R, E = scores.shape
     grouped = scores.reshape(R, groups, E // groups)
-    strength = jnp.sum(jax.lax.top_k(grouped, best)[0], axis=-1)
-    chosen = jax.lax.top_k(strength, kept)[1]
+    strength = jnp.sum(jax.lax.top_k(grouped, best)[0], axis=-1)  # [R, groups]
+    chosen = jax.lax.top_k(strength, kept)[1]  # [R, kept]
     keeps = jnp.zeros((R, groups), bool).at[jnp.arange(R)[:, None], chosen].set(True)
     return jnp.where(keeps[..., None], grouped, -jnp.inf).reshape(R, E)

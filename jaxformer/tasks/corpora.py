@@ -17,7 +17,13 @@ TRAINED = ("char", "word", "bpe")
 
 
 class Texts(NamedTuple):
-    """A tokenizer, and the training and the validation text as it reads them."""
+    """A tokenizer, and texts as it reads them.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        training: Text to train on.
+        validation: Text to validate on.
+    """
 
     tokenizer: Tokenizer
     training: Corpus

@@ -43,7 +43,13 @@ SHOWN = 48  # tokens of the validation text that a model reads to be drawn, wher
 
 @dataclass(frozen=True)
 class Continuation(Output):
-    """A text that a model generated behind a prompt."""
+    """A text that a model generated after a prompt.
+
+    Attributes:
+        prompt: The prompt.
+        continuation: The generated text, without the end token.
+        score: Score of the sequence, see `Generated.sequences_scores`, rounded to 4 decimals.
+    """
 
     prompt: str
     continuation: str

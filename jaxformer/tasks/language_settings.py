@@ -70,7 +70,13 @@ class LanguageModelSettings:
 
 @dataclass(frozen=True)
 class LanguageSettings(TrainSettings):
-    """Settings of a run on text."""
+    """Settings of a run on text.
+
+    Attributes:
+        text: The text, and how it is cut into tokens.
+        model: The model.
+        balance: Settings that keep the experts of a mixture equally busy; of no effect on other models.
+    """
 
     text: TextSettings = field(default_factory=TextSettings)
     start: StartSettings = field(default_factory=StartSettings)

@@ -40,7 +40,12 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class SequenceSettings(TrainSettings):
-    """Settings of a run on sequences of symbols."""
+    """Settings of a run on sequences of symbols.
+
+    Attributes:
+        text: Random sequences of symbols, which people read and write as the numbers 0, 1, 2 ... with spaces between.
+        model: The model's size.
+    """
 
     text: Symbols = field(default_factory=Symbols)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -41,6 +41,9 @@ class Hypothesis(Output):
     """A generated sequence.
 
     Attributes:
+        source: The source, as people read it.
+        hypothesis: The generated sequence, as people read it.
+        score: Score of the sequence, see `Generated.sequences_scores`, rounded to 4 decimals.
         right: Whether it is the task's answer to the source.
     """
 

@@ -14,7 +14,11 @@ MAX_ROWS = 1 << 20  # of a batch
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Settings that every task has; tasks add their own. Equal settings give equal parameters, bit for bit."""
+    """Settings that every task has; tasks add their own. Equal settings give equal parameters, bit for bit.
+
+    Attributes:
+        optimizer: AdamW with warm-up; weight decay applies to matrices and embeddings, never to biases and norms.
+    """
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     steps: int = 1000

@@ -13,7 +13,13 @@ OFTEN = 0.01  # more spikes or skipped steps than this share of all are no accid
 
 
 class Finding(NamedTuple):
-    """Finding about a run, the numbers that show it, and what to try."""
+    """Finding about a run.
+
+    Attributes:
+        verdict: The finding in a few words, such as "Under-fits".
+        because: Numbers that show it.
+        advice: Changes to try.
+    """
 
     verdict: str
     because: str

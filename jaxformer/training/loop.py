@@ -41,8 +41,11 @@ class LoopConfig:
     """Number of steps, and how often to save and to evaluate.
 
     Attributes:
-        tokens: How many real target tokens a batch holds.
-        evaluate: Parameters -> what is known of them on held-out data, its mean loss under "loss" (None: never).
+        steps: Step at which training ends.
+        save_every: Number of steps between checkpoints.
+        tokens: Batch -> number of real target tokens in it.
+        evaluate: Parameters -> metrics on held-out data, the mean loss under "loss". None: never.
+        evaluate_every: Number of steps between evaluations.
     """
 
     steps: int

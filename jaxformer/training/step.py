@@ -14,10 +14,12 @@ LossFunction = Callable[[Params, Batch, jax.Array], tuple[jax.Array, "Loss"]]
 
 
 class Loss(NamedTuple):
-    """Mean loss of a batch, or of a part of one, and the number of labels that the mean was taken over.
+    """Loss of a batch, or of a part of one.
 
     Attributes:
-        loads: What was seen of the experts of a mixture, if anything, as means over the batch.
+        mean: Mean loss, a scalar.
+        labels: Number of labels that the mean was taken over, a scalar.
+        loads: Loads of the experts of a mixture, a pytree of means over the batch. None or empty: no experts.
     """
 
     mean: jax.Array
@@ -29,8 +31,11 @@ class TrainState(NamedTuple):
     """All that training changes, a plain pytree.
 
     Attributes:
-        key: The raw seed; a step's own key is derived from it and `step`.
-        skipped: How many steps were not taken because the loss or the gradient was not finite.
+        params: Parameters of the model.
+        optimizer: State of the optimizer.
+        step: Number of steps so far, skipped ones included: int32 scalar.
+        skipped: Number of steps that were not taken because loss or gradient was not finite: int32 scalar.
+        key: Raw data of the seed's random key; a step derives its own key from it and `step`.
     """
 
     params: Params
@@ -41,11 +46,15 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Measurements of a step: float32 scalars, and the number of steps skipped so far.
+    """Measurements of a step: float32 scalars, unless stated otherwise.
 
     Attributes:
+        loss: Mean loss of the batch, see `Loss`.
+        grad_norm: Length of the gradient of all parameters, before it is clipped.
         update_ratio: Length of the change of all parameters / their length; 1e-3 is usual, far more is a step too far.
-        loads: Those of `Loss`.
+        learning_rate: Learning rate of the step.
+        skipped: Number of steps skipped so far, this one included: int32.
+        loads: Loads of the experts, see `Loss`.
     """
 
     loss: jax.Array
@@ -130,7 +139,7 @@ def gradient_of(
         means, labels = found(*part)
         return (jax.tree.map(lambda total, mean: total + mean * labels, sums[0], means), sums[1] + labels), None
 
-    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)  # [parts, B / parts, ...]
     keys = jax.random.split(key, parts)
     shapes, _ = jax.eval_shape(found, jax.tree.map(lambda x: x[0], cut), keys[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

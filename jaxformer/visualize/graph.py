@@ -38,7 +38,13 @@ DISTANCE = 5.0  # between the middles of encoder and decoder
 
 @dataclass(frozen=True)
 class Box:
-    """A labelled box: what it is, then smaller lines about it."""
+    """A labelled box.
+
+    Attributes:
+        label: Name of the part that it stands for.
+        details: Smaller lines below the label.
+        colour: Fill colour.
+    """
 
     label: str
     details: tuple[str, ...]
@@ -55,7 +61,10 @@ class SubLayer:
     """A function with a residual path around it.
 
     Attributes:
-        sees_source: It also reads the encoder's output.
+        box: The function.
+        norm: Its norm.
+        norm_order: Where the norm is, see `BlockConfig`.
+        sees_source: Whether it also reads the encoder's output.
     """
 
     box: Box
@@ -89,17 +98,21 @@ def graph_figure(config: TransformerConfig) -> Figure:
 
 @dataclass
 class Pen:
-    """Place of the drawing of a stack: a column at x, upwards to y.
+    """Place of the drawing of a stack: a column that grows upwards.
 
     Attributes:
-        side: Of the residual paths, -1 or 1.
+        axes: Axes to draw in, whose unit is an inch.
+        x: Middle of the column.
+        side: Side of the residual paths: -1 left, 1 right.
+        y: Height that the drawing has reached.
+        entries: Points (x, y) where the encoder's output comes in.
     """
 
     axes: Axes
     x: float
     side: int
     y: float = 0.0
-    entries: tuple[tuple[float, float], ...] = ()  # where the encoder's output comes in
+    entries: tuple[tuple[float, float], ...] = ()
 
     def text(self, text: str, x: float, y: float, *, size: float = 8, colour: str = SOFT, **settings: Any) -> None:
         """Write at a point; tokens and names are never mathematics."""

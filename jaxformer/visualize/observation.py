@@ -18,9 +18,12 @@ class Observation:
 
     Attributes:
         name: One word, for files and tabs.
+        title: Title of its pictures.
         maps: L arrays [N, T, S].
         queries: T tokens.
         keys: S tokens; None in self-attention, where queries attend to each other.
+        query_label: Label of the axis of queries.
+        key_label: Label of the axis of keys.
 
     Raises:
         InputError: Where the tokens do not fit the maps.
