@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import tyro
 from common import conditions, prepare
-from flax import nnx
 
-from jaxformer import Transformer, TransformerConfig, decoder_only
+from jaxformer import TransformerConfig, decoder_only
 from jaxformer.cli.accounting import abstract_model, idle_parameters
 from jaxformer.presets import deepseek_tiny
 from jaxformer.tasks import LanguageModelSettings, LanguageSettings, LanguageTask, TextSettings, loss_function
@@ -83,13 +82,13 @@ def sizes(config: TransformerConfig) -> tuple[int, int]:
 def train(config: TransformerConfig, task: LanguageTask, every: int) -> Iterator[tuple[int, float, list[float]]]:
     """Steps taken, the loss on the held-out text, and the seconds of the steps since the look before."""
     settings = task.settings
-    graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(settings.seed)))
+    trainable = task.trainable(config)
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     adjust = partial(update_router_biases, speed=settings.balance.router_bias_speed) if has_experts(config) else None
     step = make_train_step(
-        loss_function(task, graphdef), optimizer, learning_rates(settings.optimizer, settings.steps), adjust=adjust
+        loss_function(task, trainable), optimizer, learning_rates(settings.optimizer, settings.steps), adjust=adjust
     )
-    state: Any = init_state(nnx.to_pure_dict(params), optimizer, settings.seed)
+    state: Any = init_state(trainable.params, optimizer, settings.seed)
     batches = task.batches("train")
     for taken in range(0, settings.steps, every):
         seconds = []
@@ -98,7 +97,7 @@ def train(config: TransformerConfig, task: LanguageTask, every: int) -> Iterator
             state, metrics = step(state, batch)
             jax.block_until_ready(metrics)
             seconds.append(perf_counter() - start)
-        loss = task.validation_loss(nnx.merge(graphdef, state.params)).loss
+        loss = task.validation_loss(trainable.assemble(state.params, trainable.frozen)).loss
         print(f"step {taken + every}: {loss:.4f}", flush=True)
         yield taken + every, loss, seconds
 

@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ from jaxformer.tasks.task import Task
 from jaxformer.training import Trainable, all_trainable, partly_trainable, replace_text
 
 BASE, UNUSED, MODEL, ADAPTER = "base.json", "unused.safetensors", "model", "adapter"  # in the folder of a run
+RATE, ADAPTER_RATE = 5e-5, 2e-4  # learning rates of checkpoints, and of adapters on them
 S = TypeVar("S", bound=TrainSettings)
 ABOUT: dict[str, schema.Field] = {
     "name": schema.text(""),
@@ -132,6 +134,16 @@ class FineTuningTask(Task[S]):
     Its settings have the fields `start` and `model`, and the latter a rate of dropout. Derived classes define
     `fresh_config` and `check_base`.
     """
+
+    @classmethod
+    def defaults_for(cls, flags: Sequence[str]) -> TrainSettings:
+        """Return the settings where no flag says otherwise: a checkpoint is trained at lower rates than new weights."""
+        if "--model" not in flags:
+            return cls.defaults
+        rate = ADAPTER_RATE if "--lora" in flags else RATE
+        return dataclasses.replace(
+            cls.defaults, optimizer=dataclasses.replace(cls.defaults.optimizer, learning_rate=rate)
+        )
 
     @property
     def start(self) -> StartSettings:

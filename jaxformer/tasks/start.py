@@ -15,8 +15,9 @@ class StartSettings:
     """The checkpoint that training starts from."""
 
     model: Annotated[str | None, optional("FOLDER")] = None
-    """a checkpoint folder of Hugging Face, or a hub id, whose weights are trained on (default: new weights)"""
-    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN")] = ()
+    """a checkpoint folder of Hugging Face, or a hub id, whose weights are trained further; the default learning rate is
+    then 5e-5, with --lora 2e-4 (default: new weights)"""
+    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN", help_behavior_hint="(default: none)")] = ()
     """parameters that are not trained, such as "embedding*" "decoder.blocks.0.*", by their names in `inspect`"""
     lora: Annotated[int | None, optional("RANK")] = None
     """train low-rank adapters of this rank in place of the weights"""

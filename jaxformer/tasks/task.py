@@ -109,6 +109,11 @@ class Task(ABC, Generic[S]):
         """Return what the task is, for the help text."""
         return f"Train on the task {cls.name}: {first_line(cls)}"
 
+    @classmethod
+    def defaults_for(cls, flags: Sequence[str]) -> TrainSettings:
+        """Return the settings where no flag says otherwise, on a command line that has these flags."""
+        return cls.defaults
+
     # --- training
 
     @property
