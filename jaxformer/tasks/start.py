@@ -40,7 +40,7 @@ class StartSettings:
     @property
     def adapters(self) -> LoraConfig:
         """The settings of the adapters."""
-        rank = self.lora or 1
+        rank = 1 if self.lora is None else self.lora
         alpha = float(rank if self.lora_alpha is None else self.lora_alpha)
         targets = ALL if self.lora_targets == "all" else tuple(filter(None, self.lora_targets.split(",")))
         return LoraConfig(rank, alpha, targets)
