@@ -285,12 +285,7 @@ class Transformer(nnx.Module):
         return self.logits(last), cache.truncate(length)
 
     def step(self, tokens: jax.Array, cache: AnyCache) -> tuple[jax.Array, AnyCache]:
-        """Return logits [B, V] after the next tokens, and the cache with these tokens.
-
-        Args:
-            tokens: Token ids [B, T].
-            cache: Cache of the tokens before.
-        """
+        """Return logits [B, V] after the next tokens [B, T], and the cache with these tokens."""
         if isinstance(cache, RereadingCache):
             assert self._switch is not None, "such caches are made where frequencies change"
             return step_across(self, tokens, cache, self._switch)
