@@ -229,7 +229,7 @@ def with_dropout(config: TransformerConfig, rate: float) -> TransformerConfig:
 
 
 def _with_rate(config: Any, rate: float) -> Any:
-    """Return a configuration with the rate in every `dropout` of it, but for those inside of feed-forward networks."""
+    """Return a configuration with the rate in every field `dropout`, except those of feed-forward networks."""
     if isinstance(config, tuple):
         return tuple(_with_rate(each, rate) for each in config)
     if not dataclasses.is_dataclass(config) or isinstance(config, FeedForwardConfig):

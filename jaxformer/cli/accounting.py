@@ -62,7 +62,7 @@ class Costs:
 
     Attributes:
         parameters: Number of all parameters.
-        active_parameters: Number of parameters that a token uses: all but those of experts that are not chosen for it.
+        active_parameters: Number of parameters that a token uses: without those of experts that it is not sent to.
         weights: Bytes of the parameters.
         forward: FLOPs of a forward pass on a batch.
         step: FLOPs of a training step on a batch: forward, loss, gradient, AdamW.

@@ -24,7 +24,7 @@ class GenerationConfig:
         max_length: Most tokens of a whole sequence of the decoder, prompt included. None: 20 new tokens.
         max_new_tokens: Most tokens after the prompt; goes before `max_length`.
         min_length: No EOS before a sequence, prompt included, has this length.
-        min_new_tokens: No EOS before so many new tokens; above `max_new_tokens` there is no EOS at all.
+        min_new_tokens: Number of new tokens before the first EOS; above `max_new_tokens`, no EOS is generated.
         do_sample: Draw tokens instead of taking the best.
         num_beams: Beams of a beam search; with `do_sample`, of beam sampling. 1: greedy decoding or sampling.
         num_return_sequences: Sequences returned for each input.

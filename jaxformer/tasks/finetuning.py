@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,13 +148,13 @@ class FineTuningTask(Task[S]):
 
     @property
     def start(self) -> StartSettings:
-        """Which checkpoint, and what of it is trained."""
+        """The settings of the checkpoint and of its trained parameters."""
         return self.settings.start  # pyrefly: ignore
 
     @property
+    @abstractmethod
     def fresh_config(self) -> TransformerConfig:
         """The model where there is no checkpoint."""
-        raise NotImplementedError
 
     def check_base(self, lm: Pretrained) -> None:
         """Raise InputError if a checkpoint lacks what the task needs."""

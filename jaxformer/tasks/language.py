@@ -125,7 +125,7 @@ class LanguageTask(FineTuningTask[LanguageSettings]):
             raise InputError(f"the {' and the '.join(changed)} changed since {self.folder} began: it cannot be resumed")
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer, the checksums of tokenizer and text, and what is kept of a checkpoint."""
+        """Write the tokenizer, the checksums of tokenizer and text, and the checkpoint without its weights."""
         super().save(folder)
         if self.base is None:
             replace_text(folder / TOKENIZER, self.texts.tokenizer.to_json())

@@ -53,7 +53,7 @@ class LanguageModelSettings:
     """tokens that the model looks back on (default: 64 of tiny, 1024 of gpt2, 128 of deepseek-tiny, else 256; of
     --model as many as it was made for, up to 1024)"""
     dropout: Annotated[float | None, optional("FLOAT")] = None
-    """dropout rate on embeddings, sub-layers and attention weights (default: 0, or that of --model)"""
+    """dropout rate on embeddings, sub-layers and attention weights (default: 0, or the checkpoint's rate)"""
     rematerialize: bool = False
     """compute each block twice instead of storing what is inside it: slower, in less memory"""
 
