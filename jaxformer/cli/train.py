@@ -209,6 +209,11 @@ def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: b
         accumulate=settings.accumulate,
         adjust=task.adjust,
     )
+    if trainable.frozen is not None:
+        trained, frozen = (
+            sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.params, trainable.frozen)
+        )
+        note(f"trains {trained:,} parameters; {frozen:,} are frozen")
     every = task.evaluate_every
     evaluate = None if every is None else (lambda params: task.validate(trainable.assemble(params, trainable.frozen)))
     plan = LoopConfig(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1)

@@ -174,6 +174,8 @@ class FineTuningTask(Task[S]):
             return None
         if self.folder is not None:
             return read_base(self.folder)
+        if (Path(self.start.model) / "run.json").exists():
+            raise InputError(f"{self.start.model} is a run: give its folder {Path(self.start.model) / MODEL}")
         self._opened = lm = from_pretrained(self.start.model, dtype="float32")
         self.check_base(lm)
         folder = folder_of(self.start.model, None)
@@ -230,20 +232,25 @@ def with_config(model: Transformer, config: TransformerConfig) -> Transformer:
 
 
 def frozen_by(model: Transformer, patterns: tuple[str, ...]) -> Trainable:
-    """Return a model of which the parameters are frozen whose names match a pattern.
+    """Return a model without training the parameters whose name, or that of a module around them, matches a pattern.
 
     Raises:
         InputError: A pattern matches nothing, or nothing is left to be trained.
     """
-    names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))]
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
+
+    def matches(path: tuple[Any, ...], pattern: str) -> bool:
+        names = (".".join(map(str, path[:end])) for end in range(1, len(path) + 1))
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise InputError(f"--freeze {schema.shown(pattern)} matches no parameter: there are {listed(names)}")
-
-    def frozen(path: tuple[Any, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(".".join(map(str, path)), pattern) for pattern in patterns)
-
-    found = partly_trainable(model, frozen)
+        if not any(matches(path, pattern) for path in paths):
+            modules = dict.fromkeys(".".join(map(str, path[:3])) for path in paths)
+            modules = sorted(modules, key=lambda name: (name.count("."), name))
+            raise InputError(
+                f"--freeze {schema.shown(pattern)} matches no parameter or module: there are {listed(modules)}"
+            )
+    found = partly_trainable(model, lambda path: any(matches(path, pattern) for pattern in patterns))
     if not jax.tree.leaves(found.params):
         raise InputError("--freeze leaves no parameter to be trained: give other patterns")
     return found

@@ -17,14 +17,16 @@ class StartSettings:
     model: Annotated[str | None, optional("FOLDER")] = None
     """a checkpoint folder of Hugging Face, or a hub id, whose weights are trained further; the default learning rate is
     then 5e-5, with --lora 2e-4 (default: new weights)"""
-    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN", help_behavior_hint="(default: none)")] = ()
-    """parameters that are not trained, such as "embedding*" "decoder.blocks.0.*", by their names in `inspect`"""
+    freeze: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATTERN")] = ()
+    """parameters or modules that are not trained, by their names in `inspect`: "embedding", "decoder.blocks.0",
+    "*.norm"; several times for several patterns"""
     lora: Annotated[int | None, optional("RANK")] = None
-    """train low-rank adapters of this rank in place of the weights"""
+    """train low-rank adapters of this rank, for example 8, in place of the weights"""
     lora_alpha: Annotated[float | None, optional("FLOAT")] = None
-    """scale of the adapters, times the rank (default: the rank)"""
+    """alpha: adapters are scaled by alpha / rank (default: the rank)"""
     lora_targets: str = "all"
-    """modules with adapters, by their names in the checkpoint: q_proj,v_proj; all: every linear map"""
+    """modules with adapters, by their names in the checkpoint, separated by commas: q_proj,v_proj; all: every linear
+    map"""
 
     def __post_init__(self) -> None:
         """Raise InputError for settings that need others."""
@@ -32,6 +34,10 @@ class StartSettings:
             raise InputError("--lora-alpha and --lora-targets belong to --lora: give that too")
         if self.lora is not None and self.model is None:
             raise InputError("--lora adapts a checkpoint: give --model too")
+        if self.freeze and self.model is None:
+            raise InputError("--freeze keeps the weights of a checkpoint: give --model too")
+        if self.lora_alpha == 0:
+            raise InputError("--lora-alpha 0 leaves the adapters without effect: give another number")
         if self.lora is not None and self.freeze:
             raise InputError("--lora freezes all weights: leave --freeze out")
         if self.lora is not None:
@@ -42,5 +48,8 @@ class StartSettings:
         """The settings of the adapters."""
         rank = 1 if self.lora is None else self.lora
         alpha = float(rank if self.lora_alpha is None else self.lora_alpha)
-        targets = ALL if self.lora_targets == "all" else tuple(filter(None, self.lora_targets.split(",")))
+        names = tuple(name.strip() for name in self.lora_targets.split(",") if name.strip())
+        if not names:
+            raise InputError("--lora-targets names no module: give q_proj,v_proj or all")
+        targets = ALL if names in (("all",), (ALL,)) else names
         return LoraConfig(rank, alpha, targets)

@@ -198,7 +198,7 @@ def test_an_adapter_is_a_folder_that_peft_opens(llama: Path, text: Path, tmp_pat
     np.testing.assert_allclose(np.asarray(merged.model(ids)), theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("flags", [(), ("--lora", "2"), ("--freeze", "embedding*", "decoder.blocks.0.*")])
+@pytest.mark.parametrize("flags", [(), ("--lora", "2"), ("--freeze", "embedding", "--freeze", "decoder.blocks.0.*")])
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
     flags: tuple[str, ...], llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +215,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
 
 
 def test_frozen_parameters_stay_and_others_move(llama: Path, text: Path, tmp_path: Path) -> None:
-    run = open_run(train_here(tmp_path, llama, text, "--freeze", "embedding*", "decoder.blocks.0.*"))
+    run = open_run(train_here(tmp_path, llama, text, "--freeze", "embedding*", "--freeze", "decoder.blocks.0"))
     before = nnx.to_flat_state(nnx.state(jaxformer.from_pretrained(llama, dtype="float32").model))
     after = dict(nnx.to_flat_state(nnx.state(run.model)))
     for path, variable in before:
@@ -238,12 +238,18 @@ def test_bad_input_is_one_line(
     assert 'the target "q_proj" matches nothing: there are c_attn, c_fc, c_proj' in said(
         "--model", str(base), "--lora", "4", "--lora-targets", "q_proj", *data
     )
-    assert '--freeze "head*" matches no parameter: there are decoder' in said(
+    assert '--freeze "head*" matches no parameter or module: there are embedding.embedding, decoder.blocks.0' in said(
         "--model", str(base), "--freeze", "head*", *data
     )
     assert "leaves no parameter to be trained" in said("--model", str(base), "--freeze", "*", *data)
     assert "--context 33 exceeds the 32 positions" in said("--model", str(base), "--context", "33", *data)
     assert "rank=0 must be a whole number of at least 1" in said("--model", str(base), "--lora", "0", *data)
+    assert "--freeze keeps the weights of a checkpoint: give --model too" in said("--freeze", "embedding", *data)
+    assert "without effect" in said("--model", str(base), "--lora", "4", "--lora-alpha", "0", *data)
+    assert "--lora-targets names no module" in said("--model", str(base), "--lora", "4", "--lora-targets", ",", *data)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/run.json").write_text("{}")
+    assert f"is a run: give its folder {tmp_path / 'old/model'}" in said("--model", str(tmp_path / "old"), *data)
     assert not (tmp_path / "run").exists()
 
 
