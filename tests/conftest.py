@@ -2,7 +2,6 @@
 
 import gc
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from compilation import XLA_FLAGS
+from hearing import restore_signals
 
 os.environ.setdefault("JAXFORMER_FEW_ROWS", "4")  # the same kernels on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads of several workers would wait for each other
@@ -59,9 +59,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose how programs are compiled, before the first one is; let processes that tests start hear signals."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_IGN:  # as in the background of a shell, which children inherit
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    restore_signals()
     if config.option.markexpr == "smoke":
         sys.meta_path.insert(0, WithoutThem)
     if config.option.markexpr != "optimised":

@@ -146,6 +146,8 @@ def fuzz(cases: int, seed: int, names: tuple[str, ...] = (), numbers: tuple[int,
             end = interrupted(program, folder, number, delay)
             slowest, stopped = max(slowest, end.seconds), stopped + (end.status != 0)
             tally.record(f"{program.name}, {number.name} after {delay:.3f} s", problem(program, number, end))
+    if not stopped:  # the signals do not arrive
+        tally.record("all of them", "no program was stopped")
     print(f"interrupts: {stopped} stopped, the slowest {slowest:.2f} s after its signal", file=sys.stderr)
     return tally
 

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hearing import restore_signals
+
 
 @dataclass
 class Tally:
@@ -31,6 +33,7 @@ def main(fuzz: Callable[[int, int], Tally], cases: int) -> None:
     parser.add_argument("--cases", type=int, default=cases)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    restore_signals()
     tally = fuzz(arguments.cases, arguments.seed)
     print(tally)
     sys.exit(bool(tally.failures))
