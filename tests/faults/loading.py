@@ -92,7 +92,7 @@ def changed_json(values: Any, rng: np.random.Generator) -> tuple[Any, str]:
                 inner[key] *= pick(rng, (2, -1, 0.5, 10**9))
                 told.append(f"{path}={inner[key]!r}")
             case _:
-                inner[key] = pick(rng, VALUES)
+                inner[key] = copy.deepcopy(pick(rng, VALUES))  # the next change may go into it
                 told.append(f"{path}={inner[key]!r:.40}")
     return values, ", ".join(told)
 
