@@ -26,6 +26,7 @@ from jaxformer.config import (
     BlockConfig,
     FeedForwardConfig,
     LatentAttentionConfig,
+    LongRopeScaling,
     MoEConfig,
     RMSNormConfig,
     Rope,
@@ -316,6 +317,16 @@ def test_gradient_of_one_model_is_one_program_for_all_weights() -> None:
     assert program._cache_size() == 1
 
 
+def long_rope() -> Transformer:
+    """A model whose frequencies change at 3 tokens: a step across them reads all tokens again."""
+    config = modern_decoder_only(V, dim=20, layers=1, heads=2, kv_heads=2)
+    scaling = LongRopeScaling((1.0,) * 5, (2.0,) * 5, length=3)
+    (block,) = config.decoder.blocks
+    attention = dataclasses.replace(block.attention, rope=Rope(scaling=scaling))
+    decoder = dataclasses.replace(config.decoder, blocks=(dataclasses.replace(block, attention=attention),))
+    return make(dataclasses.replace(config, decoder=decoder))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -324,6 +335,7 @@ def test_gradient_of_one_model_is_one_program_for_all_weights() -> None:
         (lambda: make(GPT).encode(tokens(B, S)), "no encoder"),
         (lambda: make(BERT).init_cache(B, T), "encoder-only"),
         (lambda: make(GPT).extend(tokens(B, T), make(GPT).init_cache(B, 4)), "do not fit a cache of 4 slots"),
+        (lambda: long_rope().step(tokens(B, T), long_rope().init_cache(B, 4)), "do not fit a cache of 4 slots"),
         (lambda: make(GPT)(jnp.ones((B, T))), "tokens must be integers"),
         (lambda: encoder_decoder(V, dim=20, heads=3), "3 heads do not divide the model width 20"),
         (lambda: AttentionConfig(4, kv_heads=3), "not a multiple"),

@@ -199,11 +199,9 @@ def idle_parameters(model: Transformer) -> int:
 
 
 def active(config: TransformerConfig) -> TransformerConfig:
-    """Return the model without loops over experts.
+    """Return the model with one network, as wide as all experts of a token, in the place of each mixture of experts.
 
-    One network as wide as all experts of a token stands in their place.
-
-    It computes as much, but for the router.
+    Apart from the router it computes as much, without loops over experts.
     """
 
     def width(network: FeedForwardConfig | None) -> int:

@@ -14,21 +14,28 @@ def expert_load(experts: jax.Array, count: int) -> jax.Array:
 
 
 def balance_loss(probabilities: jax.Array, experts: jax.Array) -> jax.Array:
-    """Sum of f_i P_i: 1 when loads are even, up to E / k when all tokens go the same way.
+    """Return the sum of f_i P_i: 1 when loads are even, up to E / k when all tokens go the same way.
 
-    probabilities [R, E], experts [R, k]. With one expert a token this is the loss of Switch Transformers (Fedus et al.
-    2021, equation 4), with more DeepSeek-V2's expert-level loss (equations 23 to 25). A weight of 1e-2 is large.
+    With one expert per token this is the loss of Switch Transformers (Fedus et al. 2021, equation 4), with more
+    DeepSeek-V2's expert-level loss (equations 23 to 25). A weight of 1e-2 is large.
+
+    Args:
+        probabilities: Router probabilities [R, E].
+        experts: The chosen experts, integers [R, k].
     """
     _, E = probabilities.shape
     return jnp.sum(E * expert_load(experts, E) * jnp.mean(probabilities, axis=0))
 
 
 def device_balance_loss(probabilities: jax.Array, experts: jax.Array, devices: int) -> jax.Array:
-    """Return the same loss for devices.
+    """Return the sum, over devices, of the mean f_i of a device's experts times the sum of their P_i.
 
-    Each has E / devices neighbouring experts (DeepSeek-V2, equations 26 to 28).
+    It is 1 when the loads of devices are even (DeepSeek-V2, equations 26 to 28).
 
-    sum over devices of the mean f_i of its experts, times the sum of their P_i.
+    Args:
+        probabilities: Router probabilities [R, E].
+        experts: The chosen experts, integers [R, k].
+        devices: Number of devices; each has E / devices neighbouring experts.
     """
     _, E = probabilities.shape
     loads = jnp.mean((E * expert_load(experts, E)).reshape(devices, -1), axis=-1)  # [devices]
@@ -36,10 +43,16 @@ def device_balance_loss(probabilities: jax.Array, experts: jax.Array, devices: i
 
 
 def communication_loss(probabilities: jax.Array, experts: jax.Array, devices: int, kept: int) -> jax.Array:
-    """Sum over devices of f''_i P''_i (DeepSeek-V2, equations 29 to 31): that each receives as many tokens.
+    """Return the sum, over devices, of f''_i P''_i: 1 when each device receives as many tokens.
 
-    f''_i = devices / (kept R) x how many tokens go to device i, at most `kept` devices each; P''_i the sum of the mean
-    probabilities of its experts.
+    f''_i is devices / (kept R) times the number of tokens that go to device i, P''_i the sum of the mean probabilities
+    of its experts (DeepSeek-V2, equations 29 to 31).
+
+    Args:
+        probabilities: Router probabilities [R, E].
+        experts: The chosen experts, integers [R, k].
+        devices: Number of devices; each has E / devices neighbouring experts.
+        kept: The most devices that a token goes to.
     """
     R, E = probabilities.shape
     receives = jnp.zeros((R, devices)).at[jnp.arange(R)[:, None], experts // (E // devices)].set(1)

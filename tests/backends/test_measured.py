@@ -1,6 +1,7 @@
 """Which kernel serves few rows: measured once, remembered for the processor, fixed by the environment."""
 
 import json
+import platform
 from pathlib import Path
 
 import jax
@@ -43,6 +44,27 @@ def test_a_machine_measures_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(measured, "processor_name", lambda: "another processor")
     assert measured.remembered("float32", lambda: 2) == 2
     assert len(json.loads(path.read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (
+            "model name\t: AMD EPYC\ncpu family\t: 26\nmodel\t\t: 2\nstepping\t: 1\n\nmodel name\t: other",
+            "AMD EPYC 26 2 1",
+        ),
+        (
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU variant\t: 0x1\nCPU part\t: 0xd40\n\nCPU part\t: 0xd03",
+            "0x41 0x1 0xd40",  # ARM processors have numbers in place of a name
+        ),
+        ("", platform.processor() or platform.machine()),
+    ],
+)
+def test_processors_are_told_apart_by_what_the_system_says(
+    cpuinfo: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: cpuinfo)
+    assert measured.processor_name.__wrapped__().startswith(f"{name}, ")
 
 
 def test_what_another_process_measured_meanwhile_is_right(cache: Path) -> None:

@@ -22,7 +22,7 @@ from jaxformer import (
     from_pretrained,
     save_pretrained,
 )
-from jaxformer.config import AttentionConfig, TransformerConfig
+from jaxformer.config import AttentionConfig, LearnedPositions, TransformerConfig
 from jaxformer.data import train_tokenizer
 from jaxformer.layers import TransposedLinear, replace_linear
 from jaxformer.presets import deepseek_tiny, encoder_only, modern_decoder_only, rematerialised
@@ -107,6 +107,23 @@ def test_what_does_not_fit_a_family_is_named() -> None:
     sinks = dataclasses.replace(SHAPES["gpt2"], decoder=dataclasses.replace(SHAPES["gpt2"].decoder, blocks=blocks))
     with pytest.raises(InputError, match=r"decoder\.blocks\[0\]\.attention\.sinks is True, not False"):
         as_pretrained(Transformer(sinks, rngs=nnx.Rngs(0)), family="gpt2")
+
+
+def test_tables_of_two_lengths_are_named() -> None:
+    settings = transformers.BartConfig(
+        vocab_size=40,
+        d_model=24,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        max_position_embeddings=19,
+    ).to_dict()
+    config = FAMILIES["bart"].config(settings)
+    longer = dataclasses.replace(config.encoder, positions=LearnedPositions(25, offset=2))
+    model = Transformer(dataclasses.replace(config, encoder=longer), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=r"encoder\.positions\.length is 25, not 19"):
+        as_pretrained(model, family="bart")
 
 
 def test_weights_laid_out_for_decoding_are_not_written(tmp_path: Path) -> None:
