@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from jaxformer.config import (
     AttentionConfig,
@@ -16,6 +16,7 @@ from jaxformer.config import (
     LearnedPositions,
     MoEConfig,
     NormOrder,
+    RelativePositions,
     RMSNormConfig,
     Rope,
     SigmoidRouter,
@@ -34,6 +35,7 @@ def encoder_decoder(
     heads: int = 8,
     d_ff: int | None = None,
     norm_order: NormOrder = "post",
+    positions: Literal["sinusoidal", "relative", "rotary"] = "sinusoidal",
     dropout: float = 0.1,
 ) -> TransformerConfig:
     """Return the encoder-decoder of the paper, with its figure-1 blocks and sinusoidal positions.
@@ -49,15 +51,18 @@ def encoder_decoder(
         heads: Attention heads N.
         d_ff: Inner width of the feed-forward networks. None: 4 D.
         norm_order: "post" as in the paper, or "pre".
+        positions: "sinusoidal" as in the paper; "relative", T5's bias on distances; or "rotary".
         dropout: Rate of dropout, on attention weights too.
     """
     attention = AttentionConfig(heads, dropout=dropout)
+    self_attention = replace(attention, rope=Rope()) if positions == "rotary" else attention
+    order = {"sinusoidal": SinusoidalPositions(), "relative": RelativePositions(), "rotary": None}[positions]
     final_norm = LayerNormConfig() if norm_order == "pre" else None
 
     def stack(vocab: int, cross: AttentionConfig | None) -> StackConfig:
-        block = BlockConfig(attention, FeedForwardConfig(d_ff), cross, norm_order=norm_order, dropout=dropout)
+        block = BlockConfig(self_attention, FeedForwardConfig(d_ff), cross, norm_order=norm_order, dropout=dropout)
         embedding = EmbeddingConfig(vocab)
-        return StackConfig(embedding, (block,) * layers, SinusoidalPositions(), final_norm=final_norm, dropout=dropout)
+        return StackConfig(embedding, (block,) * layers, order, final_norm=final_norm, dropout=dropout)
 
     return TransformerConfig(
         dim,
@@ -223,19 +228,22 @@ def with_dropout(config: TransformerConfig, rate: float) -> TransformerConfig:
 
     Args:
         config: The model.
-        rate: The rate on embeddings, sub-layers, attention weights and the states of a classifier.
+        rate: The rate on embeddings, sub-layers, attention weights and the states of a classifier; on inner units of
+            feed-forward networks and on the output of a stack where the model has dropout there.
     """
     return _with_rate(config, rate)
 
 
 def _with_rate(config: Any, rate: float) -> Any:
-    """Return a configuration with the rate in every field `dropout`, except those of feed-forward networks."""
+    """Return a configuration with the rate in every field of dropout."""
     if isinstance(config, tuple):
         return tuple(_with_rate(each, rate) for each in config)
-    if not dataclasses.is_dataclass(config) or isinstance(config, FeedForwardConfig):
+    if not dataclasses.is_dataclass(config):
         return config
-    names = [field.name for field in dataclasses.fields(config)]
-    changes = {name: rate if name == "dropout" else _with_rate(getattr(config, name), rate) for name in names}
+    changes = {field.name: _with_rate(getattr(config, field.name), rate) for field in dataclasses.fields(config)}
+    for name in changes.keys() & {"dropout", "final_dropout"}:
+        always = name == "dropout" and not isinstance(config, FeedForwardConfig)
+        changes[name] = rate if always or getattr(config, name) else 0.0
     return replace(config, **changes)  # pyrefly: ignore
 
 
