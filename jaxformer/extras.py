@@ -10,6 +10,7 @@ EXTRAS = {
     "chat": ("jinja2",),
     "cli": ("tyro", "optax", "orbax", "grain", "tqdm", "matplotlib", "jinja2"),
     "hub": ("huggingface_hub",),
+    "translate": ("sacrebleu",),
     "regex": ("interegular",),
     "tensorboard": ("tensorboardX",),
 }

@@ -213,7 +213,7 @@ def restore(folder: Path, task: Task[Any], transformer: TransformerConfig) -> Ru
     """Return the run of a task in a folder, at its newest checkpoint."""
     trainable, state = abstract_state(task, transformer)
     with Checkpoints(folder / CHECKPOINTS, writable=False) as checkpoints:
-        params = checkpoints.restore(state)[0].params
+        params = checkpoints.average(state, task.settings.average)
     return Run(folder, task, params, trainable.assemble(params, trainable.frozen))
 
 

@@ -44,6 +44,7 @@ from jaxformer.training import (
 from jaxformer.training.loop import Batches
 
 DIVERGED = 1  # exit status
+KEPT = 2  # checkpoints, besides the best one
 S = TypeVar("S")
 
 
@@ -217,7 +218,7 @@ def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: b
     every = task.evaluate_every
     evaluate = None if every is None else (lambda params: task.validate(trainable.assemble(params, trainable.frozen)))
     plan = LoopConfig(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1)
-    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+    with Checkpoints(folder / CHECKPOINTS, keep=max(KEPT, settings.average)) as checkpoints:
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
             go_to(batches, position)

@@ -181,13 +181,14 @@ def silenced() -> Iterator[None]:
         os.close(nowhere)
 
 
-def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int, *, exactly: bool = True) -> Tokenizer:
     """Return the tokenizer of the most frequent tokens of texts.
 
     Args:
         kind: "char", "word" or "bpe" (byte-level byte-pair encoding, which has all bytes).
         documents: The texts.
         vocab_size: Number of tokens. There are fewer where a text has not as many characters.
+        exactly: Whether to refuse a number of words or pairs of bytes that the text does not have.
 
     Raises:
         InputError: The size is impossible.
@@ -202,7 +203,7 @@ def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int) -> Tok
     found = backend.get_vocab_size()
     if found < FEWEST[kind]:
         raise InputError("there is no text to find tokens in")
-    if found < vocab_size and kind != "char":
+    if exactly and found < vocab_size and kind != "char":
         raise InputError(f"a {kind} vocabulary of {vocab_size} is too large: the text supports {found} tokens")
     return Tokenizer(kind, backend)
 

@@ -46,6 +46,7 @@ MARIAN: Schema = {
     "decoder_vocab_size": count(None),
     "share_encoder_decoder_embeddings": flag(True),
 }
+RESERVED = 2  # first rows of a table of learned positions, which no position uses
 ALIASES = {
     "num_attention_heads": "encoder_attention_heads",
     "hidden_size": "d_model",
@@ -119,19 +120,26 @@ def marian_config(hf: dict[str, Any]) -> TransformerConfig:
 
 def bart_table(config: TransformerConfig) -> WeightTable:
     """Describe the checkpoints of BART, mBART, Pegasus and Marian."""
+    buffers = "final_logits_bias" if has_learned_positions(config) else rf"final_logits_bias|{SINUSOIDS}"
     if config.share_embeddings:
         rows = (Row("embedding.embedding", SHARED), *ROWS)
-        return WeightTable(rows, ties=TIES, prefix="model.", kept=SINUSOIDS)
+        return WeightTable(rows, ties=TIES, prefix="model.", kept=SINUSOIDS, buffers=buffers)
     decoder = "model.decoder.embed_tokens.weight"
     rows = (Row("embedding.embedding", decoder), *ROWS)
     # Where each stack has its own, nothing reads the shared one.
     kept = rf"{SINUSOIDS}|{re.escape(SHARED)}"
-    return WeightTable(rows, ties=((r"lm_head\.weight", decoder),), prefix="model.", kept=kept)
+    return WeightTable(rows, ties=((r"lm_head\.weight", decoder),), prefix="model.", kept=kept, buffers=buffers)
 
 
 def learned(hf: dict[str, Any]) -> LearnedPositions:
     """Return the positions of BART and mBART: two rows are reserved."""
-    return LearnedPositions(hf["max_position_embeddings"], offset=2)
+    return LearnedPositions(hf["max_position_embeddings"], offset=RESERVED)
+
+
+def has_learned_positions(config: TransformerConfig) -> bool:
+    """Return whether positions are learned as in BART: tables of Pegasus and Marian have no reserved rows."""
+    positions = config.main.positions
+    return isinstance(positions, LearnedPositions) and positions.offset == RESERVED
 
 
 def _configuration(

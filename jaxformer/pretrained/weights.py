@@ -70,6 +70,7 @@ class WeightTable:
         prefix: What checkpoints of the bare model leave out at the start of names.
         kept: Tensors of other uses, a regular expression: they are not read, and written back.
         aliases: Names in old files, regular expressions, and what to put instead.
+        buffers: Tensors that transformers does not train, a regular expression.
     """
 
     rows: tuple[Row, ...]
@@ -78,6 +79,7 @@ class WeightTable:
     prefix: str = ""
     kept: str = ""
     aliases: tuple[tuple[str, str], ...] = ()
+    buffers: str = ""
 
     @cached_property
     def places(self) -> dict[str, tuple[Row, int]]:

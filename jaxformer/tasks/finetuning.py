@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxformer import presets, schema
 from jaxformer.config import TransformerConfig, from_dict, to_dict
 from jaxformer.errors import InputError, listed
+from jaxformer.layers.variables import parameter_path
 from jaxformer.model import Transformer, abstract_model
 from jaxformer.pretrained import (
     TOKENIZER,
@@ -29,6 +32,7 @@ from jaxformer.pretrained import (
     lora,
     save_pretrained,
 )
+from jaxformer.pretrained.families import family_of
 from jaxformer.pretrained.files import read_shard, read_tensors, write_tensors
 from jaxformer.pretrained.tokens import read_tokenizer
 from jaxformer.tasks.settings import TrainSettings
@@ -36,7 +40,8 @@ from jaxformer.tasks.start import StartSettings
 from jaxformer.tasks.task import Task
 from jaxformer.training import Trainable, all_trainable, partly_trainable, replace_text
 
-BASE, UNUSED, MODEL, ADAPTER = "base.json", "unused.safetensors", "model", "adapter"  # in the folder of a run
+BASE, UNUSED, FIXED = "base.json", "unused.safetensors", "fixed.safetensors"  # in the folder of a run
+MODEL, ADAPTER = "model", "adapter"
 RATE, ADAPTER_RATE = 5e-5, 2e-4  # learning rates of checkpoints, and of adapters on them
 S = TypeVar("S", bound=TrainSettings)
 ABOUT: dict[str, schema.Field] = {
@@ -57,11 +62,13 @@ class Base:
         name: Its folder, or its id on the hub.
         checksum: SHA-256 of its weights.
         lm: Its tokenizer, settings and files; the arrays of its model are shapes and types.
+        fixed: Parameters that transformers does not train, buffers there, by name.
     """
 
     name: str
     checksum: str
     lm: Pretrained
+    fixed: dict[str, np.ndarray]
 
     @property
     def config(self) -> TransformerConfig:
@@ -91,8 +98,9 @@ class Base:
             "generation": generation_settings(lm.generation),
             "files": lm.files,
         }
-        if unused:
-            write_tensors(folder, unused, UNUSED)
+        for tensors, file in ((unused, UNUSED), (self.fixed, FIXED)):
+            if tensors:
+                write_tensors(folder, tensors, file)
         if lm.tokenizer is not None:
             replace_text(folder / TOKENIZER, lm.tokenizer.to_str(pretty=True) + "\n")
         replace_text(folder / BASE, json.dumps(about) + "\n")
@@ -110,14 +118,22 @@ def read_base(folder: Path) -> Base:
             raise InputError("holds something else")
         generation = generation_from(about["generation"])
     tokenizer = read_tokenizer(vocabulary, config.main.embedding.vocab_size) if vocabulary.exists() else None
-    unused = {name: np.array(x) for name, x in read_shard(folder / UNUSED).items()} if has_unused(folder) else {}
+    unused, fixed = read_if_there(folder / UNUSED), read_if_there(folder / FIXED)
     lm = Pretrained(abstract_model(config), tokenizer, generation, about["settings"], unused, about["files"])
-    return Base(about["name"], about["checksum"], lm)
+    return Base(about["name"], about["checksum"], lm, fixed)
 
 
-def has_unused(folder: Path) -> bool:
-    """Return whether the run in a folder has tensors that its model has no use for."""
-    return (folder / UNUSED).exists()
+def read_if_there(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a file, none where it does not exist."""
+    return {name: np.array(tensor) for name, tensor in read_shard(path).items()} if path.exists() else {}
+
+
+def buffers_of(lm: Pretrained) -> dict[str, np.ndarray]:
+    """Return the parameters of a checkpoint that transformers does not train, by name."""
+    table = family_of(lm.settings).table(lm.model.config)
+    paths = nnx.to_flat_state(nnx.state(lm.model))
+    chosen = [(path, variable) for path, variable in paths if re.fullmatch(table.buffers, table.name(path) or "?")]
+    return {".".join(map(str, path)): np.asarray(variable[...]) for path, variable in chosen}
 
 
 def checksum(folder: Path) -> str:
@@ -180,7 +196,8 @@ class FineTuningTask(Task[S]):
         self.check_base(lm)
         folder = folder_of(self.start.model, None)
         name = str(folder.resolve()) if Path(self.start.model).is_dir() else self.start.model
-        return Base(name, checksum(folder), dataclasses.replace(lm, model=abstract_model(lm.model.config)))
+        bare = dataclasses.replace(lm, model=abstract_model(lm.model.config))
+        return Base(name, checksum(folder), bare, buffers_of(lm))
 
     _opened: Pretrained | None = None  # with its weights, until training takes them
 
@@ -206,7 +223,11 @@ class FineTuningTask(Task[S]):
             model = every.assemble(every.params, None)
         else:
             model = with_config(self._take().model, config)
-        return frozen_by(model, self.start.freeze) if self.start.freeze else all_trainable(model)
+        fixed = {} if self.base is None else self.base.fixed
+        if not (self.start.freeze or fixed):
+            return all_trainable(model)
+        found = frozen_by(model, (*self.start.freeze, *fixed))
+        return found._replace(frozen=filled(found.frozen, fixed)) if abstract else found
 
     def save(self, folder: Path) -> None:
         """Write what the run keeps of the checkpoint."""
@@ -254,6 +275,15 @@ def frozen_by(model: Transformer, patterns: tuple[str, ...]) -> Trainable:
     if not jax.tree.leaves(found.params):
         raise InputError("--freeze leaves no parameter to be trained: give other patterns")
     return found
+
+
+def filled(params: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """Return nested dictionaries of shapes and types with arrays in their place, which are given by name."""
+
+    def array(path: tuple[Any, ...], _: Any) -> jax.Array:
+        return jnp.asarray(arrays[".".join(map(str, parameter_path(path)))])
+
+    return jax.tree_util.tree_map_with_path(array, params)
 
 
 def adapted(model: Transformer, config: TransformerConfig, adapter: lora.Adapter) -> Trainable:

@@ -16,8 +16,15 @@ from jaxformer.tasks.language import LanguageTask
 from jaxformer.tasks.sequences import Copy, Reverse, SequenceTask, Sort
 from jaxformer.tasks.settings import TrainSettings, settings_from_dict
 from jaxformer.tasks.task import Task
+from jaxformer.tasks.translation import TranslateTask
 
-TASKS: dict[str, type[Task[Any]]] = {"copy": Copy, "reverse": Reverse, "sort": Sort, "lm": LanguageTask}
+TASKS: dict[str, type[Task[Any]]] = {
+    "copy": Copy,
+    "reverse": Reverse,
+    "sort": Sort,
+    "lm": LanguageTask,
+    "translate": TranslateTask,
+}
 BASES = (Task, SequenceTask)  # classes to derive from, which are no tasks themselves
 HOW = "write --task FILE.py:CLASS"
 MOST_BYTES = 1 << 20  # of a file with tasks

@@ -15,6 +15,7 @@ from jaxformer.generation import GenerationConfig, generate
 from jaxformer.model import Transformer
 from jaxformer.presets import encoder_decoder
 from jaxformer.tasks.losses import next_token_loss
+from jaxformer.tasks.observing import observe_pair
 from jaxformer.tasks.sequence_settings import SequenceSettings
 from jaxformer.tasks.task import (
     AttentionView,
@@ -24,8 +25,6 @@ from jaxformer.tasks.task import (
     Split,
     Task,
     first_line,
-    first_row,
-    forward,
 )
 from jaxformer.training import Loss
 from jaxformer.visualize import Observation
@@ -217,26 +216,7 @@ class SequenceTask(Task[SequenceSettings]):
 
     def observations(self, model: Transformer, source: np.ndarray, target: np.ndarray) -> tuple[Observation, ...]:
         """Return the attention of a model that reads source [S] and is made to generate target [T + 1]."""
-        observed = forward(model, source[None], target[None, :-1], return_intermediates=True)
-        source_names, read_names, next_names = map(self.token_names, (source, target[:-1], target[1:]))
-        encoder, decoder, cross = map(
-            first_row, (observed.encoder.attentions, observed.decoder.attentions, observed.decoder.cross_attentions)
-        )
-        return (
-            Observation("encoder", "Encoder self-attention", encoder, source_names, query_label="token of the source"),
-            Observation(
-                "decoder", "Decoder self-attention", decoder, read_names, query_label="token that the decoder reads"
-            ),
-            Observation(
-                "cross",
-                "Cross-attention",
-                cross,
-                next_names,
-                source_names,
-                query_label="token that the decoder predicts",
-                key_label="attends to the source",
-            ),
-        )
+        return observe_pair(model, source, target, self.token_names(source), self.token_names(target))
 
     def token_names(self, ids: np.ndarray) -> list[str]:
         """Return every token as people read it, special tokens included."""

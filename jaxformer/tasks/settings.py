@@ -10,6 +10,7 @@ from jaxformer.schema import check_range, shown
 from jaxformer.training import OptimizerConfig
 
 MAX_ROWS = 1 << 20  # of a batch
+MOST_CHECKPOINTS = 100  # that are averaged
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class TrainSettings:
     """seed of the initial weights, the data and dropout"""
     save_every: int = 200
     """steps between checkpoints"""
+    average: int = 1
+    """last checkpoints whose parameters are averaged at the end; 1: the last one as it is"""
 
     def __post_init__(self) -> None:
         """Raise InputError for settings that cannot be trained."""
@@ -42,6 +45,7 @@ class TrainSettings:
             check_range(name, getattr(self, name), 1, MAX_ROWS)
         if self.batch_size % self.accumulate:
             raise InputError(f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}")
+        check_range("average", self.average, 1, MOST_CHECKPOINTS)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be at least 0 and below 2^32, not {shown(self.seed)}")
 

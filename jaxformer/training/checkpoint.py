@@ -125,6 +125,32 @@ class Checkpoints:
         others = f" and so are the {len(damaged) - 1} older ones" if len(damaged) > 1 else " and there is no older one"
         raise InputError(f"the checkpoint {self.folder / str(newest)} is damaged ({why}){others}: train again")
 
+    def average(self, like: Any, count: int) -> Any:
+        """Return the mean of the parameters of the last undamaged checkpoints, `TrainState.params`.
+
+        Args:
+            like: A training state of the same shapes and types.
+            count: How many checkpoints; fewer where there are not as many.
+
+        Raises:
+            InputError: As `restore`.
+        """
+        newest, _ = self.restore(like)  # tells of damaged ones
+        if count == 1:
+            return newest.params
+        found: list[Any] = []
+        for step in reversed(self.steps):
+            if len(found) < count:
+                with contextlib.suppress(DamagedError):
+                    found.append(load(self.folder / str(step), like)[0].params)
+
+        def mean(*leaves: Any) -> jax.Array:
+            return jax.numpy.asarray(
+                np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0), leaves[0].dtype
+            )
+
+        return jax.tree.map(mean, *found)
+
     def close(self) -> None:
         """Wait, and release the folder. Raises OSError as `wait` does."""
         try:

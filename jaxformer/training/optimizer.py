@@ -12,7 +12,8 @@ from jaxformer.layers.variables import is_trained, parameter_path
 from jaxformer.schema import check_range, is_number
 
 DECAYED = ("weight", "embedding", "A", "B")  # names of parameters, the latter two of adapters
-WARMUP, WARMUP_SHARE = 100, 8  # steps of warm-up unless told otherwise; at most one step in so many
+# Steps of warm-up unless told otherwise, and at most one step in so many; the 4,000 are the paper's.
+WARMUP = {"cosine": (100, 8), "inverse-sqrt": (4000, 4)}
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class OptimizerConfig:
     learning_rate: float = 2e-3
     """the largest learning rate, reached at the end of the warm-up"""
     warmup_steps: int | None = None
-    """steps over which the learning rate rises from 0, linearly; None is 100, but at most an eighth of all steps"""
+    """steps over which the learning rate rises from 0, linearly; None is 100, but at most an eighth of all steps; with
+    inverse-sqrt 4,000, but at most a quarter"""
     schedule: Literal["cosine", "inverse-sqrt"] = "cosine"
     """afterwards: a half cosine down to 0 at the last step, or the paper's 1/sqrt(step)"""
     weight_decay: float = 0.01
@@ -47,7 +49,8 @@ class OptimizerConfig:
 
     def warmup(self, steps: int) -> int:
         """Return over how many steps the learning rate of a run of `steps` rises."""
-        return min(WARMUP, max(1, steps // WARMUP_SHARE)) if self.warmup_steps is None else self.warmup_steps
+        most, share = WARMUP[self.schedule]
+        return min(most, max(1, steps // share)) if self.warmup_steps is None else self.warmup_steps
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:

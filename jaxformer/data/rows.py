@@ -1,0 +1,114 @@
+"""Files of examples with a source and a target: tab-separated lines, or lines of JSON."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxformer.data.text import reading
+from jaxformer.data.tokenizer import check_text
+from jaxformer.errors import InputError, shortened
+from jaxformer.schema import shown
+
+SHOWN = 5  # bad lines that a message names
+PAIRS = (("source", "target"), ("prompt", "completion"), ("input", "output"))  # keys of a line of JSON
+LABELS = (("text", "label"), ("sentence", "label"))
+
+
+def read_pairs(
+    path: Path, *, skip_bad: bool = False, say: Callable[[str], None] | None = None
+) -> list[tuple[str, str]]:
+    """Return the pairs of a source and a target in a file, without empty lines.
+
+    A line of a .jsonl file is an object with the keys source and target, prompt and completion, or input and output; or
+    with "translation", an object of two texts. Lines of other files are two texts with a tab between them.
+
+    Args:
+        path: The file.
+        skip_bad: Whether to go on without the lines that are no pair.
+        say: Receives a line for people about what is skipped.
+
+    Raises:
+        InputError: The file cannot be read, has no pair, or has a line that is none.
+    """
+    return read_rows(path, PAIRS, skip_bad=skip_bad, say=say)
+
+
+def read_labelled(
+    path: Path, *, skip_bad: bool = False, say: Callable[[str], None] | None = None
+) -> list[tuple[str, str]]:
+    """Return the texts in a file and their labels. Arguments and errors are those of `read_pairs`.
+
+    A line of a .jsonl file is an object with the keys text (or sentence) and label. Lines of other files are a text and
+    a label with a tab between them.
+    """
+    return read_rows(path, LABELS, skip_bad=skip_bad, say=say)
+
+
+def read_rows(
+    path: Path, keys: tuple[tuple[str, str], ...], *, skip_bad: bool, say: Callable[[str], None] | None
+) -> list[tuple[str, str]]:
+    """Return the rows of a file, each of two texts. See `read_pairs`."""
+    rows, bad, as_json = [], [], path.suffix == ".jsonl"
+    for number, line in lines_of(path):
+        try:
+            rows.append(json_row(line, keys) if as_json else tabbed_row(line))
+        except InputError as error:
+            bad.append(f"line {number}: {error}")
+    if bad:
+        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        named = f"{len(bad):,} bad line{'s' if len(bad) > 1 else ''} in {path}: {'; '.join(bad[:SHOWN])}{more}"
+        if not skip_bad:
+            raise InputError(f"{shortened(named, 250)}; --skip-bad goes on without")
+        if say is not None:
+            say(f"{named}: skipped")
+    if not rows:
+        raise InputError(f"{path} has no rows: write two texts with a tab between them in a line, or JSON in a .jsonl")
+    return rows
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file that are not blank, with their numbers. Raises InputError for what is no text."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file: give a .tsv or a .jsonl file")
+    with reading(path), path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.rstrip("\r\n")
+
+
+def tabbed_row(line: str) -> tuple[str, str]:
+    """Return the two columns of a line. Raises InputError for another number of columns, and for an empty one."""
+    columns = line.split("\t")
+    if len(columns) != 2:
+        raise InputError(f"{len(columns)} column{'s' if len(columns) > 1 else ''}, not two with a tab between")
+    return filled(columns[0]), filled(columns[1])
+
+
+def json_row(line: str, keys: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    """Return the two texts of a line of JSON. Raises InputError for a line without them."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError("no JSON") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{shown(row)} is no object")
+    if keys is PAIRS and isinstance(row.get("translation"), dict):
+        row = row["translation"]
+        if len(row) != 2:
+            raise InputError(f"translation has {len(row)} texts, not two")
+        keys = (tuple(row),)  # pyrefly: ignore
+    found = next((pair for pair in keys if all(key in row for key in pair)), None)
+    if found is None:
+        raise InputError(f"no {' and '.join(keys[0])}")
+    return filled(row[found[0]]), filled(row[found[1]])
+
+
+def filled(text: Any) -> str:
+    """Return a text; numbers are written out. Raises InputError for anything else, and for an empty one."""
+    text = str(text) if isinstance(text, int) else text
+    if not isinstance(text, str):
+        raise InputError(f"{shown(text)} is no text")
+    if not text.strip():
+        raise InputError("an empty text")
+    return check_text(text.strip())
