@@ -253,7 +253,7 @@ def report(run: Run, named: NamedTask, loss: float, start: float) -> None:
     seconds = time.perf_counter() - start
     results = {"loss": loss, **found.metrics, "seconds": round(seconds, 1)}
     replace_text(run.folder / runs.RESULTS, json.dumps(results) + "\n")
-    page = write_report(run.folder, f"{name}: {run.folder}", facts(run, found, seconds))
+    page = write_report(run.folder, f"{name}: {run.folder}", facts(run, found, seconds), found.lines)
     print(f"{name}: training loss {loss:.4f} nats per token after {run.task.settings.steps} steps, {seconds:.0f} s")
     print("\n".join(found.lines))
     for line in run.task.export(run.folder, run.params, run.model):

@@ -10,6 +10,7 @@ from jaxformer.data.tokenizer import check_text
 from jaxformer.errors import InputError, shortened
 from jaxformer.schema import shown
 
+RowReader = Callable[..., list[tuple[str, str]]]  # (path, skip_bad=False, say=None) -> rows
 SHOWN = 5  # bad lines that a message names
 PAIRS = (("source", "target"), ("prompt", "completion"), ("input", "output"))  # keys of a line of JSON
 LABELS = (("text", "label"), ("sentence", "label"))

@@ -9,43 +9,17 @@ import jax
 import numpy as np
 import tokenizers
 
-from jaxformer.config import LearnedPositions, NonPadPositions, RelativePositions
+from jaxformer.config import ClassifierConfig, LearnedPositions, NonPadPositions, RelativePositions
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
 from jaxformer.generation.api import BESIDE
 from jaxformer.generation.arrays import integer_array, mask_array, padded, token_array, until_end
-from jaxformer.generation.compiling import compiled
 from jaxformer.generation.config import DEFAULT_NEW_TOKENS, is_sequence, plain
-from jaxformer.layers import Head, Intermediates
-from jaxformer.model import ModelOutput, Transformer
+from jaxformer.model import Transformer
 from jaxformer.pretrained import tokens
 from jaxformer.pretrained.chat import ChatTemplate, Messages, chat_template
+from jaxformer.pretrained.forward import Output, forward
 from jaxformer.pretrained.texts import text_list, text_of, token_rows
-
-
-@dataclass(frozen=True)
-class Output:
-    """Result of a forward pass. A field is None where it was not asked for or does not exist.
-
-    Attributes:
-        logits: Float32 [B, T, V]; of a bare model the last hidden states.
-        hidden_states: The input of each block and the stack's output, [B, T, D] each.
-        attentions: A map [B, N, T, S] per block.
-        encoder_hidden_states: Those of the encoder, in an encoder-decoder.
-        encoder_attentions: Those of the encoder.
-        decoder_hidden_states: Those of the decoder.
-        decoder_attentions: Those of the decoder's self-attention.
-        cross_attentions: Those of its cross-attention.
-    """
-
-    logits: jax.Array
-    hidden_states: tuple[jax.Array, ...] | None = None
-    attentions: tuple[jax.Array, ...] | None = None
-    encoder_hidden_states: tuple[jax.Array, ...] | None = None
-    encoder_attentions: tuple[jax.Array, ...] | None = None
-    decoder_hidden_states: tuple[jax.Array, ...] | None = None
-    decoder_attentions: tuple[jax.Array, ...] | None = None
-    cross_attentions: tuple[jax.Array, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +95,7 @@ class Pretrained:
             "position_ids": None if position_ids is None else self._positions(position_ids, ids),
             "token_types": None if token_type_ids is None else self._types(token_type_ids, ids),
         }
-        seen = _forward(self.model, ids, targets, marks, return_intermediates=intermediate)
+        seen = forward(self.model, ids, targets, marks, return_intermediates=intermediate)
         encoder, decoder = seen.encoder, seen.decoder
         wanted = {"hidden_states": output_hidden_states, "attentions": output_attentions}
         asked = [name for name, is_asked in wanted.items() if is_asked]
@@ -242,6 +216,39 @@ class Pretrained:
         return new[0] if isinstance(texts, str) else new
 
     @property
+    def labels(self) -> list[str]:
+        """The labels of a classifier in the order of their numbers; LABEL_0 and so on where they have no names.
+
+        Raises InputError for a model without a classifier.
+        """
+        head, names = self.model.config.head, self.settings.get("id2label") or {}
+        if not isinstance(head, ClassifierConfig):
+            raise InputError("the model has no classifier: train one with --task classify")
+        named = {str(number): str(label) for number, label in names.items()}
+        return [named.get(str(number), f"LABEL_{number}") for number in range(head.classes)]
+
+    @overload
+    def classify(self, texts: str) -> dict[str, float]: ...
+    @overload
+    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]: ...
+    def classify(self, texts: Any) -> dict[str, float] | list[dict[str, float]]:
+        """Return the probability of each label, the most likely one first.
+
+        Args:
+            texts: One text, or several.
+
+        Returns:
+            Labels and their probabilities; a list of them where a list was given.
+
+        Raises:
+            InputError: The model has no classifier or no tokenizer, or a text is longer than its positions.
+        """
+        labels, batch = self.labels, self.encode(texts)
+        rows = np.asarray(jax.nn.softmax(self(batch["input_ids"], batch["attention_mask"]).logits))  # [B, classes]
+        found = [{labels[place]: float(row[place]) for place in np.argsort(-row, kind="stable")} for row in rows]
+        return found[0] if isinstance(texts, str) else found
+
+    @property
     def context(self) -> int | None:
         """How many tokens the model was made for, or has positions for; None: the folder does not say."""
         return self.model.max_length or self.settings.get("max_position_embeddings")
@@ -355,22 +362,6 @@ class Pretrained:
         if limit is not None and array.shape[1] > limit:
             raise InputError(f"{name} has {array.shape[1]} tokens, more than the {limit} positions of the model")
         return array
-
-
-@compiled(few_rows=False)
-def _forward(
-    model: Transformer, ids: Any, targets: Any, marks: dict[str, Any], *, return_intermediates: bool
-) -> ModelOutput:
-    """Return the compiled forward pass, with hidden states and attention maps if they are asked for."""
-    if return_intermediates:
-        seen = model(ids, targets, **marks, return_intermediates=True)
-        projection = model.head.projection if isinstance(model.head, Head) else None
-        if projection is None:
-            return seen
-        # What people know as the last state is as wide as the embedding.
-        *states, last = seen.decoder.hidden_states
-        return seen._replace(decoder=seen.decoder._replace(hidden_states=(*states, projection(last))))
-    return ModelOutput(model(ids, targets, **marks), Intermediates(), Intermediates())
 
 
 def _mask(name: str, mask: Any, ids: np.ndarray) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from jaxformer.errors import InputError
 from jaxformer.pretrained import TOKENIZER, Pretrained
 from jaxformer.pretrained import tokens as library
 from jaxformer.tasks.corpora import TRAINED
+from jaxformer.tasks.reading import digest_of
 from jaxformer.tasks.translation_settings import PairSettings
 from jaxformer.training import replace_text
 
@@ -182,7 +183,7 @@ class CheckpointCoder:
     @property
     def digest(self) -> str:
         """A checksum."""
-        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        return digest_of(self.tokenizer)
 
     def encode_sources(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the tokens of sources with the special ones of the tokenizer, int32 [S] each."""

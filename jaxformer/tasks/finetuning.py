@@ -175,6 +175,10 @@ class FineTuningTask(Task[S]):
     def check_base(self, lm: Pretrained) -> None:
         """Raise InputError if a checkpoint lacks what the task needs."""
 
+    def prepared(self, lm: Pretrained) -> Pretrained:
+        """Return a checkpoint with the parts that the task needs beside its own."""
+        return lm
+
     @property
     def config(self) -> TransformerConfig:
         """The model that the settings name."""
@@ -192,8 +196,9 @@ class FineTuningTask(Task[S]):
             return read_base(self.folder)
         if (Path(self.start.model) / "run.json").exists():
             raise InputError(f"{self.start.model} is a run: give its folder {Path(self.start.model) / MODEL}")
-        self._opened = lm = from_pretrained(self.start.model, dtype="float32")
+        lm = from_pretrained(self.start.model, dtype="float32")
         self.check_base(lm)
+        self._opened = lm = self.prepared(lm)
         folder = folder_of(self.start.model, None)
         name = str(folder.resolve()) if Path(self.start.model).is_dir() else self.start.model
         bare = dataclasses.replace(lm, model=abstract_model(lm.model.config))
@@ -211,7 +216,7 @@ class FineTuningTask(Task[S]):
         """Return the checkpoint with its weights, and keep them no longer."""
         assert self.base is not None, "of a run with a checkpoint"
         lm, self._opened = self._opened, None
-        return lm or self.base.open()
+        return lm or self.prepared(self.base.open())
 
     def trainable(self, config: TransformerConfig, *, abstract: bool = False) -> Trainable:
         """Return the model with the weights of the checkpoint, and which parameters are trained."""

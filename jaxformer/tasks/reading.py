@@ -1,5 +1,7 @@
 """The tokenizer of a checkpoint, as tasks read text with it."""
 
+import hashlib
+
 import tokenizers
 
 from jaxformer.data import Tokenizer
@@ -26,6 +28,11 @@ def checkpoint_tokenizer(lm: Pretrained) -> Tokenizer:
     backend.no_truncation()
     backend.encode_special_tokens = True  # special tokens that a text holds are the letters they are written in
     return Tokenizer("file", backend, tokens_before(lm.tokenizer), ends[0])
+
+
+def digest_of(backend: tokenizers.Tokenizer) -> str:
+    """Return a checksum of a tokenizer."""
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
 def tokens_before(tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jaxformer.config import to_dict
 from jaxformer.errors import InputError, listed, shortened
 from jaxformer.schema import shown
+from jaxformer.tasks.classification import ClassifyTask
 from jaxformer.tasks.language import LanguageTask
 from jaxformer.tasks.sequences import Copy, Reverse, SequenceTask, Sort
 from jaxformer.tasks.settings import TrainSettings, settings_from_dict
@@ -24,6 +25,7 @@ TASKS: dict[str, type[Task[Any]]] = {
     "sort": Sort,
     "lm": LanguageTask,
     "translate": TranslateTask,
+    "classify": ClassifyTask,
 }
 BASES = (Task, SequenceTask)  # classes to derive from, which are no tasks themselves
 HOW = "write --task FILE.py:CLASS"

@@ -1,12 +1,8 @@
 """The task `translate`: texts to texts, with an encoder-decoder."""
 
-import json
-import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +13,7 @@ from jaxformer.config import TransformerConfig
 from jaxformer.data import Batch, Process
 from jaxformer.data.buckets import Buckets, Pair, PairBatches, all_batches, bucket
 from jaxformer.data.pipeline import ALONE
-from jaxformer.data.rows import read_pairs
+from jaxformer.data.rows import RowReader, read_pairs
 from jaxformer.errors import InputError
 from jaxformer.extras import require_extra
 from jaxformer.generation import GenerationConfig, generate
@@ -26,16 +22,14 @@ from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained
 from jaxformer.tasks.coding import PairCoder, checkpoint_coder, load_coder, new_coder
-from jaxformer.tasks.finetuning import FineTuningTask
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.observing import observe_pair
+from jaxformer.tasks.rows import BATCH, RowTask, say
 from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split
 from jaxformer.tasks.translation_settings import TranslationSettings
-from jaxformer.training import Loss, cast, replace_text
+from jaxformer.training import Loss, cast
 
-DATA = "pairs.json"
-FEWEST, SHARE, MOST = 2, 20, 1000  # pairs at all; every twentieth one is for validation, up to so many
-BATCH, WIDTH = 32, 16  # sources that are translated at once, padded to a multiple of so many tokens
+WIDTH = 16  # sources are padded to a multiple of so many tokens
 SMALL = {"dim": 128, "layers": 4, "heads": 4, "d_ff": 256, "dropout": 0.3}
 PRESETS: dict[str, dict[str, Any]] = {
     "small-translate": SMALL,
@@ -62,7 +56,7 @@ class Translation(Output):
         return self.translation
 
 
-class TranslateTask(FineTuningTask[TranslationSettings]):
+class TranslateTask(RowTask[TranslationSettings]):
     """Train an encoder-decoder on pairs of texts."""
 
     name = "translate"
@@ -83,32 +77,19 @@ class TranslateTask(FineTuningTask[TranslationSettings]):
         if self.base is not None:
             return checkpoint_coder(self.base.lm, text.source_prefix)
         if self.folder is None:
-            return new_coder(text, self.texts["train"])
+            return new_coder(text, self.rows["train"])
         coder = load_coder(self.folder, text)
-        if coder.digest != read_about(self.folder)["tokenizer"]:
-            raise InputError(f"the tokenizer in {self.folder} is not the one that the model was trained with")
+        self.begun_with(coder)
         return coder
 
-    @cached_property
-    def texts(self) -> dict[Split, list[tuple[str, str]]]:
-        """The pairs of texts to train and to validate on."""
-        text = self.settings.text
-        if text.data is None:
-            raise InputError("--task translate needs --data: a .tsv or .jsonl file of pairs")
-        rows = read_pairs(Path(text.data), skip_bad=text.skip_bad, say=say)
-        if text.validation is not None:
-            return {"train": rows, "validation": read_pairs(Path(text.validation), skip_bad=text.skip_bad, say=say)}
-        if len(rows) < FEWEST:
-            raise InputError(f"{text.data} has one pair: give more, or others to validate on with --validation")
-        held = set(range(0, len(rows), max(SHARE, len(rows) // MOST + 1)))
-        return {
-            "train": [row for index, row in enumerate(rows) if index not in held],
-            "validation": [rows[index] for index in sorted(held)],
-        }
+    @property
+    def reader(self) -> RowReader:
+        """Reads the pairs of a file."""
+        return read_pairs
 
     def pairs(self, split: Split) -> list[Pair]:
         """Return pairs as tokens. Training pairs that are too long are dropped or cut, as the settings say."""
-        sources, targets = zip(*self.texts[split], strict=True)
+        sources, targets = zip(*self.rows[split], strict=True)
         limits = [self.longest(source=True), self.longest(source=False)]
         coded = list(zip(self.coder.encode_sources(sources), self.coder.encode_targets(targets), strict=True))
         short = [all(len(side) <= limit for side, limit in zip(pair, limits, strict=True)) for pair in coded]
@@ -158,23 +139,6 @@ class TranslateTask(FineTuningTask[TranslationSettings]):
         pairs = self.validation_pairs
         buckets = bucket(pairs, tokens=None, rows=BATCH)
         return map(process.part, all_batches(pairs, buckets, **around))
-
-    def check_data(self) -> None:
-        """Raise InputError if the pairs are not those with which the run in `folder` began."""
-        assert self.folder is not None, "of a run that has begun"
-        if read_about(self.folder)["pairs"] != self._checksum():
-            raise InputError(f"the training pairs changed since {self.folder} began: it cannot be resumed")
-
-    def save(self, folder: Path) -> None:
-        """Write the vocabularies, the checksums of vocabularies and pairs, and what is kept of a checkpoint."""
-        super().save(folder)
-        if self.base is None:
-            self.coder.save(folder)
-        about = {"tokenizer": self.coder.digest, "pairs": self._checksum()}
-        replace_text(folder / DATA, json.dumps(about) + "\n")
-
-    def _checksum(self) -> int:
-        return zlib.crc32(json.dumps(self.texts["train"]).encode())
 
     # --- training
 
@@ -228,8 +192,8 @@ class TranslateTask(FineTuningTask[TranslationSettings]):
         """Return the loss on all validation pairs, and how well some of them are translated."""
         model = cast(model, np.dtype(self.settings.dtype))
         count = self.settings.evaluate_pairs
-        found = self.scores(model, self.texts["validation"][:count])
-        sources = [source for source, _ in self.texts["validation"][:1]]
+        found = self.scores(model, self.rows["validation"][:count])
+        sources = [source for source, _ in self.rows["validation"][:1]]
         ((sample,),) = self.generate(model, sources, truncate=True, num_beams=1, num_return_sequences=1)
         shown = f"{sources[0]} -> {sample}"
         return {"loss": self.validation_loss(model), **found, "sample": shown}
@@ -260,7 +224,7 @@ class TranslateTask(FineTuningTask[TranslationSettings]):
 
     def evaluate(self, model: Transformer) -> EvalResult:
         """Return loss, BLEU, chrF and exact matches of all validation pairs, decoded greedily."""
-        pairs = self.texts["validation"]
+        pairs = self.rows["validation"]
         loss, found = self.validation_loss(model), self.scores(model, pairs, num_beams=1, do_sample=False)
         line = f"validation, {len(pairs):,} pairs, greedy: BLEU {found['bleu']:.2f}, chrF {found['chrf']:.2f}, "
         line += f"{found['exact']:.1%} exact, loss {loss:.4f} nats per token"
@@ -289,7 +253,7 @@ class TranslateTask(FineTuningTask[TranslationSettings]):
 
     def example_inputs(self) -> list[str]:
         """Return the first sources of the validation pairs."""
-        return [source for source, _ in self.texts["validation"][:8]]
+        return [source for source, _ in self.rows["validation"][:8]]
 
     def generate(
         self, model: Transformer, inputs: Sequence[str], *, truncate: bool = False, **settings: Any
@@ -346,16 +310,3 @@ def summed_loss(model: Transformer, batch: Any) -> tuple[jax.Array, jax.Array]:
 def cut(ids: np.ndarray, limit: int) -> np.ndarray:
     """Return at most so many token ids, of which the last one stays."""
     return ids if len(ids) <= limit else np.append(ids[: limit - 1], ids[-1:])
-
-
-def say(line: str) -> None:
-    """Tell people something that is no result."""
-    print(line, file=sys.stderr)
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """Return the checksums of the vocabularies and the pairs of a run. Raises InputError if they cannot be read."""
-    about = schema.load_json(folder / DATA)
-    with schema.located(folder / DATA):
-        schema.require(about, "tokenizer", "pairs")
-        return schema.read(about, {"tokenizer": schema.text(""), "pairs": schema.integer(0, 0, 2**32 - 1)})

@@ -7,6 +7,7 @@ from jaxformer import schema
 from jaxformer.config import NormOrder
 from jaxformer.errors import InputError
 from jaxformer.flags import optional
+from jaxformer.tasks.row_settings import RowSettings
 from jaxformer.tasks.sequence_settings import MAX_DEPTH, MAX_WIDTH
 from jaxformer.tasks.settings import TrainSettings, check_dropout
 from jaxformer.tasks.start import StartSettings
@@ -16,33 +17,20 @@ MOST_TOKENS = 1 << 20  # of a batch
 
 
 @dataclass(frozen=True)
-class PairSettings:
+class PairSettings(RowSettings):
     """The pairs of texts, and how they are cut into tokens."""
 
     data: Annotated[str | None, optional("FILE")] = None
     """pairs to train on: .tsv (source TAB target), or .jsonl (source and target, prompt and completion, or
     translation)"""
-    validation: Annotated[str | None, optional("FILE")] = None
-    """pairs to validate on (default: every twentieth pair of --data, at most 1,000)"""
-    skip_bad: bool = False
-    """go on without the lines that are no pair"""
-    tokenizer: Annotated[str | None, optional("char|word|bpe|PATH")] = None
-    """characters, words or byte-level BPE, found in the pairs; or a tokenizer.json (default: bpe, or --model's)"""
-    vocab_size: int = 8000
-    """the most tokens of a vocabulary that is made from the pairs"""
+    max_length: int = 128
+    """the most tokens of a source, and of a target"""
     separate_vocabularies: bool = False
     """one vocabulary for sources and one for targets, instead of one for both"""
     source_prefix: str = ""
     """text before every source, such as "translate English to German: " of T5"""
-    max_length: int = 128
-    """the most tokens of a source, and of a target"""
     long: Literal["drop", "cut"] = "drop"
     """what happens to training pairs with more tokens"""
-
-    def __post_init__(self) -> None:
-        """Raise InputError for lengths and sizes below 1."""
-        schema.check_range("--max-length", self.max_length, 2)
-        schema.check_range("--vocab-size", self.vocab_size, 1)
 
 
 @dataclass(frozen=True)

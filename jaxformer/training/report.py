@@ -35,10 +35,16 @@ def draw_loss(folder: Path) -> Path:
     return path
 
 
-def write_report(folder: Path, title: str, facts: Mapping[str, str]) -> Path:
+def write_report(folder: Path, title: str, facts: Mapping[str, str], held_out: Sequence[str] = ()) -> Path:
     """Write `report.html`, one page that needs nothing else, and return its path.
 
     What the curves say comes first, then the facts, the curves, and samples of the model's text along the way.
+
+    Args:
+        folder: The folder of the run.
+        title: The page's title.
+        facts: The rows of its table.
+        held_out: Lines that say what the model achieves on held-out data.
     """
     lines, evaluations = read_run(folder)
     samples = [look for look in evaluations if look.get("sample")]
@@ -48,6 +54,8 @@ def write_report(folder: Path, title: str, facts: Mapping[str, str]) -> Path:
         f"<h2>The run</h2><table>{''.join(map(row_html, facts.items()))}</table>",
         f"<h2>Its curves</h2>{as_svg(curves(lines, evaluations))}",
     ]
+    if held_out:
+        parts.insert(-1, f"<h2>On held-out data</h2><pre>{escape(chr(10).join(held_out))}</pre>")
     if any("expert_load" in line for line in lines):
         text = "Share of the choices that fell on each expert; 1 is as much as all have when loads are even."
         parts.append(f"<h2>Its experts</h2><p>{text}</p>{as_svg(expert_loads(lines))}")

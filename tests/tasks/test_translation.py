@@ -156,7 +156,7 @@ def test_fifty_steps_have_the_losses_of_pytorch(kind: str, bases: dict[str, Path
 @pytest.mark.parametrize("kind", ["t5", "bart", "marian"])
 def test_labels_are_those_of_transformers(kind: str, bases: dict[str, Path], pairs: Path) -> None:
     task = TranslateTask(settings(pairs, bases[kind]))
-    source, target = task.texts["train"][0]
+    source, target = task.rows["train"][0]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(bases[kind])
     first = task.pairs("train")[0]
     np.testing.assert_array_equal(first.source, tokenizer(source).input_ids)
@@ -288,7 +288,7 @@ def test_bad_input_is_one_line(
     (tmp_path / "one.tsv").write_text("one\teins\n")
     assert "needs --data" in said()
     assert "line 1: 1 column, not two" in said("--data", str(tmp_path / "bad.tsv"))
-    assert "has one pair" in said("--data", str(tmp_path / "one.tsv"))
+    assert "has one row" in said("--data", str(tmp_path / "one.tsv"))
     assert "--layers is for new models" in said("--model", str(bases["t5"]), "--layers", "2", *data)
     assert "all 285 training pairs have more than 2" in said("--max-length", "2", "--tokenizer", "char", *data)
     assert "holds no pair of" in said("--batch-tokens", "2", *data)

@@ -1,0 +1,46 @@
+"""A new classifier on the encoder of a checkpoint."""
+
+import dataclasses
+
+import numpy as np
+from flax import nnx
+
+from jaxformer.errors import InputError
+from jaxformer.model import Transformer
+from jaxformer.pretrained.bundle import Pretrained
+from jaxformer.pretrained.families import family_of
+from jaxformer.pretrained.weights import build, tensors_of
+
+
+def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pretrained, list[str]]:
+    """Return an encoder with a classifier of these labels in place of its head, and the names of its new tensors.
+
+    What the checkpoint has of the classifier stays: the pooler of BERT.
+
+    Args:
+        lm: The encoder, with its weights.
+        labels: The labels in the order of their numbers.
+        seed: Seed of the new weights.
+
+    Raises:
+        InputError: The family has no classifier.
+    """
+    family = family_of(lm.settings)
+    numbers = {str(number): label for number, label in enumerate(labels)}
+    settings = lm.settings | {
+        "architectures": [f"{family.classes}ForSequenceClassification"],
+        "id2label": numbers,
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    settings.pop("num_labels", None)
+    config = family.config(settings)
+    if config.decoder is not None:
+        raise InputError(f"{family.classes} has no classifier: give an encoder, such as BERT")
+    table = family.table(config)
+    fresh = tensors_of(Transformer(config, rngs=nnx.Rngs(seed)), table)
+    there = tensors_of(lm.model, family.table(lm.model.config)) | lm.kept
+    fits = {name for name, tensor in fresh.items() if name in there and there[name].shape == tensor.shape}
+    tensors = {name: np.asarray(there[name], np.float32) if name in fits else fresh[name] for name in fresh}
+    kept = {name: tensor for name, tensor in lm.kept.items() if name not in fresh}
+    model = build(config, tensors, table)
+    return dataclasses.replace(lm, model=model, settings=settings, kept=kept), sorted(fresh.keys() - fits)

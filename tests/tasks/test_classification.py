@@ -1,0 +1,245 @@
+"""The task `classify`: new encoders and checkpoints, on texts with labels."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from commands import refusal
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from jaxformer import InputError, from_pretrained
+from jaxformer.cli import train
+from jaxformer.cli.generate import decode_inputs
+from jaxformer.cli.runs import fresh_state, open_run
+from jaxformer.tasks import loss_function
+from jaxformer.tasks.classification import ClassifyTask, accuracy, confusion_lines, macro_f1
+from jaxformer.tasks.classification_settings import ClassificationSettings, ClassifierSettings, LabelledSettings
+from jaxformer.tasks.start import StartSettings
+from jaxformer.training import OptimizerConfig, learning_rates, make_optimizer, make_train_step
+
+GOOD, BAD, NEUTRAL = ("fine", "lovely", "great"), ("poor", "awful", "dull"), ("film", "story", "the", "a", "was")
+STEPS = 50
+KINDS = {
+    "bert": (transformers.BertConfig, {"hidden_dropout_prob": 0.1}),
+    "distilbert": (transformers.DistilBertConfig, {"dropout": 0.1}),
+    "roberta": (transformers.RobertaConfig, {"hidden_dropout_prob": 0.1}),
+}
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hundred reviews of three to five words, one of which says whether the film is good."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(200):
+        words = [*rng.choice(NEUTRAL, rng.integers(2, 5)), rng.choice(GOOD if number % 2 else BAD)]
+        lines.append(f"{' '.join(rng.permutation(words))}\t{'good' if number % 2 else 'bad'}")
+    path = tmp_path_factory.mktemp("rows") / "reviews.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def save_base(kind: str, folder: Path, made: Any = transformers.AutoModelForMaskedLM) -> Path:
+    """A tiny encoder with a tokenizer of words."""
+    vocabulary = {
+        token: index for index, token in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *GOOD, *BAD, *NEUTRAL])
+    }
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    config_class, rates = KINDS[kind]
+    shape = DISTIL if kind == "distilbert" else SHAPE
+    torch.manual_seed(0)
+    config = config_class(
+        vocab_size=len(vocabulary), pad_token_id=0, max_position_embeddings=24, initializer_range=0.1, **shape, **rates
+    )
+    made.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: save_base(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+def settings(rows: Path, base: Path | None = None) -> ClassificationSettings:
+    return ClassificationSettings(
+        text=LabelledSettings(data=str(rows)),
+        start=StartSettings(None if base is None else str(base)),
+        model=ClassifierSettings(dropout=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5, weight_decay=0.1),
+        steps=STEPS,
+        batch_size=16,
+    )
+
+
+def save_with_new_head(task: ClassifyTask, folder: Path) -> None:
+    """Write the checkpoint with the classifier that training starts with, as its run would."""
+    trainable = task.trainable(task.config)
+    task.export(folder, trainable.params, trainable.assemble(trainable.params, trainable.frozen))
+
+
+@pytest.mark.parametrize("kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])])
+def test_fifty_steps_have_the_losses_of_pytorch(kind: str, bases: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    task = ClassifyTask(settings(rows, bases[kind]))
+    save_with_new_head(task, tmp_path)
+    config = task.settings.optimizer
+    trainable, state = fresh_state(task, task.config)
+    step = make_train_step(loss_function(task, trainable), make_optimizer(config, STEPS), learning_rates(config, STEPS))
+    batches = [batch for _, batch in zip(range(STEPS), task.batches(), strict=False)]
+    ours = []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        ours.append(float(metrics.loss))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    # Token types are never decayed: there are two of them, and texts of one part use the first.
+    types = [p for name, p in model.named_parameters() if "token_type" in name]
+    matrices = [p for p in matrices if not any(p is other for other in types)]
+    groups = [
+        {"params": matrices, "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim < 2] + types, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.beta2), eps=1e-8)
+    theirs = []
+    for number, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = float(learning_rates(config, STEPS)(number))
+        tensors = {name: torch.tensor(array) for name, array in batch.items()}
+        real = tensors["labels"][:, 0] >= 0
+        logits = model(
+            input_ids=tensors["source"][real].long(), attention_mask=tensors["source_mask"][real].long()
+        ).logits
+        loss = torch.nn.functional.cross_entropy(logits, tensors["labels"][real, 0].long())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        theirs.append(float(loss.detach()))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert np.mean(ours[-5:]) < np.mean(ours[:5]) - 0.3
+
+
+def test_what_a_checkpoint_has_of_a_classifier_stays(rows: Path, tmp_path: Path, capsys: Any) -> None:
+    bare = save_base("bert", tmp_path / "bare", transformers.AutoModel)
+    task = ClassifyTask(settings(rows, bare))
+    assert task.config.head.classes == 2
+    assert "new weights, to be trained: classifier.bias, classifier.weight\n" in capsys.readouterr().err
+    model = transformers.AutoModel.from_pretrained(bare)
+    ours = task.trainable(task.config).params["head"]["hidden"]["weight"]
+    np.testing.assert_array_equal(ours, model.pooler.dense.weight.detach().numpy().T)
+    whole = save_base("bert", tmp_path / "whole", AutoModelForSequenceClassification)
+    ClassifyTask(settings(rows, whole)).config  # noqa: B018
+    assert "new weights" not in capsys.readouterr().err
+
+
+def train_here(run: Path, rows: Path, *flags: str, steps: int = 8) -> Path:
+    sizes = [] if "--model" in flags else ["--layers", "1", "--dim", "32", "--heads", "2", "--tokenizer", "word"]
+    common = ["--data", str(rows), "--batch-size", "16", "--steps", str(steps), "--save-every", "4", *sizes]
+    train.train(["--task", "classify", *common, "--output", str(run), *flags])
+    return run
+
+
+def test_a_new_model_learns_to_classify(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train_here(tmp_path / "run", rows, "--learning-rate", "3e-3", steps=60)
+    results = json.loads((run / "results.json").read_text())
+    assert results["accuracy"] == 1
+    assert results["macro_f1"] == 1
+    said = capsys.readouterr()
+    assert "190 texts of 2 labels in batches of" in said.err
+    assert "validation, 10 texts: accuracy 100.0%, macro F1 1.0000" in said.out
+    assert "label  found:    bad    good" in said.out
+    assert "label  found:    bad    good" in (run / "report.html").read_text()
+    decode_inputs(["--checkpoint", str(run), "--input", "the story was lovely"])
+    assert capsys.readouterr().out == "good\n"
+    (tmp_path / "lines.txt").write_text("a dull film\ngreat\n")
+    decode_inputs(["--checkpoint", str(run), "--input-file", str(tmp_path / "lines.txt"), "--json"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["text"], line["label"]) for line in lines] == [("a dull film", "bad"), ("great", "good")]
+    assert all(0.5 < line["probability"] <= 1 for line in lines)
+    with pytest.raises(InputError, match="a classifier generates nothing: leave num_beams out"):
+        decode_inputs(["--checkpoint", str(run), "--input", "a", "--beam", "2"])
+
+
+def test_a_trained_checkpoint_opens_in_transformers(bases: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    run = train_here(tmp_path / "run", rows, "--model", str(bases["bert"]), "--learning-rate", "1e-3", steps=30)
+    model = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "model")
+    texts = ["the film was great", "awful", "a story dull the was"]
+    with torch.no_grad():
+        theirs = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(-1).numpy()
+    lm = from_pretrained(run / "model")
+    found = lm.classify(texts)
+    for ours, expected in zip(found, theirs, strict=True):
+        np.testing.assert_allclose([ours["bad"], ours["good"]], expected, atol=1e-5)
+        assert list(ours.values()) == sorted(ours.values(), reverse=True)
+    assert next(iter(lm.classify("awful"))) == "bad"
+    opened = open_run(run)
+    answers = [output.label for (output,) in opened.task.generate(opened.model, texts)]
+    assert answers == [next(iter(each)) for each in found]
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(bases: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    for flags in ((), ("--model", str(bases["bert"]), "--freeze", "encoder")):
+        whole, run = (train_here(tmp_path / f"{len(flags)}{name}", rows, *flags) for name in ("whole", "cut"))
+        for name in ("results.json", "loss.png", "report.html"):
+            (run / name).unlink()
+        shutil.rmtree(run / "checkpoints/8")
+        train.train(["--task", "classify", "--resume", "--output", str(run)])
+        for one, other in zip(*(jax.tree.leaves(open_run(each).params) for each in (whole, run)), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_accuracy_f1_and_the_matrix_are_those_of_their_definitions() -> None:
+    confusion = np.array([[8, 2, 0], [1, 4, 0], [0, 0, 0]])
+    assert accuracy(confusion) == 12 / 15
+    precision, recall = np.array([8 / 9, 4 / 6]), np.array([8 / 10, 4 / 5])
+    assert macro_f1(confusion) == pytest.approx(np.mean(2 * precision * recall / (precision + recall)))
+    assert confusion_lines(["a", "bb", "c"], confusion)[1].split() == ["a", "8", "2", "0"]
+    many = np.eye(20, dtype=int)
+    many[3, 5] = 7
+    assert confusion_lines([str(number) for number in range(20)], many) == ["  7 of 3 were taken for 5"]
+
+
+def test_bad_input_is_one_line(
+    bases: dict[str, Path], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*flags: str) -> str:
+        common = ["--task", "classify", "--steps", "2", "--output", str(tmp_path / "run")]
+        return refusal(lambda: train.train([*common, *flags]), capsys)
+
+    (tmp_path / "one.tsv").write_text("fine\tgood\nlovely\tgood\n")
+    (tmp_path / "other.tsv").write_text("fine\tsuperb\n")
+    data, base = ("--data", str(rows)), ("--model", str(bases["bert"]))
+    assert "needs --data" in said()
+    assert "has 1 labels: a classifier needs 2" in said("--data", str(tmp_path / "one.tsv"))
+    assert 'no training text has the labels "superb"' in said(*data, "--validation", str(tmp_path / "other.tsv"))
+    assert "--layers is for new models" in said(*data, *base, "--layers", "2")
+    assert "--lora does not train the head" in said(*data, *base, "--lora", "4")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_that_cannot_classify_are_refused(bases: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    config = transformers.GPT2Config(vocab_size=30, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(InputError, match="is no encoder-only model"):
+        ClassifyTask(settings(rows, tmp_path / "gpt2")).config  # noqa: B018
+    mute = tmp_path / "mute"
+    shutil.copytree(bases["bert"], mute)
+    (mute / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+        ClassifyTask(settings(rows, mute)).config  # noqa: B018
+    with pytest.raises(InputError, match="has no classifier"):
+        from_pretrained(bases["bert"]).classify("fine")
