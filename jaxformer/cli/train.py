@@ -254,7 +254,8 @@ def report(run: Run, named: NamedTask, loss: float, start: float) -> None:
     results = {"loss": loss, **found.metrics, "seconds": round(seconds, 1)}
     replace_text(run.folder / runs.RESULTS, json.dumps(results) + "\n")
     page = write_report(run.folder, f"{name}: {run.folder}", facts(run, found, seconds), found.lines)
-    print(f"{name}: training loss {loss:.4f} nats per token after {run.task.settings.steps} steps, {seconds:.0f} s")
+    trained = f"{loss:.4f} nats per {run.task.unit} after {run.task.settings.steps} steps, {seconds:.0f} s"
+    print(f"{name}: training loss {trained}")
     print("\n".join(found.lines))
     for line in run.task.export(run.folder, run.params, run.model):
         print(line)
@@ -263,7 +264,7 @@ def report(run: Run, named: NamedTask, loss: float, start: float) -> None:
     flags = "" if named.code is None else f" --task {quote(named.spec)}"
     flags += "" if found_by_itself else f" --checkpoint {run.folder}"
     if found.generate_flags is not None:
-        print(f"next: {command_line('generate')} {found.generate_flags}{flags}")
+        print(f"next: {command_line('generate')}{f' {found.generate_flags}' if found.generate_flags else ''}{flags}")
 
 
 def facts(run: Run, found: EvalResult, seconds: float) -> dict[str, str]:

@@ -29,8 +29,9 @@ from jaxformer.tasks.corpora import TRAINED
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.reading import digest_of
 from jaxformer.tasks.rows import BATCH, RowTask, say
-from jaxformer.tasks.task import EvalResult, InputKind, Output, Split
+from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split, first_row, forward
 from jaxformer.training import Loss, cast, replace_text
+from jaxformer.visualize import Observation
 
 LABELS = "labels.json"  # in the folder of a run
 MOST_LABELS = 10_000
@@ -92,6 +93,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
     name = "classify"
     defaults = ClassificationSettings()
     reads = InputKind("input", "text to classify", truncate=True, piped=True)
+    unit = "text"
 
     @classmethod
     def describe(cls) -> str:
@@ -220,11 +222,6 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         return found
 
     @property
-    def row_tokens(self) -> int:
-        """The fewest tokens in a row, for the estimate of memory."""
-        return 1
-
-    @property
     def evaluate_every(self) -> int:
         """Steps between looks at the validation texts."""
         return self.settings.evaluate_every
@@ -262,6 +259,17 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         return EvalResult(metrics, [line, *confusion_lines(self.labels, confusion)], "")
 
     # --- use
+
+    def observe(self, model: Transformer, text: str | None) -> AttentionView:
+        """Return the attention of a model that reads a text (None: the first validation text)."""
+        text = self.example_inputs()[0] if text is None else text
+        (ids,) = self.coder.encode([text], self.longest)
+        ((found,),) = self._labelled(model, [text], [ids])
+        observed = forward(model, ids[None], return_intermediates=True)
+        names = Tokenizer("file", self.coder.backend).names(ids)
+        maps = first_row(observed.encoder.attentions)
+        answer = f"{text}  ->  {found.label} ({found.probability:.1%})"
+        return AttentionView(answer, (Observation("encoder", "Self-attention", maps, names, query_label="token"),))
 
     def encode(self, text: str) -> np.ndarray:
         """Return the token ids of a text, int32 [S]."""

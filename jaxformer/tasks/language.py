@@ -1,11 +1,9 @@
 """The task `lm`: language models on text."""
 
 import dataclasses
-import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -14,30 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import presets, schema
 from jaxformer.config import MoEConfig, TransformerConfig
-from jaxformer.data import Batch, Process, Tokenizer, load_tokenizer, text_batches, windows
-from jaxformer.data.pipeline import ALONE
+from jaxformer.data import windows
 from jaxformer.errors import InputError, listed
 from jaxformer.generation import GenerationConfig, generate, stream
 from jaxformer.generation.arrays import padded, until_end
 from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained, as_pretrained
-from jaxformer.tasks.corpora import Texts, read_text, read_texts
-from jaxformer.tasks.finetuning import FineTuningTask
+from jaxformer.tasks.corpora import read_text
 from jaxformer.tasks.language_settings import MODELS, LanguageSettings
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.perplexity import Measure, measure
 from jaxformer.tasks.prompts import BATCH, fit_prompt, pieces, room
 from jaxformer.tasks.reading import checkpoint_tokenizer
-from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split, first_row, forward
-from jaxformer.training import Loss, cast, replace_text, update_router_biases
+from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, first_row, forward
+from jaxformer.tasks.text import TextTask
+from jaxformer.training import Loss, cast, update_router_biases
 from jaxformer.visualize import Observation
 
-TOKENIZER, TEXT = "tokenizer.json", "text.json"
 SAMPLE, PROMPT = 120, 16  # tokens of a sample drawn during training, and of the held-out text that it continues
-MOST_CONTEXT = 1024  # of a checkpoint, unless told otherwise
 SHOWN = 48  # tokens of the validation text that a model reads to be drawn, where none are given
 
 
@@ -59,7 +53,7 @@ class Continuation(Output):
         return f"{self.prompt}{self.continuation}\n"
 
 
-class LanguageTask(FineTuningTask[LanguageSettings]):
+class LanguageTask(TextTask[LanguageSettings]):
     """Train a decoder-only language model on text."""
 
     name = "lm"
@@ -71,71 +65,14 @@ class LanguageTask(FineTuningTask[LanguageSettings]):
         """Return what the task is, for the help text."""
         return "Train a decoder-only language model on text."
 
-    # --- data
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the run. Raises InputError if it is not the one that the model was trained with."""
-        if self.folder is None:
-            return self.texts.tokenizer
-        own = None if self.base is None else checkpoint_tokenizer(self.base.lm)
-        tokenizer = own or load_tokenizer(self.folder / TOKENIZER)
-        if tokenizer.digest != read_description(self.folder)["tokenizer"]:
-            wrong = f"{self.folder / TOKENIZER} is not the tokenizer that the model was trained with"
-            raise InputError(f"{wrong}: put that back")
-        return tokenizer
-
-    @cached_property
-    def texts(self) -> Texts:
-        """The tokenizer, and the text as it reads it."""
-        if self.folder is not None:
-            return read_texts(self.settings.text, self.tokenizer)
-        return read_texts(self.settings.text, None if self.base is None else checkpoint_tokenizer(self.base.lm))
-
-    @property
-    def context(self) -> int:
-        """The tokens that the model looks back on in training."""
-        model = self.settings.model
-        if self.base is None or model.context is not None:
-            return model.length
-        return min(self.base.lm.context or MOST_CONTEXT, MOST_CONTEXT)
+    # --- training
 
     def check_base(self, lm: Pretrained) -> None:
         """Raise InputError for a checkpoint that is no language model, or has fewer positions than the context."""
         if lm.model.encoder is not None or not isinstance(lm.model.head, Head):
             raise InputError(f"{self.start.model} is no decoder-only language model: --task lm needs one")
         checkpoint_tokenizer(lm)
-        context, limit = self.settings.model.context, lm.model.max_length
-        if context is not None and limit is not None and context > limit:
-            raise InputError(f"--context {context} exceeds the {limit} positions of {self.start.model}")
-
-    def batches(self, split: Split = "train", process: Process = ALONE) -> Iterator[Batch]:
-        """Return windows of the text: "inputs", and "labels" one token further, both [B, T]."""
-        length, rows = self.context, self.settings.batch_size
-        if split == "train":
-            return text_batches(self.texts.training, length, rows, self.settings.seed, process)
-        return map(process.part, windows(self.texts.validation, length, rows))
-
-    def check_data(self) -> None:
-        """Raise InputError if the text is not the one with which the run in `folder` began."""
-        assert self.folder is not None, "of a run that has begun"
-        before = read_description(self.folder)
-        changed = [name for name, value in self._checksums().items() if before[name] != value]
-        if changed:
-            raise InputError(f"the {' and the '.join(changed)} changed since {self.folder} began: it cannot be resumed")
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer, the checksums of tokenizer and text, and the checkpoint without its weights."""
-        super().save(folder)
-        if self.base is None:
-            replace_text(folder / TOKENIZER, self.texts.tokenizer.to_json())
-        replace_text(folder / TEXT, json.dumps(self._checksums()) + "\n")
-
-    def _checksums(self) -> dict[str, Any]:
-        training = self.texts.training.tokens
-        return {"tokenizer": self.texts.tokenizer.digest, "text": zlib.crc32(training.tobytes())}
-
-    # --- training
+        self.check_context(lm.model.max_length)
 
     @property
     def fresh_config(self) -> TransformerConfig:
@@ -143,22 +80,6 @@ class LanguageTask(FineTuningTask[LanguageSettings]):
         model = self.settings.model
         make = MODELS[model.preset or "tiny"][1]
         return make(self.texts.tokenizer.vocab_size, model.length, model.dropout or 0.0)
-
-    @property
-    def config(self) -> TransformerConfig:
-        """The model to train."""
-        config = super().config
-        return presets.rematerialised(config) if self.settings.model.rematerialize else config
-
-    @property
-    def row_tokens(self) -> int:
-        """The tokens of a window."""
-        return self.context
-
-    @property
-    def evaluate_every(self) -> int:
-        """Steps between looks at the validation text."""
-        return self.settings.evaluate_every
 
     @property
     def adjust(self) -> Callable[[Any, Any], Any] | None:
@@ -302,12 +223,3 @@ class LanguageTask(FineTuningTask[LanguageSettings]):
 def has_experts(config: TransformerConfig) -> bool:
     """Return whether any layer is a mixture of experts."""
     return any(isinstance(block.feed_forward, MoEConfig) for block in config.main.blocks)
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """Return the checksums of the tokenizer and the text of a run. Raises InputError if they cannot be read."""
-    path = folder / TEXT
-    description = schema.load_json(path)
-    with schema.located(path):
-        schema.require(description, "tokenizer", "text")
-        return schema.read(description, {"tokenizer": schema.text(""), "text": schema.integer(0, 0, 2**32 - 1)})

@@ -14,6 +14,7 @@ from jaxformer.errors import InputError, listed, shortened
 from jaxformer.schema import shown
 from jaxformer.tasks.classification import ClassifyTask
 from jaxformer.tasks.language import LanguageTask
+from jaxformer.tasks.masked import MaskedLanguageTask
 from jaxformer.tasks.sequences import Copy, Reverse, SequenceTask, Sort
 from jaxformer.tasks.settings import TrainSettings, settings_from_dict
 from jaxformer.tasks.task import Task
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task[Any]]] = {
     "lm": LanguageTask,
     "translate": TranslateTask,
     "classify": ClassifyTask,
+    "mlm": MaskedLanguageTask,
 }
 BASES = (Task, SequenceTask)  # classes to derive from, which are no tasks themselves
 HOW = "write --task FILE.py:CLASS"

@@ -89,11 +89,13 @@ class Task(ABC, Generic[S]):
         name: The name of the task in messages and folders (default: that of the class, in lower case).
         defaults: The settings where no flag says otherwise. Its type defines the flags.
         reads: How generate.py gives the task its inputs.
+        unit: What the loss is a mean over, in one word or two.
     """
 
     name: ClassVar[str]
     defaults: ClassVar[TrainSettings] = TrainSettings()
     reads: ClassVar[InputKind] = InputKind("input", "an input to answer")
+    unit: ClassVar[str] = "token"
 
     def __init__(self, settings: S | None = None, folder: Path | None = None) -> None:
         self.settings: S = self.defaults if settings is None else settings  # pyrefly: ignore

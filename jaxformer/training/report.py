@@ -120,7 +120,7 @@ def curves(lines: Sequence[Line], evaluations: Sequence[Line]) -> Any:
         looks = [(look["step"], look["loss"]) for look in evaluations]
         above.plot(*zip(*looks, strict=True), "o-", color="tab:red", markersize=4, label="held-out loss")
     mark(above, lines)
-    above.set_ylabel("loss [nats per token]")
+    above.set_ylabel("loss [nats]")
     above.legend(frameon=False)
     shown = (
         ("learning_rate", "learning\nrate"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from command_tables import COPY, ENDLESS, FLAGS, LM, MODELS, RUNS, WHOLE
+from command_tables import CLASSIFY, COPY, ENDLESS, FLAGS, LM, MODELS, RUNS, TRANSLATE, WHOLE
 from odd_files import CONTENTS, VALUES, damage_bytes, damage_json, odd_jsonl, odd_path
 
 
@@ -74,6 +74,8 @@ def inputs(rng: random.Random, folder: Path) -> Case:
         ("train", [*LM, f"--data={path}", "--output", "new"]),
         ("train", [*LM, f"--validation={path}", "--output", "new"]),
         ("train", [*LM, f"--tokenizer={path}", "--output", "new"]),
+        ("train", [*rng.choice([TRANSLATE, CLASSIFY]), f"--data={path}", "--output", "new"]),
+        ("train", [*rng.choice([TRANSLATE, CLASSIFY]), f"--validation={path}", "--output", "new"]),
     ]
     return Case(*rng.choice(choices))
 

@@ -89,6 +89,21 @@ FLAGS: dict[str, dict[str, str | None]] = {
         "--evaluate-every": "1",
         "--evaluate-batches": "1",
         "--balance-loss": "0.1",
+        "--model": "bert",
+        "--freeze": "embedding",
+        "--lora": "2",
+        "--lora-alpha": "4",
+        "--lora-targets": "all",
+        "--average": "1",
+        "--skip-bad": None,
+        "--separate-vocabularies": None,
+        "--source-prefix": "say: ",
+        "--long": "cut",
+        "--positions": "rotary",
+        "--batch-tokens": "64",
+        "--evaluate-pairs": "1",
+        "--bleu-tokens": "none",
+        "--mask-probability": "0.3",
     },
 }
 ENDLESS = {"--steps", "--evaluate-batches"}  # where a large number is no mistake, but takes long
@@ -96,6 +111,11 @@ COPY = ["--task", "copy", "--symbols", "6", "--max-length", "5", "--dim", "16", 
 COPY += ["--batch-size", "4", "--warmup-steps", "5", "--steps", "1"]
 LM = ["--task", "lm", "--data", "text.txt", "--context", "16", "--batch-size", "4", "--warmup-steps", "5"]
 LM += ["--evaluate-batches", "1", "--steps", "1"]
+SMALL = ["--max-length", "8", "--dim", "16", "--layers", "1", "--heads", "2", "--steps", "1", "--batch-size", "4"]
+TRANSLATE = ["--task", "translate", "--data", "pairs.tsv", "--evaluate-pairs", "1", "--batch-tokens", "64", *SMALL]
+CLASSIFY = ["--task", "classify", "--data", "pairs.tsv", *SMALL]
+MLM = ["--task", "mlm", *LM[2:]]
+TUNED = ["--task", "classify", "--data", "pairs.tsv", "--model", "bert", "--steps", "1", "--batch-size", "4"]
 WHOLE: dict[str, list[list[str]]] = {
     "generate": [["--model", model, *text] for model in MODELS for text in TEXT if model != "bert"]
     + [["--checkpoint", run] for run in RUNS]
@@ -106,5 +126,5 @@ WHOLE: dict[str, list[list[str]]] = {
     "perplexity": [["--data", "text.txt", "--checkpoint", "runs/lm"], ["--data", "text.txt"]],
     "verify": [[model] for model in MODELS],
     "visualize": [["--checkpoint", run] for run in RUNS],
-    "train": [COPY, LM],
+    "train": [COPY, LM, TRANSLATE, CLASSIFY, MLM, TUNED],
 }

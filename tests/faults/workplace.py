@@ -42,7 +42,8 @@ def letters(*, ends: bool) -> Tokenizer:
 
 
 def add_runs(folder: Path) -> None:
-    """Train `runs/copy` and `runs/lm` for one step each, and write the text of the second, `text.txt`."""
+    """Train `runs/copy` and `runs/lm` for one step each, and write `text.txt` and `pairs.tsv`."""
+    (folder / "pairs.tsv").write_text("a bad cab\tyes\nno fed\tno\n" * 12)
     (folder / "text.txt").write_text(TEXT)
     text = ["--data", "text.txt", "--context", "16", "--evaluate-batches", "1"]
     for flags in (["--task", "copy", *TINY, *ONE_STEP], ["--task", "lm", *text, *ONE_STEP]):

@@ -187,6 +187,9 @@ def test_a_trained_checkpoint_opens_in_transformers(bases: dict[str, Path], rows
         assert list(ours.values()) == sorted(ours.values(), reverse=True)
     assert next(iter(lm.classify("awful"))) == "bad"
     opened = open_run(run)
+    view = opened.task.observe(opened.model, "the film was great")
+    assert list(view.observations[0].queries) == ["[CLS]", "the", "film", "was", "great", "[SEP]"]
+    assert "  ->  good" in view.answer
     answers = [output.label for (output,) in opened.task.generate(opened.model, texts)]
     assert answers == [next(iter(each)) for each in found]
 
