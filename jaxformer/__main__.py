@@ -32,6 +32,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train:train", "train a model on a task, or a language model on a text", "--task copy"),
     "generate": Command("generate:decode_inputs", "answer inputs or continue texts with a trained model", "--beam 4"),
+    "classify": Command(
+        "classify:main",
+        "tell which label each line of a file has, with a classifier of Hugging Face",
+        "--model FOLDER --input-file texts.txt",
+    ),
     "embed": Command(
         "embed:main",
         "turn sentences into vectors with an encoder of Hugging Face",

@@ -75,7 +75,7 @@ def write_array(file: BinaryIO, array: np.ndarray) -> None:
 def encode(lm: Pretrained, lines: list[tuple[int, str]], *, truncate: bool) -> list[list[int]]:
     """Return the token ids of each line. Raises InputError where the model or a line does not allow it."""
     if lm.model.encoder is None or lm.model.decoder is not None:
-        raise InputError(f"embed needs an encoder-only model, such as BERT, not {lm.settings.get('model_type')}")
+        raise InputError(f"an encoder-only model is needed, such as BERT, not {lm.settings.get('model_type')}")
     if lm.tokenizer is None:
         raise InputError("the folder has no tokenizer.json to read sentences with")
     limit = lm.model.max_source_length

@@ -17,6 +17,7 @@ from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.flags import optional
 from jaxformer.presets import PRESETS
+from jaxformer.pretrained import from_pretrained
 from jaxformer.schema import INT32_MAX, shown
 
 
@@ -31,6 +32,8 @@ class Arguments:
     """name of a ready-made configuration (default: paper-base)"""
     checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of a trained run, instead of a preset"""
+    model: Annotated[str | None, optional("FOLDER")] = None
+    """folder of a checkpoint of Hugging Face, or its id on the hub, instead of a preset"""
     batch: int = 1
     """sequences in a batch, B"""
     source_length: int = 64
@@ -58,13 +61,17 @@ def main(argv: list[str]) -> None:
 
 def choose(arguments: Arguments) -> tuple[str, TransformerConfig]:
     """Name and configuration of the model to inspect. Raises InputError for an unknown one."""
+    if sum(given is not None for given in (arguments.preset, arguments.checkpoint, arguments.model)) > 1:
+        raise InputError("name a preset, a --checkpoint or a --model, one of them")
+    if arguments.model is not None:
+        return arguments.model, from_pretrained(arguments.model).model.config
     if arguments.checkpoint is not None:
-        if arguments.preset is not None:
-            raise InputError("name a preset or a --checkpoint, not both")
         return str(arguments.checkpoint), read_description(arguments.checkpoint).transformer
     name = arguments.preset or "paper-base"
     if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}, or give --checkpoint RUN")
+        raise InputError(
+            f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}, or give --checkpoint RUN or --model FOLDER"
+        )
     return name, PRESETS[name]()
 
 

@@ -7,6 +7,7 @@ import sys
 import jax
 import pytest
 from flax import nnx
+from hf_encoders import save_encoder
 
 from jaxformer import PRESETS, InputError, Transformer, decoder_only, encoder_decoder, encoder_only, paper_base
 from jaxformer.cli import accounting, inspect, runs
@@ -184,11 +185,20 @@ def test_a_run_is_described_without_its_weights(tmp_path, capsys):
     assert f"{total:,}" in text
 
 
+def test_a_checkpoint_of_hugging_face_is_described(tmp_path, capsys):
+    theirs = save_encoder("bert", "bare", tmp_path)
+    capsys.readouterr()
+    text = printed(capsys, "--model", str(tmp_path), "--source-length", "9")
+    total = sum(p.numel() for name, p in theirs.named_parameters() if "pooler" not in name)
+    assert f"{total:,}" in text
+    assert "encoder.blocks.0.attention.query" in text
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["paper-bass"], "unknown preset 'paper-bass': choose one of paper-base, paper-big, symbols, tiny, small"),
-        (["symbols", "--checkpoint", "runs/copy"], "a preset or a --checkpoint, not both"),
+        (["symbols", "--checkpoint", "runs/copy"], "name a preset, a --checkpoint or a --model, one of them"),
         (["tiny", "--batch", "0"], "--batch must be from 1 to 2147483647, not 0"),
         (["gpt2", "--length", "1025"], "--length 1025 exceeds the 1024 positions"),
         (["--checkpoint", "nowhere"], "nowhere is not a run"),
@@ -224,7 +234,7 @@ def test_commands_are_listed():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["dissect"], "error: unknown command 'dissect': choose one of train, generate, embed, export, inspect"),
+        (["dissect"], "error: unknown command 'dissect': choose one of train, generate, classify, embed, export"),
         (
             ["inspect", "large"],
             "error: unknown preset 'large': choose one of paper-base, paper-big, symbols, tiny, small",

@@ -29,6 +29,7 @@ FLAGS: dict[str, dict[str, str | None]] = {
         "--task": "copy",
         "--json": None,
     },
+    "classify": {"--model": "bert", "--input-file": "lines.txt", "--truncate": None, "--json": None},
     "embed": {
         "--model": "bert",
         "--input-file": "lines.txt",
@@ -38,7 +39,7 @@ FLAGS: dict[str, dict[str, str | None]] = {
         "--truncate": None,
     },
     "export": {"--checkpoint": "runs/lm", "--task": "lm"},
-    "inspect": {"--checkpoint": "runs/lm", "--batch": "2", "--source-length": "7", "--length": "9"},
+    "inspect": {"--checkpoint": "runs/lm", "--model": "bert", "--batch": "2", "--source-length": "7", "--length": "9"},
     "perplexity": {"--data": "text.txt", "--checkpoint": "runs/lm", "--task": "lm", "--field": "text"},
     "verify": {"--prompt": "abc", "--shapes": None},
     "visualize": {
@@ -120,6 +121,7 @@ WHOLE: dict[str, list[list[str]]] = {
     "generate": [["--model", model, *text] for model in MODELS for text in TEXT if model != "bert"]
     + [["--checkpoint", run] for run in RUNS]
     + [["--checkpoint", "runs/lm", "--prompt", "The cat"], ["--checkpoint", "runs/copy", "--input", "1 2"], []],
+    "classify": [["--model", "bert", "--input-file", "lines.txt"]],
     "embed": [["--model", "bert", "--input-file", "lines.txt"]],
     "export": [["exported", "--checkpoint", "runs/lm"]],
     "inspect": [[], ["small"], ["--checkpoint", "runs/copy"]],
