@@ -76,7 +76,7 @@ class TranslationSettings(TrainSettings):
     start: StartSettings = field(default_factory=StartSettings)
     model: TranslationModelSettings = field(default_factory=TranslationModelSettings)
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=5e-3, schedule="inverse-sqrt")
+        default_factory=lambda: OptimizerConfig(learning_rate=5e-3, warmup_ratio=0.25, schedule="inverse-sqrt")
     )
     steps: int = 8000
     """training steps"""

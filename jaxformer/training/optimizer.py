@@ -12,8 +12,7 @@ from jaxformer.layers.variables import is_trained, parameter_path
 from jaxformer.schema import check_range, is_number
 
 DECAYED = ("weight", "embedding", "A", "B")  # names of parameters, the latter two of adapters
-# Steps of warm-up unless told otherwise, and at most one step in so many; the 4,000 are the paper's.
-WARMUP = {"cosine": (100, 8), "inverse-sqrt": (4000, 4)}
+WARMUP, WARMUP_SHARE = 100, 8  # steps of warm-up unless told otherwise; at most one step in so many
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,7 @@ class OptimizerConfig:
     learning_rate: float = 2e-3
     """the largest learning rate, reached at the end of the warm-up"""
     warmup_steps: int | None = None
-    """steps over which the learning rate rises from 0, linearly; None is 100, but at most an eighth of all steps; with
-    inverse-sqrt 4,000, but at most a quarter"""
+    """steps over which the learning rate rises from 0, linearly; None is 100, but at most an eighth of all steps"""
     schedule: Literal["cosine", "inverse-sqrt"] = "cosine"
     """afterwards: a half cosine down to 0 at the last step, or the paper's 1/sqrt(step)"""
     weight_decay: float = 0.01
@@ -33,6 +31,8 @@ class OptimizerConfig:
     """decay per step of the running mean of squared gradients (the paper: 0.98)"""
     clip_norm: float = 1.0
     """gradients longer than this are scaled down to it"""
+    warmup_ratio: float | None = None
+    """warm-up as a share of all steps, where warmup_steps is None"""
 
     def __post_init__(self) -> None:
         """Refuse values with which nothing can be learned."""
@@ -42,6 +42,8 @@ class OptimizerConfig:
                 raise InputError(f"{name} must be more than 0 and finite in float32, not {value}")
         if self.warmup_steps is not None:
             check_range("warmup_steps", self.warmup_steps, 1)
+        if self.warmup_ratio is not None and not 0 < self.warmup_ratio < 1:
+            raise InputError(f"warmup_ratio must be above 0 and below 1, not {self.warmup_ratio}")
         if not 0 <= self.beta2 < 1:
             raise InputError(f"beta2 must be at least 0 and below 1, not {self.beta2}")
         if not (is_number(self.weight_decay) and self.weight_decay >= 0):
@@ -49,8 +51,11 @@ class OptimizerConfig:
 
     def warmup(self, steps: int) -> int:
         """Return over how many steps the learning rate of a run of `steps` rises."""
-        most, share = WARMUP[self.schedule]
-        return min(most, max(1, steps // share)) if self.warmup_steps is None else self.warmup_steps
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        if self.warmup_ratio is not None:
+            return max(1, round(self.warmup_ratio * steps))
+        return min(WARMUP, max(1, steps // WARMUP_SHARE))
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:

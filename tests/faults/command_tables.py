@@ -65,6 +65,7 @@ FLAGS: dict[str, dict[str, str | None]] = {
         "--dropout": "0.1",
         "--learning-rate": "0.01",
         "--warmup-steps": "1",
+        "--warmup-ratio": "0.5",
         "--weight-decay": "0.1",
         "--beta2": "0.9",
         "--clip-norm": "1",

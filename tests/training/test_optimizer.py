@@ -82,3 +82,11 @@ def test_a_warm_up_that_is_asked_for_is_taken() -> None:
 def test_useless_values_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
         OptimizerConfig(**settings)
+
+
+def test_a_warm_up_can_be_a_share_of_all_steps() -> None:
+    assert OptimizerConfig(warmup_ratio=0.25).warmup(8000) == 2000
+    assert OptimizerConfig(warmup_ratio=0.25).warmup(1) == 1
+    assert OptimizerConfig(warmup_steps=7, warmup_ratio=0.25).warmup(8000) == 7
+    with pytest.raises(InputError, match="warmup_ratio must be above 0 and below 1"):
+        OptimizerConfig(warmup_ratio=1.0)
