@@ -12,6 +12,7 @@ import tyro
 from jaxformer.cli import terminal
 from jaxformer.cli.embed import batches, encode
 from jaxformer.cli.invocation import command_line
+from jaxformer.cli.runs import refuse_run
 from jaxformer.cli.streams import read_lines
 from jaxformer.errors import InputError
 from jaxformer.generation.compiling import compiled
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> None:
     arguments = terminal.parse(
         Arguments, argv, prog=command_line("classify"), description="Tell which label each line of a file has."
     )
+    refuse_run(arguments.model)
     lines = read_lines(arguments.input_file)
     lm = from_pretrained(arguments.model)
     labels, rows = lm.labels, encode(lm, lines, truncate=arguments.truncate)

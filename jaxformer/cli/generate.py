@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxformer.cli import terminal
+from jaxformer.cli import runs, terminal
 from jaxformer.cli.inputs import Prompts, read_inputs
 from jaxformer.cli.invocation import command_line
 from jaxformer.cli.runs import Run, find_run
@@ -19,6 +19,7 @@ from jaxformer.errors import InputError
 from jaxformer.flags import optional
 from jaxformer.generation import GenerationConfig
 from jaxformer.pretrained import from_pretrained
+from jaxformer.tasks import Task
 
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p")
 
@@ -98,6 +99,7 @@ def decode_inputs(argv: list[str]) -> None:
 
 def answer_with_folder(name: str, arguments: Arguments, settings: dict[str, Any]) -> None:
     """Print what a checkpoint of Hugging Face makes of texts."""
+    runs.refuse_run(name)
     if arguments.checkpoint or arguments.input or arguments.task:
         raise InputError(
             "--model reads --prompt or --input-file, and is no --checkpoint and no --task: leave the others out"
@@ -122,7 +124,8 @@ def answer_with_run(run: Run, arguments: Arguments, settings: dict[str, Any]) ->
         parts = task.stream(run.model, inputs[0], **options)
     outputs = task.generate(run.model, inputs, **options) if parts is None else iter(())
     if not arguments.json:
-        note(f"{run.folder}: {task.name}, {search_name(config)}")
+        searches = type(task).generation is not Task.generation
+        note(f"{run.folder}: {task.name}{f', {search_name(config)}' if searches else ''}")
     if parts is not None:
         print_as_it_comes(parts)
         return

@@ -16,6 +16,7 @@ from jaxformer.errors import InputError, shortened
 from jaxformer.model import Transformer
 from jaxformer.schema import Field, integer, load_json, located, mapping, nullable, read, require, text
 from jaxformer.tasks import TASKS, NamedTask, Task, TrainSettings, find_task, is_outside, same_task, settings_from_dict
+from jaxformer.tasks.finetuning import MODEL
 from jaxformer.training import Checkpoints, Trainable, TrainState, init_state, make_optimizer, replace_text
 
 ROOT = Path("runs")
@@ -146,6 +147,14 @@ def read_settings(folder: Path, description: Description, task: type[Task[Any]])
     """Return the settings of a run of a task. Raises InputError if they cannot be read."""
     with located(f"{folder / DESCRIPTION} cannot be read"):
         return settings_from_dict(description.settings, type(task.defaults))
+
+
+def refuse_run(name: str) -> None:
+    """Raise InputError if a folder that should be a checkpoint of Hugging Face is a run."""
+    if (Path(name) / DESCRIPTION).exists():
+        inside = Path(name) / MODEL
+        folder = f", or the checkpoint in it, {inside}" if inside.exists() else ""
+        raise InputError(f"{shortened(name, 150)} is a run: give it to {command_line('generate')} --checkpoint{folder}")
 
 
 def runs_in(root: Path, spec: str | None = None) -> Iterator[Path]:

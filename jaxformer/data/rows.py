@@ -56,6 +56,9 @@ def read_rows(
             rows.append(json_row(line, keys) if as_json else tabbed_row(line))
         except InputError as error:
             bad.append(f"line {number}: {error}")
+    if bad and not rows:
+        advice = "; write tabs in place of commas" if path.suffix == ".csv" else ""
+        raise InputError(f"{path} has no line that can be read, for example {shortened(bad[0], 150)}{advice}")
     if bad:
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         named = f"{len(bad):,} bad line{'s' if len(bad) > 1 else ''} in {path}: {'; '.join(bad[:SHOWN])}{more}"
@@ -64,7 +67,7 @@ def read_rows(
         if say is not None:
             say(f"{named}: skipped")
     if not rows:
-        raise InputError(f"{path} has no rows: write two texts with a tab between them in a line, or JSON in a .jsonl")
+        raise InputError(f"{path} has no rows: write lines of two columns with a tab between them, or JSON in a .jsonl")
     return rows
 
 
@@ -107,7 +110,7 @@ def json_row(line: str, keys: tuple[tuple[str, str], ...]) -> tuple[str, str]:
 
 def filled(text: Any) -> str:
     """Return a text; numbers are written out. Raises InputError for anything else, and for an empty one."""
-    text = str(text) if isinstance(text, int) else text
+    text = str(text) if isinstance(text, int) and not isinstance(text, bool) else text
     if not isinstance(text, str):
         raise InputError(f"{shown(text)} is no text")
     if not text.strip():

@@ -174,6 +174,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
     def training_pairs(self) -> tuple[list[Pair], Buckets]:
         """The training texts, and their buckets."""
         settings, pairs = self.settings, self.pairs("train")
+        self.validation_pairs  # noqa: B018  # what is wrong with them is said before training
         buckets = bucket(pairs, tokens=None, rows=settings.batch_size, multiple=settings.accumulate)
         shapes = ", ".join(f"{shape.rows} x {shape.source}" for shape in buckets.shapes)
         count = f"{len(pairs):,} texts of {len(self.labels)} labels"
@@ -211,13 +212,16 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         if lm.tokenizer is None:
             raise InputError("the checkpoint has no tokenizer.json to read texts with: save it with its tokenizer")
 
+    _told = False  # which weights are new
+
     def prepared(self, lm: Pretrained) -> Pretrained:
         """Return the checkpoint with a classifier of the labels: its own where it has one of them."""
         if isinstance(lm.model.config.head, ClassifierConfig) and set(self.labels) == set(lm.labels):
             self.labels = lm.labels
             return lm
         found, new = with_classifier(lm, self.labels, seed=self.settings.seed)
-        if new:
+        if new and self.folder is None and not self._told:
+            self._told = True
             say(f"new weights, to be trained: {listed(new)}")
         return found
 

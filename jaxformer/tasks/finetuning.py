@@ -195,7 +195,9 @@ class FineTuningTask(Task[S]):
         if self.folder is not None:
             return read_base(self.folder)
         if (Path(self.start.model) / "run.json").exists():
-            raise InputError(f"{self.start.model} is a run: give its folder {Path(self.start.model) / MODEL}")
+            inside = Path(self.start.model) / MODEL
+            advice = f"give its folder {inside}" if inside.exists() else "go on with it by --resume --output"
+            raise InputError(f"{self.start.model} is a run, not a checkpoint folder: {advice}")
         lm = from_pretrained(self.start.model, dtype="float32")
         self.check_base(lm)
         self._opened = lm = self.prepared(lm)

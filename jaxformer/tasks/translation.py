@@ -103,6 +103,9 @@ class TranslateTask(RowTask[TranslationSettings]):
             say(f"{too_long}: {'dropped' if self.settings.text.long == 'drop' else 'cut'}")
             if self.settings.text.long == "drop":
                 coded = [pair for pair, fits in zip(coded, short, strict=True) if fits]
+        if split == "validation" and not all(short):
+            count = f"{short.count(False):,} of {len(short):,}"
+            say(f"{count} validation pairs have more than {max(limits)} tokens: cut, for loss and translation")
         # The last token ends a sequence, whatever is cut.
         return [Pair(*(cut(side, limit) for side, limit in zip(pair, limits, strict=True))) for pair in coded]
 
@@ -119,6 +122,7 @@ class TranslateTask(RowTask[TranslationSettings]):
     def training_pairs(self) -> tuple[list[Pair], Buckets]:
         """The training pairs, and their buckets."""
         settings, pairs = self.settings, self.pairs("train")
+        self.validation_pairs  # noqa: B018  # what is wrong with them is said before training
         buckets = bucket(
             pairs, tokens=settings.batch_tokens or None, rows=settings.batch_size, multiple=settings.accumulate
         )

@@ -101,6 +101,8 @@ class TranslationSettings(TrainSettings):
         for name in ("evaluate_every", "evaluate_pairs"):
             schema.check_range(name, getattr(self, name), 1)
         schema.check_range("--batch-tokens", self.batch_tokens, 0, MOST_TOKENS)
+        if self.batch_tokens and self.batch_size != TrainSettings.batch_size:
+            raise InputError("--batch-size needs --batch-tokens 0: else batches have about equal numbers of tokens")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
         model = self.model

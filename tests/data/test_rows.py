@@ -37,7 +37,7 @@ def test_labelled_texts_are_read(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("a.tsv", "one\ta\ntwo\nthree\tb\tc\n", "2 bad lines in .*: line 2: 1 column, not two .*; line 3: 3 columns"),
-        ("a.tsv", "one\t \n", "1 bad line in .*: line 1: an empty text"),
+        ("a.tsv", "one\t \n", "has no line that can be read, for example line 1: an empty text"),
         ("a.jsonl", '{"source": "a"}\n', "line 1: no source and target"),
         ("a.jsonl", '{"source": "a", "target": 1.5}\n', "line 1: 1.5 is no text"),
         ("a.jsonl", "a\tb\n", "line 1: no JSON"),

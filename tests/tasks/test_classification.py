@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from jaxformer import InputError, from_pretrained
 from jaxformer.cli import train
+from jaxformer.cli.classify import main as classify
 from jaxformer.cli.generate import decode_inputs
 from jaxformer.cli.runs import fresh_state, open_run
 from jaxformer.tasks import loss_function
@@ -161,6 +162,11 @@ def test_a_new_model_learns_to_classify(rows: Path, tmp_path: Path, capsys: pyte
     assert "validation, 10 texts: accuracy 100.0%, macro F1 1.0000" in said.out
     assert "label  found:    bad    good" in said.out
     assert "label  found:    bad    good" in (run / "report.html").read_text()
+    for program, argv in ((decode_inputs, ["--prompt", "fine"]), (classify, ["--input-file", str(rows)])):
+        said = refusal(lambda program=program, argv=argv: program(["--model", str(run), *argv]), capsys)
+        assert f"{run} is a run: give it to" in said
+    said = refusal(lambda: train_here(tmp_path / "other", rows, "--model", str(run)), capsys)
+    assert "is a run, not a checkpoint folder: go on with it by --resume" in said
     decode_inputs(["--checkpoint", str(run), "--input", "the story was lovely"])
     assert capsys.readouterr().out == "good\n"
     (tmp_path / "lines.txt").write_text("a dull film\ngreat\n")
@@ -227,6 +233,11 @@ def test_bad_input_is_one_line(
     (tmp_path / "other.tsv").write_text("fine\tsuperb\n")
     data, base = ("--data", str(rows)), ("--model", str(bases["bert"]))
     assert "needs --data" in said()
+    (tmp_path / "rows.csv").write_text("fine,good\npoor,bad\n")
+    (tmp_path / "true.jsonl").write_text('{"text": "fine", "label": true}\n{"text": "poor", "label": 3}\n')
+    assert "no line that can be read, for example line 1: 1 column" in said("--data", str(tmp_path / "rows.csv"))
+    assert "write tabs in place of commas" in said("--data", str(tmp_path / "rows.csv"))
+    assert "1 bad line in" in said("--data", str(tmp_path / "true.jsonl"))
     assert "has 1 labels: a classifier needs 2" in said("--data", str(tmp_path / "one.tsv"))
     assert 'no training text has the labels "superb"' in said(*data, "--validation", str(tmp_path / "other.tsv"))
     assert "--layers is for new models" in said(*data, *base, "--layers", "2")

@@ -272,6 +272,9 @@ def test_too_long_pairs_are_dropped_or_cut_and_counted(pairs: Path, capsys: pyte
     assert longest <= 8
     dropped = f"{285 - kept} of 285 training pairs have more than 8 tokens: "
     assert dropped + "dropped" in capsys.readouterr().err
+    text = PairSettings(data=str(pairs), max_length=8, tokenizer="word")
+    assert len(TranslateTask(TranslationSettings(text=text)).pairs("validation")) == 15
+    assert "of 15 validation pairs have more than 8 tokens: cut" in capsys.readouterr().err
     assert made("cut") == (285, 8)
     assert dropped + "cut" in capsys.readouterr().err
 
@@ -291,6 +294,7 @@ def test_bad_input_is_one_line(
     assert "has one row" in said("--data", str(tmp_path / "one.tsv"))
     assert "--layers is for new models" in said("--model", str(bases["t5"]), "--layers", "2", *data)
     assert "all 285 training pairs have more than 2" in said("--max-length", "2", "--tokenizer", "char", *data)
+    assert "--batch-size needs --batch-tokens 0" in said("--batch-size", "8", *data)
     assert "holds no pair of" in said("--batch-tokens", "2", *data)
     assert "--tokenizer nowhere is neither a file" in said("--tokenizer", "nowhere", *data)
     assert not (tmp_path / "run").exists()
