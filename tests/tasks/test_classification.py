@@ -200,15 +200,18 @@ def test_a_trained_checkpoint_opens_in_transformers(bases: dict[str, Path], rows
     assert answers == [next(iter(each)) for each in found]
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(bases: dict[str, Path], rows: Path, tmp_path: Path) -> None:
-    for flags in ((), ("--model", str(bases["bert"]), "--freeze", "encoder")):
-        whole, run = (train_here(tmp_path / f"{len(flags)}{name}", rows, *flags) for name in ("whole", "cut"))
-        for name in ("results.json", "loss.png", "report.html"):
-            (run / name).unlink()
-        shutil.rmtree(run / "checkpoints/8")
-        train.train(["--task", "classify", "--resume", "--output", str(run)])
-        for one, other in zip(*(jax.tree.leaves(open_run(each).params) for each in (whole, run)), strict=True):
-            np.testing.assert_array_equal(one, other)
+@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
+    frozen: bool, bases: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", str(bases["bert"]), "--freeze", "encoder") if frozen else ()
+    whole, run = (train_here(tmp_path / name, rows, *flags) for name in ("whole", "cut"))
+    for name in ("results.json", "loss.png", "report.html"):
+        (run / name).unlink()
+    shutil.rmtree(run / "checkpoints/8")
+    train.train(["--task", "classify", "--resume", "--output", str(run)])
+    for one, other in zip(*(jax.tree.leaves(open_run(each).params) for each in (whole, run)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_accuracy_f1_and_the_matrix_are_those_of_their_definitions() -> None:

@@ -244,10 +244,10 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
 
 
 def test_a_trained_checkpoint_opens_in_transformers(
-    bases: dict[str, Path], pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bases: dict[str, Path], short_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train_here(
-        tmp_path, pairs, "--model", str(bases["t5"]), "--learning-rate", "3e-3", "--average", "1", steps=60
+        tmp_path, short_pairs, "--model", str(bases["t5"]), "--learning-rate", "3e-3", "--average", "1", steps=12
     )
     model = AutoModelForSeq2SeqLM.from_pretrained(run / "model").eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "model")
