@@ -15,13 +15,14 @@ from jaxformer.pretrained import TOKENIZER, Pretrained
 from jaxformer.pretrained import tokens as library
 from jaxformer.tasks.corpora import TRAINED
 from jaxformer.tasks.reading import digest_of
+from jaxformer.tasks.rows import Coder
 from jaxformer.tasks.translation_settings import PairSettings
 from jaxformer.training import replace_text
 
 TARGET_TOKENIZER = "target-tokenizer.json"
 
 
-class PairCoder(Protocol):
+class PairCoder(Coder, Protocol):
     """Texts to tokens and back."""
 
     @property
@@ -49,11 +50,6 @@ class PairCoder(Protocol):
         """Tokens of the vocabulary of targets."""
         ...
 
-    @property
-    def digest(self) -> str:
-        """A checksum."""
-        ...
-
     def encode_sources(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the tokens of sources, int32 [S] each."""
         ...
@@ -72,10 +68,6 @@ class PairCoder(Protocol):
 
     def target_names(self, ids: np.ndarray) -> list[str]:
         """Return every token of a target as people read it."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write the vocabularies into the folder of a run."""
         ...
 
 
