@@ -247,9 +247,9 @@ def test_bad_input_is_one_line(
     assert "--freeze keeps the weights of a checkpoint: give --model too" in said("--freeze", "embedding", *data)
     assert "without effect" in said("--model", str(base), "--lora", "4", "--lora-alpha", "0", *data)
     assert "--lora-targets names no module" in said("--model", str(base), "--lora", "4", "--lora-targets", ",", *data)
-    (tmp_path / "old").mkdir()
+    (tmp_path / "old/model").mkdir(parents=True)
     (tmp_path / "old/run.json").write_text("{}")
-    assert f"is a run: give its folder {tmp_path / 'old/model'}" in said("--model", str(tmp_path / "old"), *data)
+    assert f"give its folder {tmp_path / 'old/model'}" in said("--model", str(tmp_path / "old"), *data)
     assert not (tmp_path / "run").exists()
 
 
