@@ -16,7 +16,7 @@ demo: .venv/installed ## train on the copy task, then decode with beam search
 smoke: .venv/smoked ## the library in a minute, without PyTorch and transformers
 	$(BIN)/python -m pytest -m smoke --numprocesses 2
 
-test: .venv/tested ## the tests, about eight minutes on two cores
+test: .venv/tested ## the tests, under ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup --durations 10
 
 test-slow: .venv/tested ## the tests that take longer, under half an hour

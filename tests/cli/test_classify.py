@@ -10,6 +10,7 @@ from commands import refusal
 from hf_encoders import save_encoder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from jaxformer.cli import inspect
 from jaxformer.cli.classify import main
 
 WORDS = ["the", "owl", "sat", "on", "a", "branch"]
@@ -54,3 +55,14 @@ def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str])
     (folder / "long.txt").write_text("owl " * 40)
     said = refusal(lambda: main(["--model", "classes", "--input-file", "long.txt"]), capsys)
     assert "line 1 has 40 tokens, more than 37: cut it, or add --truncate" in said
+
+
+def test_inspect_describes_such_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the tests of folders, because those of inspect run without PyTorch."""
+    theirs = save_encoder("bert", "bare", folder / "again")
+    capsys.readouterr()
+    inspect.main(["--model", str(folder / "again"), "--source-length", "9"])
+    text = capsys.readouterr().out
+    total = sum(parameter.numel() for name, parameter in theirs.named_parameters() if "pooler" not in name)
+    assert f"{total:,}" in text
+    assert "encoder.blocks.0.attention.query" in text

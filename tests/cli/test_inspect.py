@@ -7,7 +7,6 @@ import sys
 import jax
 import pytest
 from flax import nnx
-from hf_encoders import save_encoder
 
 from jaxformer import PRESETS, InputError, Transformer, decoder_only, encoder_decoder, encoder_only, paper_base
 from jaxformer.cli import accounting, inspect, runs
@@ -183,15 +182,6 @@ def test_a_run_is_described_without_its_weights(tmp_path, capsys):
     text = printed(capsys, "--checkpoint", str(tmp_path / "run"))
     total = paper_parameters(35, 16, 64, 1) + 2 * 2 * 16  # and two final norms
     assert f"{total:,}" in text
-
-
-def test_a_checkpoint_of_hugging_face_is_described(tmp_path, capsys):
-    theirs = save_encoder("bert", "bare", tmp_path)
-    capsys.readouterr()
-    text = printed(capsys, "--model", str(tmp_path), "--source-length", "9")
-    total = sum(p.numel() for name, p in theirs.named_parameters() if "pooler" not in name)
-    assert f"{total:,}" in text
-    assert "encoder.blocks.0.attention.query" in text
 
 
 @pytest.mark.parametrize(
