@@ -112,7 +112,7 @@ def pair_batch(pairs: Sequence[Pair], shape: Shape, *, start: int, pad: int) -> 
 class PairBatches(Iterator[Batch]):
     """An endless iterator over batches of pairs; `get_state` and `set_state` move to a batch.
 
-    Every epoch has every pair once, in an order of its own; the last batch of a bucket is filled up.
+    Every epoch contains every pair once, in a new order; rows without a pair fill up the last batch of a bucket.
 
     Args:
         pairs: The pairs.

@@ -38,10 +38,18 @@ def read_pairs(
 def read_labelled(
     path: Path, *, skip_bad: bool = False, say: Callable[[str], None] | None = None
 ) -> list[tuple[str, str]]:
-    """Return the texts in a file and their labels. Arguments and errors are those of `read_pairs`.
+    """Return the texts in a file and their labels.
 
     A line of a .jsonl file is an object with the keys text (or sentence) and label. Lines of other files are a text and
     a label with a tab between them.
+
+    Args:
+        path: The file.
+        skip_bad: Whether to go on without the lines that are no text with a label.
+        say: Receives a line for people about what is skipped.
+
+    Raises:
+        InputError: The file cannot be read, has no such line, or has another one.
     """
     return read_rows(path, LABELS, skip_bad=skip_bad, say=say)
 

@@ -15,7 +15,7 @@ import tokenizers
 
 from jaxformer import presets, schema
 from jaxformer.config import ClassifierConfig, TransformerConfig
-from jaxformer.data import Batch, Process, Tokenizer, load_tokenizer, train_tokenizer
+from jaxformer.data import Batch, Process, Tokenizer, load_tokenizer
 from jaxformer.data.buckets import Buckets, Pair, PairBatches, all_batches, bucket
 from jaxformer.data.pipeline import ALONE, IGNORED
 from jaxformer.data.rows import RowReader, read_labelled
@@ -25,7 +25,7 @@ from jaxformer.pretrained import TOKENIZER, Pretrained
 from jaxformer.pretrained.classifying import with_classifier
 from jaxformer.pretrained.tokens import encode
 from jaxformer.tasks.classification_settings import ClassificationSettings
-from jaxformer.tasks.corpora import TRAINED
+from jaxformer.tasks.corpora import tokenizer_of
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.reading import digest_of
 from jaxformer.tasks.rows import BATCH, RowTask, say
@@ -58,7 +58,7 @@ class Classification(Output):
 
 @dataclass(frozen=True, eq=False)
 class TextCoder:
-    """How texts become tokens for a classifier, which reads the state of the first one.
+    """Turn texts into tokens for a classifier, which reads the state of the first token.
 
     Attributes:
         backend: The tokenizer.
@@ -109,7 +109,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
 
     @cached_property
     def coder(self) -> TextCoder:
-        """How texts become tokens. Raises InputError if it is not how they did when the run began."""
+        """The tokenizer of the run. Raises InputError if it is not the one that the model was trained with."""
         if self.base is not None:
             assert self.base.lm.tokenizer is not None, "checked before"
             return TextCoder(self.base.lm.tokenizer, None, max(self.base.lm.generation.padding, 0))
@@ -122,17 +122,12 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         return coder
 
     def _new_tokenizer(self) -> Tokenizer:
-        kind = self.text.tokenizer or "bpe"
-        if kind in TRAINED:
-            texts = [text for text, _ in self.rows["train"]]
-            return train_tokenizer(kind, texts, self.text.vocab_size, exactly=False)
-        if not Path(kind).exists():
-            raise InputError(f"--tokenizer {kind} is neither a file nor one of {', '.join(TRAINED)}")
-        return load_tokenizer(Path(kind))
+        texts = [text for text, _ in self.rows["train"]]
+        return tokenizer_of(self.text.tokenizer or "bpe", texts, self.text.vocab_size, exactly=False)
 
     @cached_property
     def labels(self) -> list[str]:
-        """The labels in the order of their numbers, those of the training texts. Raises InputError for only one."""
+        """The labels of the training texts in the order of their numbers. Raises InputError for a single one."""
         if self.folder is not None:
             labels = schema.load_json(self.folder / LABELS).get("labels")
             if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):

@@ -7,8 +7,7 @@ from jaxformer import schema
 from jaxformer.errors import InputError
 from jaxformer.flags import optional
 from jaxformer.tasks.row_settings import RowSettings
-from jaxformer.tasks.sequence_settings import MAX_DEPTH, MAX_WIDTH
-from jaxformer.tasks.settings import TrainSettings, check_dropout
+from jaxformer.tasks.settings import TrainSettings, check_dropout, check_sizes
 from jaxformer.tasks.start import StartSettings
 from jaxformer.training import OptimizerConfig
 
@@ -38,9 +37,7 @@ class ClassifierSettings:
 
     def __post_init__(self) -> None:
         """Raise InputError for impossible sizes and rates."""
-        for name, bound in {"dim": MAX_WIDTH, "layers": MAX_DEPTH, "heads": MAX_WIDTH}.items():
-            if getattr(self, name) is not None:
-                schema.check_range(name, getattr(self, name), 1, bound)
+        check_sizes(self)
         check_dropout(self.dropout)
 
 

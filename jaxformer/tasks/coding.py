@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 import tokenizers
 
-from jaxformer.data import Tokenizer, load_tokenizer, train_tokenizer
+from jaxformer.data import Tokenizer, load_tokenizer
 from jaxformer.errors import InputError
 from jaxformer.pretrained import TOKENIZER, Pretrained
 from jaxformer.pretrained import tokens as library
-from jaxformer.tasks.corpora import TRAINED
+from jaxformer.tasks.corpora import TRAINED, tokenizer_of
 from jaxformer.tasks.reading import digest_of
 from jaxformer.tasks.rows import Coder
 from jaxformer.tasks.translation_settings import PairSettings
@@ -209,16 +209,13 @@ def new_coder(settings: PairSettings, pairs: Sequence[tuple[str, str]]) -> NewCo
     """Return vocabularies made from pairs, or read from a file, as the settings say."""
     sources, targets = zip(*pairs, strict=True)
     kind, size = settings.tokenizer or "bpe", settings.vocab_size
-    if kind not in TRAINED:
-        if not Path(kind).exists():
-            raise InputError(f"--tokenizer {kind} is neither a file nor one of {', '.join(TRAINED)}")
-        shared = load_tokenizer(Path(kind))
-        return NewCoder(shared, shared, settings.source_prefix)
     prefixed = [settings.source_prefix + text for text in sources]
+    if settings.separate_vocabularies and kind not in TRAINED:
+        raise InputError(f"--separate-vocabularies makes two vocabularies, and {kind} is one: leave it out")
     if settings.separate_vocabularies:
-        source, target = (train_tokenizer(kind, texts, size, exactly=False) for texts in (prefixed, targets))
+        source, target = (tokenizer_of(kind, texts, size, exactly=False) for texts in (prefixed, targets))
         return NewCoder(source, target, settings.source_prefix)
-    shared = train_tokenizer(kind, [*prefixed, *targets], size, exactly=False)
+    shared = tokenizer_of(kind, [*prefixed, *targets], size, exactly=False)
     return NewCoder(shared, shared, settings.source_prefix)
 
 

@@ -1,6 +1,7 @@
 """The text of language tasks: tokenizer, training and validation part."""
 
 import sys
+from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -56,11 +57,25 @@ def read_text(name: str, source: Path | None, tokenizer: Tokenizer, field: str) 
 
 
 def make_tokenizer(settings: TextSettings) -> Tokenizer:
-    """Return the tokenizer that the settings ask for: made from the text, or read from a file."""
-    kind = settings.tokenizer or "char"
+    """Return the tokenizer that the settings ask for."""
+    source = None if settings.data is None else Path(settings.data)
+    return tokenizer_of(settings.tokenizer or "char", documents(source, settings.field), settings.vocab_size)
+
+
+def tokenizer_of(kind: str, texts: Iterable[str], vocab_size: int, *, exactly: bool = True) -> Tokenizer:
+    """Return a tokenizer that is made from texts, or read from a file.
+
+    Args:
+        kind: A kind of `TRAINED`, or a file.
+        texts: The texts.
+        vocab_size: The most tokens.
+        exactly: Whether to refuse a number of words or pairs of bytes that the texts do not have.
+
+    Raises:
+        InputError: There is no such kind or file, or the tokenizer cannot be made or read.
+    """
     if kind in TRAINED:
-        source = None if settings.data is None else Path(settings.data)
-        return train_tokenizer(kind, documents(source, settings.field), settings.vocab_size)
+        return train_tokenizer(kind, texts, vocab_size, exactly=exactly)
     if not Path(kind).exists():
         kinds = ", ".join(TRAINED)
         raise InputError(f"--tokenizer {kind} is neither a file nor one of {kinds}")

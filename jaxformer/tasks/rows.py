@@ -48,7 +48,7 @@ class RowTask(FineTuningTask[S]):
     @property
     @abstractmethod
     def coder(self) -> Coder:
-        """How texts become tokens. Raises InputError if it is not how they did when the run began."""
+        """The vocabularies of the run. Raises InputError if they are not those that the model was trained with."""
 
     @property
     def text(self) -> RowSettings:

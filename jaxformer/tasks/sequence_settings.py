@@ -7,10 +7,7 @@ from jaxformer.config import NormOrder
 from jaxformer.data import Symbols
 from jaxformer.errors import InputError
 from jaxformer.flags import optional
-from jaxformer.schema import check_range
-from jaxformer.tasks.settings import TrainSettings
-
-MAX_WIDTH, MAX_DEPTH = 1 << 20, 256  # of the model; also the width inside of a feed-forward network
+from jaxformer.tasks.settings import TrainSettings, check_sizes
 
 
 @dataclass(frozen=True)
@@ -32,10 +29,7 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         """Raise InputError for sizes below 1, and beyond all that is built."""
-        most = {"dim": MAX_WIDTH, "layers": MAX_DEPTH, "heads": MAX_WIDTH, "d_ff": MAX_WIDTH}
-        for name, bound in most.items():
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), 1, bound)
+        check_sizes(self)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jaxformer.schema import check_range, shown
 from jaxformer.training import OptimizerConfig
 
 MAX_ROWS = 1 << 20  # of a batch
+MAX_WIDTH, MAX_DEPTH = 1 << 20, 256  # of a model; the first also inside of a feed-forward network
 MOST_CHECKPOINTS = 100  # that are averaged
 
 
@@ -48,6 +49,14 @@ class TrainSettings:
         check_range("average", self.average, 1, MOST_CHECKPOINTS)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be at least 0 and below 2^32, not {shown(self.seed)}")
+
+
+def check_sizes(model: Any) -> None:
+    """Raise InputError for sizes of a model below 1, and beyond all that is built; None is no size."""
+    most = {"dim": MAX_WIDTH, "layers": MAX_DEPTH, "heads": MAX_WIDTH, "d_ff": MAX_WIDTH}
+    for name, bound in most.items():
+        if getattr(model, name, None) is not None:
+            check_range(name, getattr(model, name), 1, bound)
 
 
 def check_dropout(rate: float | None) -> None:

@@ -72,7 +72,7 @@ class TranslateTask(RowTask[TranslationSettings]):
 
     @cached_property
     def coder(self) -> PairCoder:
-        """How texts become tokens. Raises InputError if it is not how they did when the run began."""
+        """The vocabularies of the run. Raises InputError if they are not those that the model was trained with."""
         text = self.settings.text
         if self.base is not None:
             return checkpoint_coder(self.base.lm, text.source_prefix)

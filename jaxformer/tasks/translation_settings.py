@@ -8,8 +8,7 @@ from jaxformer.config import NormOrder
 from jaxformer.errors import InputError
 from jaxformer.flags import optional
 from jaxformer.tasks.row_settings import RowSettings
-from jaxformer.tasks.sequence_settings import MAX_DEPTH, MAX_WIDTH
-from jaxformer.tasks.settings import TrainSettings, check_dropout
+from jaxformer.tasks.settings import TrainSettings, check_dropout, check_sizes
 from jaxformer.tasks.start import StartSettings
 from jaxformer.training import OptimizerConfig
 
@@ -61,10 +60,7 @@ class TranslationModelSettings:
 
     def __post_init__(self) -> None:
         """Raise InputError for impossible sizes and rates."""
-        most = {"dim": MAX_WIDTH, "layers": MAX_DEPTH, "heads": MAX_WIDTH, "d_ff": MAX_WIDTH}
-        for name, bound in most.items():
-            if getattr(self, name) is not None:
-                schema.check_range(name, getattr(self, name), 1, bound)
+        check_sizes(self)
         check_dropout(self.dropout)
 
 

@@ -296,6 +296,8 @@ def test_bad_input_is_one_line(
     assert "all 285 training pairs have more than 2" in said("--max-length", "2", "--tokenizer", "char", *data)
     assert "--batch-size needs --batch-tokens 0" in said("--batch-size", "8", *data)
     assert "holds no pair of" in said("--batch-tokens", "2", *data)
+    one = ("--tokenizer", str(bases["t5"] / "tokenizer.json"), "--separate-vocabularies")
+    assert "makes two vocabularies" in said(*one, *data)
     assert "--tokenizer nowhere is neither a file" in said("--tokenizer", "nowhere", *data)
     assert not (tmp_path / "run").exists()
 
