@@ -153,6 +153,7 @@ def test_a_new_encoder_learns_what_rhymes(text: Path, tmp_path: Path, capsys: py
     assert "[MASK]" in view.observations[0].queries
 
 
+@pytest.mark.slow
 def test_a_trained_checkpoint_opens_in_transformers(base: Path, text: Path, tmp_path: Path) -> None:
     run = train_here(tmp_path / "run", text, "--model", str(base), "--learning-rate", "3e-3", steps=150)
     model = AutoModelForMaskedLM.from_pretrained(run / "model").eval()
@@ -166,6 +167,7 @@ def test_a_trained_checkpoint_opens_in_transformers(base: Path, text: Path, tmp_
     assert answer.filled.endswith(" log")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(text: Path, tmp_path: Path) -> None:
     whole, run = (train_here(tmp_path / name, text, "--dropout", "0.1", steps=8) for name in ("whole", "cut"))
     for name in ("results.json", "loss.png", "report.html"):

@@ -209,6 +209,7 @@ def test_a_new_model_learns_to_translate(
     assert [name for name in cross.queries if name != "␣"][:2] == ["zwei", "fünf"]
 
 
+@pytest.mark.slow
 def test_parameters_are_averaged_over_the_last_checkpoints(short_pairs: Path, tmp_path: Path) -> None:
     run = train_here(tmp_path, short_pairs, "--tokenizer", "word", "--average", "3", steps=16)
     opened = open_run(run)
@@ -223,13 +224,9 @@ def test_parameters_are_averaged_over_the_last_checkpoints(short_pairs: Path, tm
         np.testing.assert_allclose(ours, mean, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags",
-    [
-        ("--separate-vocabularies",),
-        pytest.param(("--positions", "relative"), marks=pytest.mark.slow),
-        pytest.param(("--positions", "rotary"), marks=pytest.mark.slow),
-    ],
+    "flags", [("--separate-vocabularies",), ("--positions", "relative"), ("--positions", "rotary")]
 )
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
     flags: tuple[str, ...], short_pairs: Path, tmp_path: Path
@@ -243,6 +240,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_trained_checkpoint_opens_in_transformers(
     bases: dict[str, Path], short_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
