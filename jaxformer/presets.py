@@ -105,7 +105,8 @@ def decoder_only(
         heads: Attention heads N.
         dropout: Rate of dropout, on attention weights too.
     """
-    return TransformerConfig(dim, decoder=_pre_norm_stack(vocab_size, length, layers, heads, dropout))
+    block = _gelu_block(heads, "pre", dropout)
+    return TransformerConfig(dim, decoder=_learned_positions(vocab_size, length, block, layers))
 
 
 def modern_decoder_only(
@@ -136,9 +137,16 @@ def modern_decoder_only(
 
 
 def encoder_only(
-    vocab_size: int, *, length: int, dim: int, layers: int, heads: int, dropout: float = 0.0
+    vocab_size: int,
+    *,
+    length: int,
+    dim: int,
+    layers: int,
+    heads: int,
+    norm_order: NormOrder = "pre",
+    dropout: float = 0.0,
 ) -> TransformerConfig:
-    """Return a bidirectional encoder with learned positions and logits for every token.
+    """Return a bidirectional encoder with GELU, learned positions and logits for every token.
 
     Masked-language models are trained like this.
 
@@ -148,21 +156,26 @@ def encoder_only(
         dim: Width of the model D.
         layers: Number of blocks.
         heads: Attention heads N.
+        norm_order: "pre", with a norm at the end of the stack; or "post", as in BERT.
         dropout: Rate of dropout, on attention weights too.
     """
-    return TransformerConfig(dim, encoder=_pre_norm_stack(vocab_size, length, layers, heads, dropout))
+    block = _gelu_block(heads, norm_order, dropout)
+    return TransformerConfig(dim, encoder=_learned_positions(vocab_size, length, block, layers))
 
 
-def _pre_norm_stack(vocab_size: int, length: int, layers: int, heads: int, dropout: float) -> StackConfig:
-    block = BlockConfig(
-        AttentionConfig(heads, dropout=dropout), FeedForwardConfig(activation="gelu"), norm_order="pre", dropout=dropout
-    )
+def _gelu_block(heads: int, norm_order: NormOrder, dropout: float) -> BlockConfig:
+    feed_forward = FeedForwardConfig(activation="gelu")
+    return BlockConfig(AttentionConfig(heads, dropout=dropout), feed_forward, norm_order=norm_order, dropout=dropout)
+
+
+def _learned_positions(vocab_size: int, length: int, block: BlockConfig, layers: int) -> StackConfig:
+    """Return a stack with learned positions; one of pre-LN blocks ends in a norm, which bounds the sum."""
     return StackConfig(
         EmbeddingConfig(vocab_size, scale=False),
         (block,) * layers,
         LearnedPositions(length),
-        final_norm=LayerNormConfig(),
-        dropout=dropout,
+        final_norm=LayerNormConfig() if block.norm_order == "pre" else None,
+        dropout=block.dropout,
     )
 
 

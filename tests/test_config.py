@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from config_cases import ATTENTION, BASES, BOTH, stack
 
 from jaxformer import PRESETS, InputError, TransformerConfig, encoder_decoder, from_dict, to_dict
 from jaxformer.config import (
@@ -17,150 +18,19 @@ from jaxformer.config import (
     AnyAttentionConfig,
     AttentionConfig,
     BlockConfig,
-    ClassifierConfig,
-    DynamicScaling,
     EmbeddingConfig,
-    FeedForwardConfig,
-    HeadConfig,
     LatentAttentionConfig,
-    LayerNormConfig,
     LearnedPositions,
-    LinearScaling,
-    Llama3Scaling,
     LongRopeScaling,
-    MoEConfig,
-    NonPadPositions,
-    RelativePositions,
-    RMSNormConfig,
     Rope,
-    SigmoidRouter,
     SinusoidalPositions,
-    SoftmaxRouter,
     StackConfig,
-    TransformConfig,
-    YarnScaling,
 )
 from jaxformer.model import abstract_model
 
 # One worker makes all comparisons, with what it has compiled for the first of them.
 pytestmark = pytest.mark.xdist_group("configurations")
 
-CROSS = AttentionConfig(4, kv_heads=2, head_dim=6, scale=0.3, window=3, softcap=0.5, bias=True, dropout=0.1)
-ATTENTION = dataclasses.replace(
-    CROSS, output_bias=True, query_key_norm=RMSNormConfig(1e-2), rope=Rope(1000.0, width=4, layout="halves")
-)
-
-
-def stack(cross: AttentionConfig | None, positions: LearnedPositions | SinusoidalPositions) -> StackConfig:
-    block = BlockConfig(
-        ATTENTION,
-        FeedForwardConfig(13, "gelu", gated=True, dropout=0.1),
-        cross,
-        LayerNormConfig(1e-3),
-        "pre",
-        dropout=0.2,
-    )
-    embedding = EmbeddingConfig(29, dim=10, scale=True)
-    return StackConfig(embedding, (block,), positions, LayerNormConfig(1e-2), RMSNormConfig(1e-2), dropout=0.1)
-
-
-BOTH = TransformerConfig(
-    20,
-    encoder=stack(None, SinusoidalPositions("interleaved", 1000.0)),
-    decoder=stack(CROSS, LearnedPositions(19, offset=2)),
-    head=HeadConfig(
-        tied=True, bias=True, scale=0.5, transform=TransformConfig("silu", LayerNormConfig(1e-2)), softcap=5.0
-    ),
-    share_embeddings=True,
-)
-SHORT, LONG = (1.1, 1.2, 1.3, 1.4, 1.5), (2.0, 2.1, 2.2, 2.3, 2.4)
-# Rotary scalings, side by side with what only one stack can have.
-SCALED = tuple(
-    BlockConfig(
-        AttentionConfig(
-            2,
-            head_dim=10,
-            query_key_norm=RMSNormConfig(1e-2),
-            normed="all heads",
-            rope=Rope(100.0, 10, scaling=scaling),
-        ),
-        FeedForwardConfig(13, bias=False),
-        norm=RMSNormConfig(1e-2, offset=True),
-        norm_order=norm_order,
-        parallel=parallel,
-    )
-    for scaling, norm_order, parallel in (
-        (LinearScaling(2.0), "pre_and_post", True),
-        (DynamicScaling(2.0, 3), "post_sublayer", False),
-        (Llama3Scaling(2.0, 0.5, 1.5, 8), "pre", True),
-        (YarnScaling(3.0, 60, 2.0, 0.1, truncate=False, attention_factor=1.1), "pre_and_post", False),
-        (LongRopeScaling(SHORT, LONG, 9, attention_factor=1.2), "post_sublayer", False),
-        (LongRopeScaling(SHORT, LONG, 3), "pre", False),
-    )
-)
-DECODER = TransformerConfig(
-    20, decoder=StackConfig(EmbeddingConfig(29), SCALED, None, final_norm=RMSNormConfig()), head=HeadConfig(tied=False)
-)
-ENCODER = TransformerConfig(
-    20,
-    encoder=StackConfig(
-        EmbeddingConfig(29, scale=False, types=2),
-        (BlockConfig(AttentionConfig(2, head_dim=10)),),
-        RelativePositions(8, 5),
-        position_ids_from="slot",
-    ),
-    head=ClassifierConfig(3, "relu", dropout=0.2),
-)
-COUNTED = TransformerConfig(
-    20,
-    encoder=StackConfig(
-        EmbeddingConfig(29),
-        (BlockConfig(AttentionConfig(2, head_dim=10)),),
-        LearnedPositions(19, offset=1),
-        position_ids_from=NonPadPositions(3),
-    ),
-)
-MIXTURE = TransformerConfig(
-    20,
-    decoder=StackConfig(
-        EmbeddingConfig(29),
-        (
-            BlockConfig(
-                AttentionConfig(2, head_dim=10, sinks=True),
-                MoEConfig(
-                    12,
-                    2,
-                    FeedForwardConfig(13, "silu", gated=True, limit=0.5),
-                    SoftmaxRouter(renormalize=False, bias=True, groups=2, top_k_groups=1, scale=1.5),
-                    shared=FeedForwardConfig(7, dropout=0.3),
-                ),
-                norm_order="pre",
-            ),
-            BlockConfig(
-                AttentionConfig(2, head_dim=10),
-                MoEConfig(12, 2, FeedForwardConfig(13), SigmoidRouter(False, groups=2, top_k_groups=1, scale=1.5)),
-                norm_order="pre",
-            ),
-        ),
-        None,
-    ),
-)
-LATENT = TransformerConfig(
-    20,
-    decoder=StackConfig(
-        EmbeddingConfig(29),
-        (
-            BlockConfig(
-                LatentAttentionConfig(
-                    3, 9, 7, 5, 6, 4, scale=0.7, norm=RMSNormConfig(1e-2), bias=True, rope=Rope(9.0, 4), dropout=0.1
-                ),
-                norm_order="pre",
-            ),
-        ),
-        None,
-    ),
-)
-BASES = {"mixture": MIXTURE, "latent": LATENT, "both": BOTH, "decoder": DECODER, "encoder": ENCODER, "counted": COUNTED}
 OTHER = {
     "heads": 6,
     "kv_heads": 1,

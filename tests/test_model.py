@@ -218,6 +218,16 @@ def test_an_encoder_sees_both_sides() -> None:
     assert np.abs(forward(model, inputs)[:, 0] - forward(model, changed)[:, 0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("norm_order", ["pre", "post"])
+def test_an_encoder_ends_in_a_norm_in_either_order(norm_order: str) -> None:
+    config = encoder_only(V, length=17, dim=20, layers=2, heads=4, norm_order=norm_order)
+    assert (config.encoder.final_norm is None) == (norm_order == "post")
+    model = Transformer(config, rngs=nnx.Rngs(0))
+    states = np.asarray(model(tokens(B, S), return_intermediates=True).encoder.hidden_states[-1])
+    np.testing.assert_allclose(states.std(axis=-1), 1, atol=1e-3)
+    np.testing.assert_allclose(states.mean(axis=-1), 0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [*OFTEN, "bert"])
 def test_rows_do_not_know_each_other(name: str) -> None:
     model, target = make({**DECODERS, "bert": BERT}[name]), tokens(B, T)

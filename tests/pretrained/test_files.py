@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
@@ -185,36 +183,6 @@ def test_what_is_no_file(folder: Path, name: str, make: Callable[[Path], None]) 
     make(folder / name)
     with pytest.raises(InputError, match=f"{name}"):
         from_pretrained(folder)
-
-
-@pytest.mark.parametrize("kind", ["int8", "int64", "bool", "uint8"])
-def test_weights_of_whole_numbers_are_refused(folder: Path, kind: str) -> None:
-    tensors = load_file(folder / SINGLE)
-    save_file(tensors | {"transformer.wte.weight": tensors["transformer.wte.weight"].astype(kind)}, folder / SINGLE)
-    with pytest.raises(InputError, match=f"transformer.wte.weight holds {kind}"):
-        from_pretrained(folder)
-
-
-def test_float64_is_read_as_what_jax_has(folder: Path) -> None:
-    expected = logits(from_pretrained(folder))
-    save_file({name: tensor.astype("f8") for name, tensor in load_file(folder / SINGLE).items()}, folder / SINGLE)
-    lm = from_pretrained(folder)
-    assert {leaf.dtype for leaf in jax.tree.leaves(lm.model)} == {np.dtype("float32")}
-    np.testing.assert_array_equal(logits(lm), expected)
-
-
-@pytest.mark.parametrize(
-    "dtype", ["nonsense", "int8", "bool", 3, {"a": 1}, "complex64", jnp.int32, "auto", "float64", "float8_e5m2"]
-)
-def test_types_that_weights_cannot_have(folder: Path, dtype: Any) -> None:
-    with pytest.raises(InputError, match=r"dtype="):
-        from_pretrained(folder, dtype=dtype)
-
-
-def test_types_that_weights_can_have(folder: Path) -> None:
-    for dtype in ("bfloat16", jnp.float16, np.dtype("float32")):
-        lm = from_pretrained(folder, dtype=dtype)
-        assert {leaf.dtype for leaf in jax.tree.leaves(lm.model)} == {jnp.dtype(dtype)}
 
 
 DEEP: Any = {"a": np.ones(1)}
