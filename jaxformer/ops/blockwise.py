@@ -20,8 +20,8 @@ from jaxformer.ops.masks import AttentionMask, window_mask
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
-class Residuals(NamedTuple):
-    """Arrays for the gradient, with G = N / K query heads for each key head and `size` tokens in a block.
+class Blocks(NamedTuple):
+    """Operands in blocks of `size` tokens, with G = N / K query heads for each key head.
 
     Attributes:
         queries: [T blocks, B, K, G, size, H].
@@ -29,9 +29,6 @@ class Residuals(NamedTuple):
         values: [S blocks, B, K, size, Hv].
         mask: Mask with offsets [B|1], and key_valid [B|1, S] padded to whole blocks.
         sinks: Float32 [K, G], the lowest number where there are none.
-        output: [T blocks, B, K, G, size, Hv].
-        largest: Largest score of each query, float32 [T blocks, B, K, G, size].
-        total: Sum of exponentials of each query, float32 [T blocks, B, K, G, size].
     """
 
     queries: jax.Array
@@ -39,6 +36,19 @@ class Residuals(NamedTuple):
     values: jax.Array
     mask: AttentionMask
     sinks: jax.Array
+
+
+class Residuals(NamedTuple):
+    """Arrays for the gradient.
+
+    Attributes:
+        blocks: The operands.
+        output: [T blocks, B, K, G, size, Hv].
+        largest: Largest score of each query, float32 [T blocks, B, K, G, size].
+        total: Sum of exponentials of each query, float32 [T blocks, B, K, G, size].
+    """
+
+    blocks: Blocks
     output: jax.Array
     largest: jax.Array
     total: jax.Array
@@ -96,7 +106,7 @@ def blockwise_attention(
     mask = dataclasses.replace(mask, offset=mask.offsets, key_valid=key_valid)
     nowhere = jnp.full(N, _LOWEST) if sinks is None else sinks
     # sinks [K, G], output [T blocks, B, K, G, size, Hv]
-    output = _attend(Scale(scale, softcap), queries, keys, values, mask, nowhere.reshape(K, N // K))
+    output = _attend(Scale(scale, softcap), Blocks(queries, keys, values, mask, nowhere.reshape(K, N // K)))
     return jnp.transpose(output, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, Hv)[:, :T]  # [B, T, N, Hv]
 
 
@@ -108,17 +118,14 @@ def _split(x: jax.Array, block: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(
-    static: Scale, queries: jax.Array, keys: jax.Array, values: jax.Array, mask: AttentionMask, sinks: jax.Array
-) -> jax.Array:
+def _attend(static: Scale, blocks: Blocks) -> jax.Array:
     """Return the attention of every query block [T blocks, B, K, G, size, Hv]."""
-    return _forward(static, queries, keys, values, mask, sinks)[0]
+    return _forward(static, blocks)[0]
 
 
-def _forward(
-    static: Scale, queries: jax.Array, keys: jax.Array, values: jax.Array, mask: AttentionMask, sinks: jax.Array
-) -> tuple[jax.Array, Residuals]:
+def _forward(static: Scale, blocks: Blocks) -> tuple[jax.Array, Residuals]:
     """Return the output blocks, and what the gradient needs."""
+    queries, keys, values, mask, sinks = blocks
     rows, Hv = queries.shape[1:-1], values.shape[-1]
     # Before any key, a query has seen the sink: its exponential is 1 beneath its own score, and its value zero. The
     # lowest number stands for no sink: nothing is left of it once a key is seen, and a query that sees none gets zeros.
@@ -141,18 +148,16 @@ def _forward(
         return None, ((mixed / total[..., None]).astype(values.dtype), largest, total)
 
     _, (output, largest, total) = jax.lax.scan(attend_block, None, (jnp.arange(len(queries)), queries))
-    return output, Residuals(queries, keys, values, mask, sinks, output, largest, total)
+    return output, Residuals(blocks, output, largest, total)
 
 
-def _backward(
-    static: Scale, saved: Residuals, d_output: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array]:
-    """Return the gradients of queries, keys, values and sinks.
+def _backward(static: Scale, saved: Residuals, d_output: jax.Array) -> tuple[Blocks]:
+    """Return the gradients of queries, keys, values and sinks, and None for the mask.
 
     With weights P, dV = P^T dO and dP = dO V^T; through the softmax, dScores = P * (dP - sum of P dP), where the sum
     over keys equals the sum of dO * O over the width and is therefore known beforehand. A sink's dP is zero.
     """
-    queries, keys, values, mask, sinks, output, largest, total = saved
+    (queries, keys, values, mask, sinks), output, largest, total = saved
     d_sum = jnp.sum(d_output.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
 
     def gradient_block(d_keys_values: Any, numbered: Any) -> tuple[Any, jax.Array]:
@@ -183,7 +188,8 @@ def _backward(
     (d_keys, d_values), d_queries = jax.lax.scan(gradient_block, zeros, numbered)
     weights = jnp.exp(sinks[None, None, ..., None] - largest) / total  # of the sinks, [T blocks, B, K, G, size]
     d_sinks = -jnp.sum(weights * d_sum, axis=(0, 1, 4))
-    return d_queries, d_keys.astype(keys.dtype), d_values.astype(values.dtype), None, d_sinks
+    d_keys, d_values = d_keys.astype(keys.dtype), d_values.astype(values.dtype)
+    return (Blocks(d_queries, d_keys, d_values, None, d_sinks),)  # pyrefly: ignore  # no gradient of a mask
 
 
 _attend.defvjp(_forward, _backward)
