@@ -35,7 +35,7 @@ from jaxformer.layers import (
     replace_linear,
     split_key,
 )
-from jaxformer.ops import AttentionMask, as_mask
+from jaxformer.ops import AttentionMask, segment_positions, token_mask
 from jaxformer.rereading import AnyCache, RereadingCache, step_across
 
 
@@ -107,6 +107,7 @@ class Transformer(nnx.Module):
         inputs_mask: jax.Array | None = None,
         targets_mask: jax.Array | None = None,
         position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         token_types: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
         return_intermediates: bool = False,
@@ -119,6 +120,8 @@ class Transformer(nnx.Module):
             inputs_mask: [B, S], True or 1 at real tokens. None: all are.
             targets_mask: [B, T], the same for targets.
             position_ids: Positions [B, S] of `inputs` instead of those that the configuration counts.
+            segment_ids: Numbers [B, S] of the sequences that a row of a decoder-only model is packed of: tokens attend
+                within their sequence, and positions count from its beginning.
             token_types: Types [B, S] of `inputs`, where the embedding has several.
             dropout_key: Key for dropout. None: no dropout.
             return_intermediates: Whether to return a `ModelOutput` with hidden states, attention maps and routing.
@@ -127,6 +130,8 @@ class Transformer(nnx.Module):
             InputError: The arguments do not fit the model.
         """
         encoder_key, decoder_key, head_key = split_key(dropout_key, 3)
+        if segment_ids is not None and self.encoder is not None:
+            raise InputError("segment_ids are for decoder-only models: this one has an encoder")
         if (targets is None) == (self.encoder is not None and self.decoder is not None):
             raise InputError("an encoder-decoder needs inputs and targets; any other model needs inputs alone")
         encoded, encoded_mask, encoder = None, None, StackOutput(inputs, (), Intermediates())
@@ -140,8 +145,13 @@ class Transformer(nnx.Module):
             inputs, inputs_mask, position_ids = targets, targets_mask, None
         elif token_types is not None:
             raise InputError("token types belong to the tokens of an encoder, and this model has none")
+        elif segment_ids is not None:
+            segment_ids = jnp.asarray(segment_ids)
+            position_ids = segment_positions(segment_ids) if position_ids is None else position_ids
         cache = self.init_cache(*inputs.shape, encoded=encoded, encoded_mask=encoded_mask)
-        decoder, _ = self._extend(inputs, cache, inputs_mask, position_ids, decoder_key, return_intermediates)
+        decoder, _ = self._extend(
+            inputs, cache, inputs_mask, position_ids, decoder_key, return_intermediates, segment_ids
+        )
         output = ModelOutput(self.logits(decoder.states), encoder.intermediates, decoder.intermediates)
         return output if return_intermediates else output.logits
 
@@ -336,10 +346,13 @@ class Transformer(nnx.Module):
         position_ids: jax.Array | None,
         dropout_key: jax.Array | None,
         return_intermediates: bool = False,
+        segment_ids: jax.Array | None = None,
     ) -> tuple[StackOutput, AnyCache]:
         """Return the decoder's output for the next tokens [B, T], and the cache with them."""
         if isinstance(cache, RereadingCache):
-            output, inner = self._extend(tokens, cache.cache, mask, position_ids, dropout_key, return_intermediates)
+            output, inner = self._extend(
+                tokens, cache.cache, mask, position_ids, dropout_key, return_intermediates, segment_ids
+            )
             return output, cache.advance(tokens, inner)
         cache.check_room(tokens.shape[1])
         valid = mark_valid(cache, token_mask("mask", mask, tokens.shape), tokens.shape)
@@ -347,7 +360,7 @@ class Transformer(nnx.Module):
             position_ids = make_position_ids(self._decoder.config.position_ids_from, tokens, valid, cache.length)
         output = self._decoder(
             self.embedding(tokens),
-            mask=AttentionMask(causal=True, offset=cache.length, key_valid=valid),
+            mask=AttentionMask(causal=True, offset=cache.length, key_valid=valid, segment_ids=segment_ids),
             position_ids=position_ids,
             caches=cache.layers,
             encoder=tuple(EncoderKV(kv, AttentionMask(key_valid=cache.encoder_valid)) for kv in cache.cross),
@@ -355,25 +368,6 @@ class Transformer(nnx.Module):
             return_intermediates=return_intermediates,
         )
         return output, cache.advance(tokens, output.caches, valid)
-
-
-def token_mask(name: str, mask: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:
-    """Return a mask of tokens as booleans [B, T]; None stays None.
-
-    Args:
-        name: What to call the mask in messages.
-        mask: Booleans, or integers 0 and 1, [B, T], or [1, T] for all rows.
-        shape: (B, T).
-
-    Raises:
-        InputError: Another shape or type, or other integers.
-    """
-    if mask is None:
-        return None
-    valid = as_mask(name, mask)
-    if valid.ndim != 2 or valid.shape[1] != shape[1] or valid.shape[0] not in (1, shape[0]):
-        raise InputError(f"{name} must be {list(shape)} as the tokens are, not {list(valid.shape)}")
-    return jnp.broadcast_to(valid, shape)
 
 
 class OneKey(nnx.Rngs):

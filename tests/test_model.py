@@ -139,6 +139,20 @@ def test_padding_changes_no_real_token(name: str, side: str) -> None:
     np.testing.assert_allclose(real, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gpt", "unusual", "modern", pytest.param("latent", marks=pytest.mark.slow)])
+def test_packed_sequences_do_not_know_each_other(name: str) -> None:
+    model, sequences = make(DECODERS[name]), [tokens(1, size, seed=size) for size in (5, 3, 4)]
+    segment_ids = np.repeat([[7, 2, 3]], [5, 3, 4], axis=1)
+    packed = forward(model, jnp.concatenate(sequences, axis=1), segment_ids=segment_ids)
+    alone = [forward(model, sequence) for sequence in sequences]
+    np.testing.assert_allclose(packed, jnp.concatenate(alone, axis=1), rtol=0, atol=1e-5)
+
+
+def test_models_with_an_encoder_are_not_packed() -> None:
+    with pytest.raises(InputError, match="segment_ids are for decoder-only models"):
+        make(BERT)(tokens(B, S), segment_ids=jnp.ones((B, S), int))
+
+
 @pytest.mark.parametrize("name", ["gpt", "unusual", pytest.param("latent", marks=pytest.mark.slow)])
 def test_left_padded_prompt_then_steps_equal_the_unpadded_run(name: str) -> None:
     model, target = make(DECODERS[name]), tokens(1, T)

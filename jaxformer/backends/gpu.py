@@ -20,6 +20,11 @@ class Mask(Protocol):
         ...
 
     @property
+    def segment_ids(self) -> jax.Array | None:
+        """Which sequence each key belongs to. None: a row is one sequence."""
+        ...
+
+    @property
     def explicit(self) -> jax.Array | None:
         """A mask per query. None: there is none."""
         ...
@@ -45,8 +50,9 @@ def fused_kernel_applies(query: jax.Array, key: jax.Array, value: jax.Array, mas
     """Return whether cuDNN's kernel can compute this call on a GPU of this compute capability (8.0 is the first).
 
     It takes 16-bit numbers, one head width that is a multiple of 8 up to 128, queries that start at position 0 and
-    look back at most (no right window), and no cap, bias or mask per query. A mask of real keys reaches it as a bias,
-    whose gradient needs even lengths, and the lengths must allow every query of a left window a key.
+    look back at most (no right window), and no cap, bias, packed sequences or mask per query. A mask of real keys
+    reaches it as a bias, whose gradient needs even lengths, and the lengths must allow every query of a left window
+    a key.
     """
     T, S, H = query.shape[1], key.shape[1], query.shape[3]
     left, right = mask.bounds
@@ -59,6 +65,7 @@ def fused_kernel_applies(query: jax.Array, key: jax.Array, value: jax.Array, mas
         and value.shape[3] == H <= 128
         and H % 8 == 0
         and mask.explicit is None
+        and mask.segment_ids is None
         and (whole or (starts_at_zero and right == 0))
         and (left is None or T <= S)
         and (mask.key_valid is None or (T % 2 == 0 and S % 2 == 0))

@@ -14,7 +14,15 @@ from jaxformer.ops.dropout import dropout
 from jaxformer.ops.experts import mix_experts, mix_grouped
 from jaxformer.ops.int8 import Quantized, int8_matmul, quantize
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
-from jaxformer.ops.masks import AttentionMask, as_mask, causal_mask, count_positions, padding_mask
+from jaxformer.ops.masks import (
+    AttentionMask,
+    as_mask,
+    causal_mask,
+    count_positions,
+    padding_mask,
+    segment_positions,
+    token_mask,
+)
 from jaxformer.ops.matmul import matmul
 from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import distance_buckets, sinusoidal_positions
@@ -65,10 +73,12 @@ __all__ = [
     "rope_cos_sin",
     "rotary_frequencies",
     "router_z_loss",
+    "segment_positions",
     "sigmoid_router",
     "sinusoidal_positions",
     "softmax_router",
     "token_cross_entropy",
+    "token_mask",
     "update_router_bias",
     "weighted_values",
     "yarn_frequencies",

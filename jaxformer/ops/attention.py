@@ -181,6 +181,9 @@ def checked_mask(mask: AttentionMask | jax.Array | None, shape: tuple[int, int, 
         key_valid = as_mask("key_valid", key_valid)
         if key_valid.ndim != 2 or key_valid.shape[0] not in (1, B) or key_valid.shape[1] != S:
             raise InputError(f"key_valid {list(key_valid.shape)} must be [{B} or 1, {S}]")
+    segments = mask.segment_ids
+    if segments is not None and (segments.shape not in ((B, S), (1, S)) or segments.dtype.kind not in "iu"):
+        raise InputError(f"segment_ids {segments.dtype} {list(segments.shape)} must be integers [{B} or 1, {S}]")
     if explicit is not None:
         explicit = four_axes("mask", as_mask("mask", explicit), shape)
         if explicit.shape[1:3] == (1, 1):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxformer.ops.masks import AttentionMask, window_mask
+from jaxformer.ops.masks import AttentionMask, segment_mask, window_mask
 
 # Finite, so that the running maximum of a query that has seen nothing can be subtracted from -inf without a NaN.
 _LOWEST = float(jnp.finfo(jnp.float32).min)
@@ -27,7 +27,7 @@ class Blocks(NamedTuple):
         queries: [T blocks, B, K, G, size, H].
         keys: [S blocks, B, K, size, H].
         values: [S blocks, B, K, size, Hv].
-        mask: Mask with offsets [B|1], and key_valid [B|1, S] padded to whole blocks.
+        mask: Mask with offsets [B|1]; its key_valid and segment_ids [B|1, S] are padded to whole blocks.
         sinks: Float32 [K, G], the lowest number where there are none.
     """
 
@@ -102,8 +102,10 @@ def blockwise_attention(
     keys = jnp.swapaxes(_split(key, block), 2, 3)  # [S blocks, B, K, size, H]
     values = jnp.swapaxes(_split(value, block), 2, 3)  # [S blocks, B, K, size, Hv]
     key_valid = jnp.ones((1, S), bool) if mask.key_valid is None else mask.key_valid
-    key_valid = jnp.pad(key_valid, ((0, 0), (0, len(keys) * keys.shape[3] - S)))  # what fills the last block is hidden
-    mask = dataclasses.replace(mask, offset=mask.offsets, key_valid=key_valid)
+    padding = (0, 0), (0, len(keys) * keys.shape[3] - S)
+    key_valid = jnp.pad(key_valid, padding)  # what fills the last block is hidden
+    segment_ids = None if mask.segment_ids is None else jnp.pad(mask.segment_ids, padding)
+    mask = dataclasses.replace(mask, offset=mask.offsets, key_valid=key_valid, segment_ids=segment_ids)
     nowhere = jnp.full(N, _LOWEST) if sinks is None else sinks
     # sinks [K, G], output [T blocks, B, K, G, size, Hv]
     output = _attend(Scale(scale, softcap), Blocks(queries, keys, values, mask, nowhere.reshape(K, N // K)))
@@ -213,7 +215,11 @@ def _visible(queries: jax.Array, keys: jax.Array, mask: AttentionMask, index: ja
     key_positions = at * key_size + jnp.arange(key_size)
     assert mask.key_valid is not None, "blockwise_attention fills it in"
     key_valid = jax.lax.dynamic_slice_in_dim(mask.key_valid, at * key_size, key_size, axis=1)  # [B|1, size]
-    return window_mask(query_positions, key_positions, *mask.bounds) & key_valid[:, None]
+    visible = window_mask(query_positions, key_positions, *mask.bounds) & key_valid[:, None]
+    if mask.segment_ids is None:
+        return visible
+    key_segments = jax.lax.dynamic_slice_in_dim(mask.segment_ids, at * key_size, key_size, axis=1)
+    return visible & segment_mask(query_positions, mask.segment_ids, key_segments)
 
 
 def _key_range(

@@ -27,6 +27,8 @@ class AttentionMask:
             open; static.
         offset: Position of the first query, where key j has position j: an integer, a scalar array, or int [B|1].
         key_valid: Boolean [B|1, S], True at real tokens. None: all are.
+        segment_ids: Integers [B|1, S], the numbers of the sequences that a row is packed of: a query, whose own number
+            is that of the key at its position, sees only keys of the same number. None: a row is one sequence.
         explicit: Boolean [B|1, N|1, T|1, S], for what has no structure. None: nothing.
     """
 
@@ -34,6 +36,7 @@ class AttentionMask:
     window: Window | None = field(default=None, metadata={"static": True})
     offset: Offset = 0
     key_valid: jax.Array | None = None
+    segment_ids: jax.Array | None = None
     explicit: jax.Array | None = None
 
     @property
@@ -71,8 +74,9 @@ class AttentionMask:
     def prefix(self, keys: int) -> "AttentionMask":
         """Return the mask of the first `keys` keys."""
         key_valid = None if self.key_valid is None else self.key_valid[:, :keys]
+        segment_ids = None if self.segment_ids is None else self.segment_ids[:, :keys]
         explicit = None if self.explicit is None else self.explicit[..., :keys]
-        return dataclasses.replace(self, key_valid=key_valid, explicit=explicit)
+        return dataclasses.replace(self, key_valid=key_valid, segment_ids=segment_ids, explicit=explicit)
 
     def materialize(self, queries: int, keys: int) -> jax.Array:
         """Return the mask as an array: boolean [B|1, N|1, T|1, S].
@@ -97,18 +101,23 @@ class AttentionMask:
             visible = visible[None, None] if visible.ndim == 2 else visible
         if self.key_valid is not None:
             visible = both(visible, as_mask("key_valid", self.key_valid)[:, None, None])
+        positions = self.offsets[:, None] + jnp.arange(queries)[None]
+        if self.segment_ids is not None:
+            visible = both(visible, segment_mask(positions, self.segment_ids, self.segment_ids)[:, None])
         if self.bounds != (None, None):
-            positions = self.offsets[:, None] + jnp.arange(queries)[None]
             visible = both(visible, window_mask(positions, jnp.arange(keys), *self.bounds)[:, None])
         return visible
 
     def __and__(self, other: "AttentionMask") -> "AttentionMask":
         """Return the mask that shows what both show.
 
-        The offset is that of the mask with a window or causality. Raises InputError where both have one and the offsets
-        differ, or cannot be compared.
+        The offset is that of the mask with a window, causality or segments. Raises InputError where both have one and
+        the offsets differ, or cannot be compared, and where both have segments.
         """
-        bounded = [mask for mask in (self, other) if mask.bounds != (None, None)] or [self]
+        if self.segment_ids is not None and other.segment_ids is not None:
+            raise InputError("two masks with segment_ids cannot be combined: give one of them")
+        placed = [(mask.bounds, mask.segment_ids is None) != ((None, None), True) for mask in (self, other)]
+        bounded = [mask for mask, needs in zip((self, other), placed, strict=True) if needs] or [self]
         if len(bounded) == 2 and not is_same(self.offset, other.offset):
             raise InputError("masks with different offsets cannot be combined: give both the same offset")
         return dataclasses.replace(
@@ -118,6 +127,7 @@ class AttentionMask:
             key_valid=both(
                 *(None if m.key_valid is None else as_mask("key_valid", m.key_valid) for m in (self, other))
             ),
+            segment_ids=self.segment_ids if other.segment_ids is None else other.segment_ids,
             explicit=both(*(None if m.explicit is None else as_mask("mask", m.explicit) for m in (self, other))),
         )
 
@@ -140,6 +150,25 @@ def as_mask(name: str, mask: Any) -> jax.Array:
     if not isinstance(array, jax.core.Tracer) and not bool(((array == 0) | (array == 1)).all()):
         raise InputError(f"{name} must be 1 at real tokens and 0 at padding, but holds other integers")
     return array != 0
+
+
+def token_mask(name: str, mask: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """Return a mask of tokens as booleans [B, T]; None stays None.
+
+    Args:
+        name: What to call the mask in messages.
+        mask: Booleans, or integers 0 and 1, [B, T], or [1, T] for all rows.
+        shape: (B, T).
+
+    Raises:
+        InputError: Another shape or type, or other integers.
+    """
+    if mask is None:
+        return None
+    valid = as_mask(name, mask)
+    if valid.ndim != 2 or valid.shape[1] != shape[1] or valid.shape[0] not in (1, shape[0]):
+        raise InputError(f"{name} must be {list(shape)} as the tokens are, not {list(valid.shape)}")
+    return jnp.broadcast_to(valid, shape)
 
 
 def is_same(one: Offset, other: Offset) -> bool:
@@ -169,6 +198,38 @@ def count_positions(valid: jax.Array) -> jax.Array:
     Padding on either side then moves no real token: 0 0 1 1 1 -> 0 0 0 1 2.
     """
     return jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=-1) - 1, 0)
+
+
+def segment_positions(segment_ids: jax.Array) -> jax.Array:
+    """Return the position of each token within its sequence, int [B, T]: 1 1 1 2 2 0 -> 0 1 2 0 1 0.
+
+    Args:
+        segment_ids: Integers [B, T], the same for the tokens of a sequence, which follow each other.
+    """
+    places = jnp.arange(segment_ids.shape[1])[None]
+    begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+
+
+def segment_mask(query_positions: jax.Array, query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
+    """Return which keys belong to the sequence of each query. Boolean [B, T, S].
+
+    For the segments 1 1 1 2 2 of queries and keys:
+        1 1 1 0 0
+        1 1 1 0 0
+        1 1 1 0 0
+        0 0 0 1 1
+        0 0 0 1 1
+
+    Args:
+        query_positions: Integers [B|1, T], the places of queries in `query_segments`.
+        query_segments: Integers [B|1, P].
+        key_segments: Integers [B|1, S].
+    """
+    rows = max(len(query_positions), len(query_segments))
+    segments, places = (jnp.broadcast_to(x, (rows, x.shape[1])) for x in (query_segments, query_positions))
+    own = jnp.take_along_axis(segments, places, axis=1, mode="clip")  # [B, T]
+    return own[:, :, None] == key_segments[:, None]
 
 
 def causal_mask(length: int) -> jax.Array:

@@ -14,9 +14,10 @@ def options_of(
     window: tuple[int | None, int | None] | None = None,
     offset: int | jax.Array = 0,
     lengths: jax.Array | None = None,
+    segments: jax.Array | None = None,
     mask: jax.Array | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """The keywords for so many keys, of which the first `lengths` [B] are real."""
     key_valid = None if lengths is None else padding_mask(lengths, keys)
-    return {"mask": AttentionMask(causal, window, offset, key_valid, mask), **options}
+    return {"mask": AttentionMask(causal, window, offset, key_valid, segments, mask), **options}

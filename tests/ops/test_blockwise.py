@@ -30,6 +30,8 @@ STRUCTURES = {
     "before every key": {"causal": True, "offset": -T},
     "after every key": {"window": (2, 2), "offset": S + 3},
     "scale": {"scale": 2.0},
+    "packed": {"causal": True, "segments": jnp.arange(S)[None] // jnp.array([[7], [15]])},
+    "packed, in a cache": {"window": (6, 2), "offset": jnp.array([3, 1]), "segments": jnp.arange(S)[None] // 9},
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer import InputError
-from jaxformer.ops import AttentionMask, attention_weights, causal_mask, padding_mask
+from jaxformer.ops import AttentionMask, attention_weights, causal_mask, padding_mask, segment_positions
 from jaxformer.ops.masks import window_mask
 
 pytestmark = pytest.mark.smoke
@@ -70,6 +70,16 @@ def test_window_mask_of_rows_that_stand_apart() -> None:
     np.testing.assert_array_equal(mask, [[[1, 0, 0, 0], [1, 1, 0, 0]], [[1, 1, 1, 0], [1, 1, 1, 1]]])
 
 
+def test_segment_mask_and_positions() -> None:
+    segments = jnp.array([[1, 1, 1, 2, 2], [4, 4, 0, 0, 0]])
+    expected = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]], bool)
+    np.testing.assert_array_equal(AttentionMask(segment_ids=segments).materialize(5, 5)[0, 0], expected)
+    offsets = AttentionMask(segment_ids=segments, offset=jnp.array([2, 1])).materialize(2, 5)[:, 0]
+    np.testing.assert_array_equal(offsets, [[[1, 1, 1, 0, 0], [0, 0, 0, 1, 1]], [[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]])
+    np.testing.assert_array_equal(segment_positions(segments), [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]])
+    np.testing.assert_array_equal(segment_positions(jnp.array([[3, 5, 3, 3]])), [[0, 0, 0, 1]])
+
+
 def test_masks_refuse_what_they_cannot_draw() -> None:
     with pytest.raises(InputError, match="negative"):
         causal_mask(-1)
@@ -87,9 +97,12 @@ def test_masks_combine() -> None:
         AttentionMask(window=(2, None), offset=2),
         AttentionMask(key_valid=valid),
         AttentionMask(explicit=explicit.astype(int)),
+        AttentionMask(segment_ids=jnp.array([[0, 0, 1, 1, 1, 2]]), offset=2),
     ]
     for one in masks:
         for other in masks:
+            if one is other is masks[4]:
+                continue
             expected = one.materialize(4, 6) & other.materialize(4, 6)
             found = (one & other).materialize(4, 6)
             assert found.dtype == bool
@@ -101,6 +114,10 @@ def test_masks_combine() -> None:
     assert equal.bounds == (1, 0)
     with pytest.raises(InputError, match="different offsets"):
         masks[0] & AttentionMask(causal=True, offset=3)
+    with pytest.raises(InputError, match="different offsets"):
+        masks[4] & AttentionMask(causal=True, offset=3)
+    with pytest.raises(InputError, match="two masks with segment_ids"):
+        masks[4] & masks[4]
 
 
 def test_integers_in_a_mask_are_checked_where_it_is_used() -> None:
