@@ -1,13 +1,12 @@
 """Batches of pairs of about equal lengths, in few shapes, so that little is padded and few programs are compiled."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.data.pipeline import ALONE, IGNORED, Batch, Process
+from jaxformer.data.pipeline import ALONE, IGNORED, Batch, EpochBatches, Process
 from jaxformer.errors import InputError
-from jaxformer.schema import is_integer
 
 MOST_SHAPES = 8
 
@@ -109,8 +108,8 @@ def pair_batch(pairs: Sequence[Pair], shape: Shape, *, start: int, pad: int) -> 
     return {"source": source, "source_mask": mask, "target": target, "labels": labels}
 
 
-class PairBatches(Iterator[Batch]):
-    """An endless iterator over batches of pairs; `get_state` and `set_state` move to a batch.
+class PairBatches(EpochBatches[tuple[Shape, np.ndarray]]):
+    """An endless iterator over batches of pairs.
 
     Every epoch contains every pair once, in a new order; rows without a pair fill up the last batch of a bucket.
 
@@ -126,42 +125,24 @@ class PairBatches(Iterator[Batch]):
     def __init__(
         self, pairs: Sequence[Pair], buckets: Buckets, seed: int, *, start: int, pad: int, process: Process = ALONE
     ) -> None:
-        self.pairs, self.buckets, self.seed, self.process = pairs, buckets, seed, process
+        self.pairs, self.buckets, self.process = pairs, buckets, process
         self.start, self.pad = start, pad
-        self.epoch, self.taken = 0, 0
-        self.order = self._shuffled(0)
+        super().__init__(seed)
 
-    def __next__(self) -> Batch:
-        """Return the next batch."""
-        if self.taken == len(self.order):
-            self.epoch, self.taken = self.epoch + 1, 0
-            self.order = self._shuffled(self.epoch)
-        shape, chosen = self.order[self.taken]
-        self.taken += 1
-        return self.process.part(
-            pair_batch([self.pairs[index] for index in chosen], shape, start=self.start, pad=self.pad)
-        )
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the place in the data, as JSON can hold it."""
-        return {"epoch": self.epoch, "batch": self.taken}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a place in the data. Raises InputError for what is none."""
-        epoch, batch = state["epoch"], state["batch"]
-        if not (is_integer(epoch) and is_integer(batch) and epoch >= 0 and 0 <= batch <= len(self.order)):
-            raise InputError("this is no place in the pairs")
-        self.epoch, self.taken, self.order = epoch, batch, self._shuffled(epoch)
-
-    def _shuffled(self, epoch: int) -> list[tuple[Shape, np.ndarray]]:
-        """Return the batches of an epoch."""
-        rng = np.random.default_rng((self.seed, epoch))
+    def plan(self, rng: np.random.Generator) -> list[tuple[Shape, np.ndarray]]:
+        """Return the shapes of the batches of an epoch, and the numbers of their pairs."""
         batches = [
             (shape, part)
             for members, shape in zip(self.buckets.members, self.buckets.shapes, strict=True)
             for part in parts(rng.permutation(members), shape.rows)
         ]
         return [batches[index] for index in rng.permutation(len(batches))]
+
+    def batch(self, planned: tuple[Shape, np.ndarray]) -> Batch:
+        """Return the pairs of a batch as arrays."""
+        shape, chosen = planned
+        pairs = [self.pairs[index] for index in chosen]
+        return self.process.part(pair_batch(pairs, shape, start=self.start, pad=self.pad))
 
 
 def parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:

@@ -1,20 +1,23 @@
 """Batches drawn by index, so that any position in an endless stream can be returned to."""
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from jaxformer.data.symbols import BOS, EOS, PAD, SPECIAL, is_held_out
 from jaxformer.errors import InputError
 from jaxformer.extras import require_extra
+from jaxformer.schema import is_integer
 
 if TYPE_CHECKING:
     import grain
 
 IGNORED = -100  # the label where there is nothing to say
 Batch = dict[str, np.ndarray]
+P = TypeVar("P")  # what is known of a batch before its arrays are made
 
 
 class Process(NamedTuple):
@@ -166,6 +169,53 @@ def batches_ahead(
     if process.count > 1:
         dataset = dataset[process.index :: process.count]
     return iter(dataset.batch(rows).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+
+class EpochBatches(Iterator[Batch], Generic[P]):
+    """An endless iterator over batches that are planned anew for every epoch; derived classes plan and make them.
+
+    `get_state` and `set_state` move to a batch: the plan of an epoch depends on the seed and its number alone.
+
+    Args:
+        seed: Seed of the plans.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._begin(0)
+
+    @abstractmethod
+    def plan(self, rng: np.random.Generator) -> list[P]:
+        """Return what the batches of an epoch consist of."""
+
+    @abstractmethod
+    def batch(self, planned: P) -> Batch:
+        """Return the arrays of a batch."""
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        if self.taken == len(self.order):
+            self._begin(self.epoch + 1)
+        self.taken += 1
+        return self.batch(self.order[self.taken - 1])
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the place in the data, as JSON can hold it."""
+        return {"epoch": self.epoch, "batch": self.taken}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to a place in the data. Raises InputError for what is none."""
+        epoch, batch = state["epoch"], state["batch"]
+        if is_integer(epoch) and is_integer(batch) and min(epoch, batch) >= 0:
+            self._begin(epoch)  # the plans of epochs may differ in length
+            if batch <= len(self.order):
+                self.taken = batch
+                return
+        raise InputError("this is no place in the data")
+
+    def _begin(self, epoch: int) -> None:
+        self.epoch, self.taken = epoch, 0
+        self.order = self.plan(np.random.default_rng((self.seed, epoch)))
 
 
 def held_out(task: SequencePairs, count: int, seed: int) -> Batch:

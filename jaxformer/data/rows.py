@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxformer.data.text import reading
 from jaxformer.data.tokenizer import check_text
 from jaxformer.errors import InputError, shortened
 from jaxformer.schema import shown
 
+T = TypeVar("T")
 RowReader = Callable[..., list[tuple[str, str]]]  # (path, skip_bad=False, say=None) -> rows
 SHOWN = 5  # bad lines that a message names
 PAIRS = (("source", "target"), ("prompt", "completion"), ("input", "output"))  # keys of a line of JSON
@@ -58,25 +59,48 @@ def read_rows(
     path: Path, keys: tuple[tuple[str, str], ...], *, skip_bad: bool, say: Callable[[str], None] | None
 ) -> list[tuple[str, str]]:
     """Return the rows of a file, each of two texts. See `read_pairs`."""
-    rows, bad, as_json = [], [], path.suffix == ".jsonl"
+    as_json = path.suffix == ".jsonl"
+    rows, bad = parsed(path, lambda line: json_row(line, keys) if as_json else tabbed_row(line))
+    settle(path, len(rows), bad, skip_bad=skip_bad, say=say)
+    return [row for _, row in rows]
+
+
+def parsed(path: Path, parse: Callable[[str], T]) -> tuple[list[tuple[int, T]], list[tuple[int, str]]]:
+    """Return what the lines of a file hold, and what is wrong with those that cannot be read, with their numbers."""
+    rows, bad = [], []
     for number, line in lines_of(path):
         try:
-            rows.append(json_row(line, keys) if as_json else tabbed_row(line))
+            rows.append((number, parse(line)))
         except InputError as error:
-            bad.append(f"line {number}: {error}")
-    if bad and not rows:
+            bad.append((number, str(error)))
+    return rows, bad
+
+
+def settle(
+    path: Path, count: int, bad: list[tuple[int, str]], *, skip_bad: bool, say: Callable[[str], None] | None
+) -> None:
+    """Raise InputError for bad lines of a file, or tell of them and go on without.
+
+    Args:
+        path: The file.
+        count: How many lines are good.
+        bad: The numbers of the bad ones, and their reasons.
+        skip_bad: Whether to go on.
+        say: Receives a line for people.
+    """
+    reasons = [f"line {number}: {reason}" for number, reason in sorted(bad)]
+    if bad and not count:
         advice = "; write tabs in place of commas" if path.suffix == ".csv" else ""
-        raise InputError(f"{path} has no line that can be read, for example {shortened(bad[0], 150)}{advice}")
+        raise InputError(f"{path} has no line that can be read, for example {shortened(reasons[0], 150)}{advice}")
     if bad:
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        named = f"{len(bad):,} bad line{'s' if len(bad) > 1 else ''} in {path}: {'; '.join(bad[:SHOWN])}{more}"
+        named = f"{len(bad):,} bad line{'s' if len(bad) > 1 else ''} in {path}: {'; '.join(reasons[:SHOWN])}{more}"
         if not skip_bad:
             raise InputError(f"{shortened(named, 250)}; --skip-bad goes on without")
         if say is not None:
             say(f"{named}: skipped")
-    if not rows:
+    if not count:
         raise InputError(f"{path} has no rows: write lines of two columns with a tab between them, or JSON in a .jsonl")
-    return rows
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -99,12 +123,7 @@ def tabbed_row(line: str) -> tuple[str, str]:
 
 def json_row(line: str, keys: tuple[tuple[str, str], ...]) -> tuple[str, str]:
     """Return the two texts of a line of JSON. Raises InputError for a line without them."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise InputError("no JSON") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{shown(row)} is no object")
+    row = json_object(line)
     if keys is PAIRS and isinstance(row.get("translation"), dict):
         row = row["translation"]
         if len(row) != 2:
@@ -114,6 +133,17 @@ def json_row(line: str, keys: tuple[tuple[str, str], ...]) -> tuple[str, str]:
     if found is None:
         raise InputError(f"no {' and '.join(keys[0])}")
     return filled(row[found[0]]), filled(row[found[1]])
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """Return the object of a line of JSON. Raises InputError for anything else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError("no JSON") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{shown(row)} is no object")
+    return row
 
 
 def filled(text: Any) -> str:

@@ -42,12 +42,20 @@ class Corpus:
         ends: Int64 [N], the place behind the end token of each document.
         sizes: Int64 [N], their text in bytes of UTF-8.
         cuts: Int64 [C, 2], places at which the text may be cut, and the bytes of all text before them.
+        learned: Boolean [T], True at tokens that a model learns to predict, of documents that have nothing to do with
+            each other; `sizes` are then the bytes of what is learned. None: it is running text, and all is learned.
     """
 
     tokens: np.ndarray
     ends: np.ndarray
     sizes: np.ndarray
     cuts: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    learned: np.ndarray | None = None
+
+    @property
+    def count_learned(self) -> int:
+        """The number of tokens to learn."""
+        return len(self.tokens) if self.learned is None else int(self.learned.sum())
 
 
 def documents(source: Path | None, field: str = "text") -> Iterator[str]:

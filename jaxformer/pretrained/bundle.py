@@ -256,11 +256,11 @@ class Pretrained:
     @property
     def chat_template(self) -> str | None:
         """How the model wants conversations written, a Jinja template; None: it has no such wish."""
-        return None if self._chat_template is None else self._chat_template.text
+        return None if self.chat_format is None else self.chat_format.text
 
     @cached_property
-    def _chat_template(self) -> ChatTemplate | None:
-        """The template with the special tokens that it may write."""
+    def chat_format(self) -> ChatTemplate | None:
+        """The chat template with the special tokens that it may write; None: the checkpoint has none."""
         return chat_template(self.files)
 
     @overload
@@ -280,11 +280,11 @@ class Pretrained:
         Raises:
             InputError: The folder has no template, or the template cannot be rendered with these messages.
         """
-        if self._chat_template is None:
+        if self.chat_format is None:
             raise InputError("the folder has no chat template: give the text as it is")
         if isinstance(messages, Sequence) and len(messages) > 0 and isinstance(messages[0], list | tuple):
-            return self._chat_template.render(cast(Sequence[Messages], messages))
-        return self._chat_template.render([cast(Messages, messages)])[0]
+            return self.chat_format.render(cast(Sequence[Messages], messages))
+        return self.chat_format.render([cast(Messages, messages)])[0]
 
     def _allowed_phrases(self, phrases: Any, config: GenerationConfig) -> Automaton | list[Automaton]:
         """Return the phrases that may be generated, or for each input some of its own."""

@@ -18,8 +18,10 @@ from jaxformer.errors import InputError, shortened
 from jaxformer.extras import require_extra
 
 Messages = Sequence[Mapping[str, Any]]
+Dialogue = list[tuple[str, bool]]  # texts that follow each other, and whether each is an answer
 
 SECONDS = 10  # that the template may take for each conversation
+AT_ONCE = 500  # conversations that one process renders
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one key, the usual one first
@@ -71,21 +73,64 @@ class ChatTemplate:
             InputError: The messages are none, or the template cannot be rendered with them.
             MissingPackageError: Jinja is not installed.
         """
+        found = self.attempt([(messages, True) for messages in conversations])
+        for each in found:
+            if isinstance(each, InputError):
+                raise each
+        return [each for each in found if isinstance(each, str)]
+
+    def attempt(self, conversations: Sequence[tuple[Messages, bool]]) -> list[str | InputError]:
+        """Return the text of each conversation, or why it has none.
+
+        Args:
+            conversations: Messages, and whether the beginning of an answer follows them.
+
+        Raises:
+            InputError: Messages are none, or the process that renders the template ended.
+            MissingPackageError: Jinja is not installed.
+        """
         require_extra("chat", "a chat template")
         problem = f"{self.file}: the chat template does not take these messages: "
         request = {
             "template": self.text,
-            "conversations": [as_json(messages) for messages in conversations],
+            "conversations": [as_json(messages) for messages, _ in conversations],
+            "prompts": [prompt for _, prompt in conversations],
             "special_tokens": self.special_tokens,
             "seconds": SECONDS,
         }
         try:
-            answer = in_process(json.dumps(request), SECONDS * (len(conversations) + 1))
+            answers = in_process(json.dumps(request), SECONDS * (len(conversations) + 1))["answers"]
         except (ValueError, RecursionError) as error:
             raise InputError(f"{problem}{shortened(str(error), 200)}") from None
-        if "texts" not in answer:
-            raise InputError(f"{problem}{shortened(answer['error'], 200)}")
-        return answer["texts"]
+        return [
+            answer["text"] if "text" in answer else InputError(f"{problem}{shortened(answer['error'], 200)}")
+            for answer in answers
+        ]
+
+    def dialogues(self, conversations: Sequence[Messages]) -> list[list[Dialogue] | InputError]:
+        """Return the texts that teach a model the assistant's turns of each conversation, or why there are none.
+
+        A conversation is one text, of which the turns of the assistant are answers. Where the template writes earlier
+        turns otherwise than later ones, as some do without their reasoning, it is a text for each of these turns.
+
+        Args:
+            conversations: Messages each, of which some have the role "assistant".
+
+        Raises:
+            InputError: The process that renders the template ended.
+        """
+        turns = [assistant_turns(messages) for messages in conversations]
+        tried = [
+            (messages[: turn + behind], not behind)
+            for messages, found in zip(conversations, turns, strict=True)
+            for turn in found
+            for behind in (0, 1)
+        ]
+        texts: list[str | InputError] = []
+        for first in range(0, len(tried), AT_ONCE):
+            texts += self.attempt(tried[first : first + AT_ONCE])
+        parts = iter(texts)
+        return [dialogues_of([(next(parts), next(parts)) for _ in found]) for found in turns]
 
 
 def chat_template(files: Mapping[str, str]) -> ChatTemplate | None:
@@ -102,6 +147,37 @@ def chat_template(files: Mapping[str, str]) -> ChatTemplate | None:
     if isinstance(template, dict):
         template = template.get("default")
     return ChatTemplate(template, CONFIG, special_tokens) if template else None
+
+
+def assistant_turns(messages: Messages) -> list[int]:
+    """Return the places of the assistant's messages that answer something."""
+    return [place for place, message in enumerate(messages) if place and message.get("role") == "assistant"]
+
+
+def dialogues_of(turns: Sequence[tuple[str | InputError, str | InputError]]) -> list[Dialogue] | InputError:
+    """Return the dialogues of a conversation.
+
+    Args:
+        turns: The text up to each answer of the assistant, and the text with it.
+    """
+    if not turns:
+        return InputError('no message of the role "assistant" answers another one')
+    for turn in turns:
+        for text in turn:
+            if isinstance(text, InputError):
+                return text
+    written = [(str(before), str(behind)) for before, behind in turns]
+    if not all(behind.startswith(before) and behind != before for before, behind in written):
+        return InputError("the chat template does not begin an answer as it asks for one")
+    last = written[-1][1]
+    if not all(last.startswith(behind) for _, behind in written):
+        return [[(before, False), (behind[len(before) :], True)] for before, behind in written]
+    whole: Dialogue = []
+    end = 0
+    for before, behind in written:
+        whole += [(before[end:], False), (behind[len(before) :], True)]
+        end = len(behind)
+    return [whole]
 
 
 def in_process(request: str, seconds: float) -> dict[str, Any]:

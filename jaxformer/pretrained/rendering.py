@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
 MEMORY = 512 * 2**20
@@ -106,26 +107,35 @@ def make_environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def render(template: str, conversations: list[Any], special_tokens: dict[str, str], seconds: int) -> dict[str, Any]:
-    """Return the texts of conversations, or what is wrong with the first one that cannot be rendered."""
-    texts, alarm = [], getattr(signal, "alarm", lambda seconds: None)  # Windows has none
-    try:
+def render(
+    template: str, conversations: list[Any], prompts: list[bool], special_tokens: dict[str, str], seconds: int
+) -> list[dict[str, str]]:
+    """Return for each conversation its text, or the error that keeps it from having one; see `ChatTemplate.attempt`."""
+    alarm = getattr(signal, "alarm", lambda seconds: None)  # Windows has none
+
+    def attempt(make: Any) -> Any:
         alarm(seconds)  # nothing handles the signal: it ends the process, whatever that is doing
-        compiled = make_environment().from_string(template)
-        for messages in conversations:
-            alarm(seconds)
-            text = compiled.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **special_tokens
-            )
-            if len(text) > MAX_CHARACTERS:
-                return {"error": f"the text has {len(text):,} characters, at most {MAX_CHARACTERS:,} are supported"}
-            texts.append(text)
-    except MemoryError:
-        return {"error": f"it needs more than {MEMORY // 2**20} MB of memory"}
-    except Exception as error:
-        name = "" if type(error) is TemplateError else f"{type(error).__name__}: "
-        return {"error": f"{name}{str(error)[:400]}"}
-    return {"texts": texts}
+        try:
+            return make()
+        except MemoryError:
+            return {"error": f"it needs more than {MEMORY // 2**20} MB of memory"}
+        except Exception as error:
+            name = "" if type(error) is TemplateError else f"{type(error).__name__}: "
+            return {"error": f"{name}{str(error)[:400]}"}
+
+    compiled = attempt(lambda: make_environment().from_string(template))
+    if isinstance(compiled, dict):
+        return [compiled] * len(conversations)
+
+    def write(messages: Any, prompt: bool) -> dict[str, str]:
+        text = compiled.render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=prompt, **special_tokens
+        )
+        if len(text) > MAX_CHARACTERS:
+            return {"error": f"the text has {len(text):,} characters, at most {MAX_CHARACTERS:,} are supported"}
+        return {"text": text}
+
+    return [attempt(partial(write, *each)) for each in zip(conversations, prompts, strict=True)]
 
 
 def limit() -> None:
@@ -143,5 +153,5 @@ def limit() -> None:
 
 if __name__ == "__main__":
     limit()
-    answer = render(**json.loads(sys.stdin.buffer.read().decode("utf-8", "surrogatepass")))
+    answer = {"answers": render(**json.loads(sys.stdin.buffer.read().decode("utf-8", "surrogatepass")))}
     sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass"))

@@ -47,13 +47,25 @@ def read_texts(settings: TextSettings, tokenizer: Tokenizer | None = None) -> Te
 def read_text(name: str, source: Path | None, tokenizer: Tokenizer, field: str) -> Corpus:
     """Return a text as a tokenizer reads it, and report on standard error how much of it has no token."""
     corpus = open_corpus(source, tokenizer, cache_folder() / "corpora", field=field)
+    say_unknown(name, corpus, tokenizer, documents(source, field))
+    return corpus
+
+
+def say_unknown(name: str, corpus: Corpus, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+    """Report on standard error how much of a text has no token.
+
+    Args:
+        name: What to call the text.
+        corpus: The text.
+        tokenizer: The tokenizer that it was read with.
+        texts: The text again, to name examples of what has no token.
+    """
     unknown = 0 if tokenizer.unknown_id is None else int(np.count_nonzero(corpus.tokens == tokenizer.unknown_id))
     if unknown:
-        found = (piece for text in documents(source, field) for piece in tokenizer.each_unknown(text))
+        found = (piece for text in texts for piece in tokenizer.each_unknown(text))
         examples = listed(map(repr, dict.fromkeys(islice(found, 3))))
         share = unknown / len(corpus.tokens)
         print(f"{name}: {unknown:,} tokens ({share:.2%}) are unknown to the tokenizer, as {examples}", file=sys.stderr)
-    return corpus
 
 
 def make_tokenizer(settings: TextSettings) -> Tokenizer:

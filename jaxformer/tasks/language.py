@@ -1,9 +1,10 @@
 """The task `lm`: language models on text."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import MoEConfig, TransformerConfig
-from jaxformer.data import windows
+from jaxformer.data import Batch, Corpus, Process, Tokenizer, windows
+from jaxformer.data.examples import kind_of
+from jaxformer.data.packing import PackedBatches, Spans, all_packed, spans
+from jaxformer.data.pipeline import ALONE
 from jaxformer.errors import InputError, listed
 from jaxformer.generation import GenerationConfig, generate, stream
 from jaxformer.generation.arrays import padded, until_end
 from jaxformer.layers import Head
 from jaxformer.model import Transformer
-from jaxformer.pretrained import Pretrained, as_pretrained
-from jaxformer.tasks.corpora import read_text
+from jaxformer.pretrained import Pretrained, as_pretrained, tokens
+from jaxformer.tasks.corpora import Texts, read_text
+from jaxformer.tasks.examples import read_examples
 from jaxformer.tasks.language_settings import MODELS, LanguageSettings
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.perplexity import Measure, measure
 from jaxformer.tasks.prompts import BATCH, fit_prompt, pieces, room
 from jaxformer.tasks.reading import checkpoint_tokenizer
-from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, first_row, forward
-from jaxformer.tasks.text import TextTask
+from jaxformer.tasks.rows import say
+from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split, first_row, forward
+from jaxformer.tasks.text import TextTask, read_description
 from jaxformer.training import Loss, cast, update_router_biases
 from jaxformer.visualize import Observation
 
@@ -51,6 +57,14 @@ class Continuation(Output):
 
     def __str__(self) -> str:
         return f"{self.prompt}{self.continuation}\n"
+
+
+@dataclass(frozen=True)
+class Reply(Continuation):
+    """The assistant's answer to a message. The attributes are those of a continuation."""
+
+    def __str__(self) -> str:
+        return f"{self.prompt}\n-> {self.continuation}\n"
 
 
 class LanguageTask(TextTask[LanguageSettings]):
@@ -88,11 +102,56 @@ class LanguageTask(TextTask[LanguageSettings]):
             return None
         return partial(update_router_biases, speed=self.settings.balance.router_bias_speed)
 
+    @cached_property
+    def chats(self) -> bool:
+        """Whether the model is trained on conversations."""
+        if self.folder is not None:
+            return read_description(self.folder)["chat"]
+        text = self.settings.text
+        return kind_of(None if text.data is None else Path(text.data), text.field) == "conversations"
+
+    def read(self, tokenizer: Tokenizer | None) -> Texts:
+        """Return the text of the settings, or the examples that their file holds."""
+        text = self.settings.text
+        kind = kind_of(None if text.data is None else Path(text.data), text.field)
+        if kind == "text":
+            return super().read(tokenizer)
+        return read_examples(text, kind, tokenizer, None if self.base is None else self.base.lm)
+
+    @cached_property
+    def spans(self) -> dict[Split, Spans]:
+        """The examples, cut to the context. Raises InputError where nothing of them is left to learn."""
+        found: dict[Split, Spans] = {}
+        parts: tuple[tuple[Split, Corpus], ...] = (
+            ("train", self.texts.training),
+            ("validation", self.texts.validation),
+        )
+        for split, corpus in parts:
+            found[split] = here = spans(corpus, self.context)
+            name, count = f"{len(corpus.ends):,} examples for {'training' if split == 'train' else split}", here.empty
+            if not len(here.starts):
+                raise InputError(f"none of {name} answers within {self.context} tokens: raise --context")
+            if here.cut or count:
+                say(f"of {name}, {here.cut:,} are cut at {self.context} tokens, and {count:,} left out: no answer fits")
+        return found
+
+    def batches(self, split: Split = "train", process: Process = ALONE) -> Iterator[Batch]:
+        """Return windows of the text, or rows of packed examples, which have "segment_ids" [B, T] beside."""
+        corpus = self.texts.training if split == "train" else self.texts.validation
+        if corpus.learned is None:
+            return super().batches(split, process)
+        shape = (self.context, self.settings.batch_size)
+        if split == "train":
+            return PackedBatches(corpus, self.spans[split], *shape, seed=self.settings.seed, process=process)
+        return map(process.part, all_packed(corpus, self.spans[split], *shape))
+
     def loss(self, model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Loss]:
         """Return the loss of predicting each next token, and how experts were used."""
+        inputs, segment_ids = batch["inputs"], batch.get("segment_ids")
         if not has_experts(model.config):
-            return next_token_loss(model(batch["inputs"], dropout_key=key), batch["labels"])
-        output = model(batch["inputs"], dropout_key=key, return_intermediates=True)  # unused parts cost nothing
+            return next_token_loss(model(inputs, segment_ids=segment_ids, dropout_key=key), batch["labels"])
+        # Intermediate results that are not used cost nothing.
+        output = model(inputs, segment_ids=segment_ids, dropout_key=key, return_intermediates=True)
         routing = {layer: routes for layer, routes in enumerate(output.decoder.routing) if routes is not None}
         return next_token_loss(output.logits, batch["labels"], routing=routing, balance=self.settings.balance)
 
@@ -108,21 +167,38 @@ class LanguageTask(TextTask[LanguageSettings]):
         return measure(cast(model, jnp.dtype(self.settings.dtype)), self.texts.validation, batches)
 
     def draw_sample(self, model: Transformer) -> str:
-        """Return a few words from the middle of the validation text, continued at temperature 0.8."""
-        text, context = self.texts.validation.tokens, self.context
-        middle, length = len(text) // 2, min(PROMPT, context // 2)
-        prompt = np.asarray(text[middle : middle + length], np.int32)[None]  # [1, T]
+        """Return some of the validation text, of examples the first prompt, continued at temperature 0.8."""
+        text, context = self.texts.validation, self.context
+        if text.learned is None:
+            middle, length = len(text.tokens) // 2, min(PROMPT, context // 2)
+            ids, ends = text.tokens[middle : middle + length], None
+        else:
+            ids, ends = self.first_prompt(text)[-max(1, context // 2) :], list(self.generation.eos_ids)
+        prompt = np.asarray(ids, np.int32)[None]  # [1, T]
         limit = min(SAMPLE, context - prompt.shape[1])
         sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0, "seed": self.settings.seed}
-        return self.texts.tokenizer.decode(generate(model, prompt, max_new_tokens=limit, **sampling).sequences[0])
+        config = GenerationConfig(max_new_tokens=limit, eos_token_id=ends, pad_token_id=self.tokenizer.end, **sampling)
+        sequence = generate(model, prompt, config).sequences[0]
+        return self.tokenizer.decode([*prompt[0], *until_end(sequence[prompt.shape[1] :], config)])
+
+    def first_prompt(self, examples: Corpus) -> np.ndarray:
+        """Return the tokens of the first of the validation examples up to its answer, [T]."""
+        assert examples.learned is not None, "of examples"
+        start = int(self.spans["validation"].starts[0])
+        return examples.tokens[start : start + int(np.argmax(examples.learned[start:]))]
 
     def evaluate(self, model: Transformer) -> EvalResult:
-        """Return how well a model predicts all of the validation text."""
+        """Return how well a model predicts all of the validation text, of examples their answers."""
         found = measure(model, self.texts.validation, self.batches("validation"))
         names = ("tokens", "loss", "perplexity", "bits_per_byte")
-        lines = ["validation text:", *(f"  {line}" for line in found.table())]
+        text = self.texts.validation
+        answers = "" if text.learned is None else f", the answers of {len(self.spans['validation'].starts):,} examples"
+        lines = [f"validation text{answers}:", *(f"  {line}" for line in found.table())]
         metrics = {f"validation_{name}": getattr(found, name) for name in names}
-        return EvalResult(metrics, lines, "--prompt The --temperature 0.8")
+        if text.learned is None:
+            return EvalResult(metrics, lines, "--prompt The --temperature 0.8")
+        known = "Hello" if self.chats else self.tokenizer.decode(self.first_prompt(text)[len(self.tokenizer.begin) :])
+        return EvalResult(metrics, lines, f"--prompt {shlex.quote(known.partition(chr(10))[0][:60])}")
 
     # --- use
 
@@ -138,9 +214,17 @@ class LanguageTask(TextTask[LanguageSettings]):
     def encode(self, text: str) -> np.ndarray:
         """Return the tokens of a prompt, int32 [T]; those of an empty one begin a document.
 
+        A model that was trained on conversations reads it as the user's message of one.
+
         Raises:
             InputError: The text holds characters or words that the model never saw: they have no token.
         """
+        if self.chats:
+            lm = None if self.base is None else self.base.lm
+            assert lm is not None, "conversations need a checkpoint"
+            assert lm.tokenizer is not None, "and one with a tokenizer"
+            written = lm.chat([{"role": "user", "content": text}])
+            return np.array(tokens.encode(lm.tokenizer, [written], special_tokens=False)[0], np.int32)
         unknown = self.tokenizer.unknown(text)
         if unknown:
             raise InputError(f"the model never saw {listed(map(repr, unknown))}: leave that out")
@@ -163,7 +247,8 @@ class LanguageTask(TextTask[LanguageSettings]):
         """Return a prompt and its continuation, as parts of a text."""
         config, (row,) = self._fitted([text], settings, truncate=truncate)
         parts = (part[0] for part in stream(model, row[None], config))
-        return chain([text], pieces(lambda ids: self.tokenizer.decode(until_end(ids, config)), parts))
+        begin = f"{text}\n-> " if self.chats else text
+        return chain([begin], pieces(lambda ids: self.tokenizer.decode(until_end(ids, config)), parts))
 
     def _fitted(
         self, inputs: Sequence[str], settings: dict[str, Any], *, truncate: bool
@@ -192,9 +277,10 @@ class LanguageTask(TextTask[LanguageSettings]):
             new = generated.sequences[:, batch.shape[1] :]
             texts = [self.tokenizer.decode(until_end(ids, config)) for ids in new]
             scores = [round(float(score), 4) for score in generated.sequences_scores]
+            make = Reply if self.chats else Continuation
             for index, prompt in enumerate(inputs[first : first + BATCH]):
                 part = slice(index * copies, (index + 1) * copies)
-                yield [Continuation(prompt, *pair) for pair in zip(texts[part], scores[part], strict=True)]
+                yield [make(prompt, *pair) for pair in zip(texts[part], scores[part], strict=True)]
 
     def observe(self, model: Transformer, text: str | None) -> AttentionView:
         """Return the attention of a model that reads a text, or the beginning of its validation text."""

@@ -28,11 +28,14 @@ class TextSettings:
     """The text, and how it is cut into tokens."""
 
     data: Annotated[str | None, optional("PATH")] = None
-    """text file, folder of text files, or .jsonl (default: the language reference that comes with Python)"""
+    """text file, folder of text files, or .jsonl (default: the language reference that comes with Python); lines of
+    JSON with prompt and completion, or with messages, teach answers alone"""
     field: str = "text"
     """where a line of a .jsonl file has its text"""
     validation: Annotated[str | None, optional("PATH")] = None
     """text to validate on (default: the last tenth of the documents, or of the text)"""
+    skip_bad: bool = False
+    """go on without the lines of a .jsonl file that hold no prompt with completion, or no conversation"""
     tokenizer: Annotated[str | None, optional("char|word|bpe|PATH")] = None
     """characters, words or byte-level BPE, found in the text; or a tokenizer.json (default: char, or --model's)"""
     vocab_size: int = 4096

@@ -42,15 +42,16 @@ class Measure(NamedTuple):
 
 
 def measure(model: Transformer, text: Corpus, batches: Iterable[Batch]) -> Measure:
-    """Return how well a model predicts windows of a text; see `jaxformer.data.windows` for all of them."""
+    """Return how well a model predicts batches of a text, such as all of its windows, see `jaxformer.data.windows`."""
     sums = [total_loss(model, batch) for batch in batches]
     loss, tokens = np.array(sums, np.float64).sum(axis=0).tolist()
     mean = loss / tokens
-    return Measure(int(tokens), mean, mean / math.log(2) * len(text.tokens) / int(np.sum(text.sizes)))
+    return Measure(int(tokens), mean, mean / math.log(2) * text.count_learned / int(np.sum(text.sizes)))
 
 
 @jax.jit
 def total_loss(model: Transformer, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Return the summed loss of a batch of windows, and the number of labels."""
-    losses = token_cross_entropy(model(batch["inputs"]), batch["labels"], ignore_index=IGNORED)
+    """Return the summed loss of a batch, and the number of labels."""
+    logits = model(batch["inputs"], segment_ids=batch.get("segment_ids"))
+    losses = token_cross_entropy(logits, batch["labels"], ignore_index=IGNORED)
     return losses.sum(), (batch["labels"] != IGNORED).sum()

@@ -44,8 +44,17 @@ class TextTask(FineTuningTask[S]):
     def texts(self) -> Texts:
         """The tokenizer, and the text as it reads it."""
         if self.folder is not None:
-            return read_texts(self.settings.text, self.tokenizer)
-        return read_texts(self.settings.text, None if self.base is None else self.checkpoint_tokenizer(self.base.lm))
+            return self.read(self.tokenizer)
+        return self.read(None if self.base is None else self.checkpoint_tokenizer(self.base.lm))
+
+    def read(self, tokenizer: Tokenizer | None) -> Texts:
+        """Return the text of the settings, read by a tokenizer (None: by the one that the settings ask for)."""
+        return read_texts(self.settings.text, tokenizer)
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model is trained on conversations."""
+        return False
 
     @classmethod
     def checkpoint_tokenizer(cls, lm: Pretrained) -> Tokenizer:
@@ -86,11 +95,14 @@ class TextTask(FineTuningTask[S]):
         super().save(folder)
         if self.base is None:
             replace_text(folder / TOKENIZER, self.texts.tokenizer.to_json())
-        replace_text(folder / TEXT, json.dumps(self._checksums()) + "\n")
+        replace_text(folder / TEXT, json.dumps(self._checksums() | {"chat": self.chats}) + "\n")
 
     def _checksums(self) -> dict[str, Any]:
-        training = self.texts.training.tokens
-        return {"tokenizer": self.texts.tokenizer.digest, "text": zlib.crc32(training.tobytes())}
+        training = self.texts.training
+        checksum = zlib.crc32(training.tokens.tobytes())
+        if training.learned is not None:
+            checksum = zlib.crc32(training.learned.tobytes(), checksum)
+        return {"tokenizer": self.texts.tokenizer.digest, "text": checksum}
 
     @property
     def config(self) -> TransformerConfig:
@@ -115,4 +127,5 @@ def read_description(folder: Path) -> dict[str, Any]:
     description = schema.load_json(path)
     with schema.located(path):
         schema.require(description, "tokenizer", "text")
-        return schema.read(description, {"tokenizer": schema.text(""), "text": schema.integer(0, 0, 2**32 - 1)})
+        fields = {"tokenizer": schema.text(""), "text": schema.integer(0, 0, 2**32 - 1), "chat": schema.flag(False)}
+        return schema.read(description, fields)

@@ -71,7 +71,7 @@ def test_any_place_can_be_returned_to_and_processes_share_rows() -> None:
     np.testing.assert_array_equal(passed[0][0]["source"][::2], first[0])
     np.testing.assert_array_equal(passed[0][0]["source"][1::2], first[1])
     for place in ({"epoch": -1, "batch": 0}, {"epoch": 0, "batch": 10**6}, {"epoch": "0", "batch": 0}):
-        with pytest.raises(InputError, match="no place in the pairs"):
+        with pytest.raises(InputError, match="no place in the data"):
             other.set_state(place)
 
 

@@ -13,18 +13,18 @@ import transformers
 from commands import refusal
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
+from torch_training import first_batches, our_losses, their_losses
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from jaxformer import InputError, from_pretrained
 from jaxformer.cli import train
 from jaxformer.cli.classify import main as classify
 from jaxformer.cli.generate import decode_inputs
-from jaxformer.cli.runs import fresh_state, open_run
-from jaxformer.tasks import loss_function
+from jaxformer.cli.runs import open_run
 from jaxformer.tasks.classification import ClassifyTask, accuracy, confusion_lines, macro_f1
 from jaxformer.tasks.classification_settings import ClassificationSettings, ClassifierSettings, LabelledSettings
 from jaxformer.tasks.start import StartSettings
-from jaxformer.training import OptimizerConfig, learning_rates, make_optimizer, make_train_step
+from jaxformer.training import OptimizerConfig
 
 GOOD, BAD, NEUTRAL = ("fine", "lovely", "great"), ("poor", "awful", "dull"), ("film", "story", "the", "a", "was")
 STEPS = 50
@@ -91,43 +91,24 @@ def save_with_new_head(task: ClassifyTask, folder: Path) -> None:
     task.export(folder, trainable.params, trainable.assemble(trainable.params, trainable.frozen))
 
 
+def their_loss(model: torch.nn.Module, batch: Any, _: int) -> torch.Tensor:
+    tensors = {name: torch.tensor(array) for name, array in batch.items()}
+    real = tensors["labels"][:, 0] >= 0
+    mask = tensors["source_mask"][real].long()
+    logits = model(input_ids=tensors["source"][real].long(), attention_mask=mask).logits
+    return torch.nn.functional.cross_entropy(logits, tensors["labels"][real, 0].long())
+
+
 @pytest.mark.parametrize("kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])])
 def test_fifty_steps_have_the_losses_of_pytorch(kind: str, bases: dict[str, Path], rows: Path, tmp_path: Path) -> None:
     task = ClassifyTask(settings(rows, bases[kind]))
     save_with_new_head(task, tmp_path)
-    config = task.settings.optimizer
-    trainable, state = fresh_state(task, task.config)
-    step = make_train_step(loss_function(task, trainable), make_optimizer(config, STEPS), learning_rates(config, STEPS))
-    batches = [batch for _, batch in zip(range(STEPS), task.batches(), strict=False)]
-    ours = []
-    for batch in batches:
-        state, metrics = step(state, batch)
-        ours.append(float(metrics.loss))
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    # Token types are never decayed: there are two of them, and texts of one part use the first.
-    types = [p for name, p in model.named_parameters() if "token_type" in name]
-    matrices = [p for p in matrices if not any(p is other for other in types)]
-    groups = [
-        {"params": matrices, "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.ndim < 2] + types, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.beta2), eps=1e-8)
-    theirs = []
-    for number, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = float(learning_rates(config, STEPS)(number))
-        tensors = {name: torch.tensor(array) for name, array in batch.items()}
-        real = tensors["labels"][:, 0] >= 0
-        logits = model(
-            input_ids=tensors["source"][real].long(), attention_mask=tensors["source_mask"][real].long()
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits, tensors["labels"][real, 0].long())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-        theirs.append(float(loss.detach()))
+    batches = first_batches(task, STEPS)
+    ours, model = (
+        our_losses(task, batches),
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval(),
+    )
+    theirs = their_losses(model, task.settings.optimizer, batches, their_loss)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     assert np.mean(ours[-5:]) < np.mean(ours[:5]) - 0.3
 

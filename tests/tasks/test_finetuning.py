@@ -15,16 +15,17 @@ import transformers
 from commands import refusal
 from flax import nnx
 from tokenizers.processors import TemplateProcessing
+from torch_training import first_batches, our_losses, their_losses
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import jaxformer
 from jaxformer import InputError
 from jaxformer.cli import train
-from jaxformer.cli.runs import fresh_state, open_run
+from jaxformer.cli.runs import open_run
 from jaxformer.data import train_tokenizer
-from jaxformer.tasks import LanguageModelSettings, LanguageSettings, LanguageTask, TextSettings, loss_function
+from jaxformer.tasks import LanguageModelSettings, LanguageSettings, LanguageTask, TextSettings
 from jaxformer.tasks.start import StartSettings
-from jaxformer.training import OptimizerConfig, learning_rates, make_optimizer, make_train_step
+from jaxformer.training import OptimizerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 CONTEXT, STEPS = 16, 50
@@ -92,61 +93,31 @@ def settings(base: Path, text: Path, **start: Any) -> LanguageSettings:
     )
 
 
-def our_losses(task: LanguageTask, batches: list[Any]) -> list[float]:
-    trainable, state = fresh_state(task, task.config)
-    optimizer, rates = task.settings.optimizer, task.settings.steps
-    step = make_train_step(
-        loss_function(task, trainable), make_optimizer(optimizer, rates), learning_rates(optimizer, rates)
-    )
-    losses = []
-    for batch in batches:
-        state, metrics = step(state, batch)
-        losses.append(float(metrics.loss))
-    return losses
-
-
-def their_losses(model: torch.nn.Module, config: OptimizerConfig, batches: list[Any]) -> list[float]:
-    """The same optimizer in PyTorch: decay of matrices and embeddings alone, clipping, the rate of each step."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.beta2), eps=1e-8)
-    rates, losses = learning_rates(config, STEPS), []
-    for number, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = float(rates(number))
-        logits = model(input_ids=torch.tensor(batch["inputs"]).long()).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(batch["labels"]).long().flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in named], config.clip_norm)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
+def next_token_loss(model: torch.nn.Module, batch: Any, _: int) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor(batch["inputs"]).long()).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(batch["labels"]).long().flatten())
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_fifty_steps_have_the_losses_of_pytorch(kind: str, base: Path, llama: Path, text: Path) -> None:
     folder = base if kind == "gpt2" else llama
     task = LanguageTask(settings(folder, text))
-    batches = [batch for _, batch in zip(range(STEPS), task.batches(), strict=False)]
+    batches = first_batches(task, STEPS)
     ours = our_losses(task, batches)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()  # without dropout
-    np.testing.assert_allclose(ours, their_losses(model, task.settings.optimizer, batches), rtol=1e-4)
+    np.testing.assert_allclose(ours, their_losses(model, task.settings.optimizer, batches, next_token_loss), rtol=1e-4)
     assert ours[-1] < ours[0] - 1
 
 
 def test_fifty_steps_of_an_adapter_have_the_losses_of_peft(llama: Path, text: Path, tmp_path: Path) -> None:
     task = LanguageTask(settings(llama, text, lora=4, lora_alpha=16.0, lora_targets="q_proj,v_proj"))
-    batches = [batch for _, batch in zip(range(STEPS), task.batches(), strict=False)]
+    batches = first_batches(task, STEPS)
     jaxformer.lora.save(task._adapted[1], tmp_path / "adapter", base=llama)
     model = peft.PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(llama), tmp_path / "adapter", is_trainable=True
     ).eval()
     ours = our_losses(task, batches)
-    np.testing.assert_allclose(ours, their_losses(model, task.settings.optimizer, batches), rtol=1e-4)
+    np.testing.assert_allclose(ours, their_losses(model, task.settings.optimizer, batches, next_token_loss), rtol=1e-4)
     assert ours[-1] < ours[0]
 
 

@@ -14,18 +14,18 @@ import transformers
 from commands import refusal
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
+from torch_training import first_batches, our_losses, their_losses
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from jaxformer.cli import train
 from jaxformer.cli.generate import decode_inputs
-from jaxformer.cli.runs import fresh_state, open_run
+from jaxformer.cli.runs import open_run
 from jaxformer.data.masking import mask_tokens
-from jaxformer.tasks import loss_function
 from jaxformer.tasks.language_settings import LanguageModelSettings, TextSettings
 from jaxformer.tasks.masked import MaskedLanguageTask
 from jaxformer.tasks.masked_settings import MaskedSettings
 from jaxformer.tasks.start import StartSettings
-from jaxformer.training import OptimizerConfig, learning_rates, make_optimizer, make_train_step
+from jaxformer.training import OptimizerConfig
 
 WORDS = ["cat", "mat", "dog", "log", "sat", "on", "the", "a"]
 STEPS = 50
@@ -97,35 +97,17 @@ def test_fifty_steps_have_the_losses_of_pytorch(base: Path, text: Path) -> None:
             batch_size=8,
         )
     )
-    config = task.settings.optimizer
-    trainable, state = fresh_state(task, task.config)
-    step = make_train_step(loss_function(task, trainable), make_optimizer(config, STEPS), learning_rates(config, STEPS))
-    batches = [batch for _, batch in zip(range(STEPS), task.batches(), strict=False)]
-    key, ours = jax.random.wrap_key_data(np.array(jax.random.key_data(jax.random.key(0)))), []
-    for batch in batches:
-        state, metrics = step(state, batch)
-        ours.append(float(metrics.loss))
-    model = AutoModelForMaskedLM.from_pretrained(base).eval()
-    # With it PyTorch would not train the vector of the pad token, which may stand in the place of a chosen one.
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):
-            module.padding_idx = None
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and "token_type" not in name]
-    others = [p for p in model.parameters() if not any(p is other for other in decayed)]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer, theirs = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.beta2), eps=1e-8), []
-    for number, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = float(learning_rates(config, STEPS)(number))
+    batches = first_batches(task, STEPS)
+    key = jax.random.wrap_key_data(np.array(jax.random.key_data(jax.random.key(0))))
+
+    def their_loss(model: torch.nn.Module, batch: Any, number: int) -> torch.Tensor:
         mask_key, _ = jax.random.split(jax.random.fold_in(key, number))
         inputs, labels, _ = task.masked(jax.tree.map(jnp.asarray, batch), mask_key)
         logits = model(input_ids=torch.tensor(np.array(inputs)).long()).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(np.array(labels)).long().flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-        theirs.append(float(loss.detach()))
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(np.array(labels)).long().flatten())
+
+    ours, model = our_losses(task, batches), AutoModelForMaskedLM.from_pretrained(base).eval()
+    theirs = their_losses(model, task.settings.optimizer, batches, their_loss)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     assert np.mean(ours[-5:]) < np.mean(ours[:5]) - 0.3
 

@@ -13,6 +13,7 @@ import transformers
 from commands import refusal
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
+from torch_training import first_batches, our_losses, their_losses
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from jaxformer import InputError
@@ -20,11 +21,10 @@ from jaxformer.cli import train
 from jaxformer.cli.generate import decode_inputs
 from jaxformer.cli.runs import fresh_state, open_run
 from jaxformer.data.buckets import all_batches, bucket
-from jaxformer.tasks import loss_function
 from jaxformer.tasks.start import StartSettings
 from jaxformer.tasks.translation import TranslateTask
 from jaxformer.tasks.translation_settings import PairSettings, TranslationModelSettings, TranslationSettings
-from jaxformer.training import Checkpoints, OptimizerConfig, learning_rates, make_optimizer, make_train_step
+from jaxformer.training import Checkpoints, OptimizerConfig
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 WERKE = ("eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht")
@@ -108,7 +108,7 @@ def settings(pairs: Path, base: Path | None = None, **changes: Any) -> Translati
     )
 
 
-def their_loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+def their_loss(model: torch.nn.Module, batch: Any, _: int) -> torch.Tensor:
     tensors = {name: torch.tensor(array) for name, array in batch.items()}
     logits = model(
         input_ids=tensors["source"].long(),
@@ -121,34 +121,9 @@ def their_loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["t5", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bart", "marian"))])
 def test_fifty_steps_have_the_losses_of_pytorch(kind: str, bases: dict[str, Path], pairs: Path) -> None:
     task = TranslateTask(settings(pairs, bases[kind]))
-    batches = [batch for _, batch in zip(range(STEPS), task.batches(), strict=False)]
-    config = task.settings.optimizer
-    trainable, state = fresh_state(task, task.config)
-    step = make_train_step(loss_function(task, trainable), make_optimizer(config, STEPS), learning_rates(config, STEPS))
-    ours = []
-    for batch in batches:
-        state, metrics = step(state, batch)
-        ours.append(float(metrics.loss))
-    model = AutoModelForSeq2SeqLM.from_pretrained(bases[kind]).eval()
-    # With it PyTorch would not train the vector of the pad token, with which Marian's decoder begins.
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):
-            module.padding_idx = None
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    bias = [p for name, p in named if p.ndim < 2 or "relative_attention_bias" in name]
-    matrices = [p for _, p in named if not any(p is other for other in bias)]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": bias, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.beta2), eps=1e-8)
-    theirs = []
-    for number, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = float(learning_rates(config, STEPS)(number))
-        loss = their_loss(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in named], config.clip_norm)
-        optimizer.step()
-        theirs.append(float(loss.detach()))
+    batches = first_batches(task, STEPS)
+    ours, model = our_losses(task, batches), AutoModelForSeq2SeqLM.from_pretrained(bases[kind]).eval()
+    theirs = their_losses(model, task.settings.optimizer, batches, their_loss)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     assert ours[-1] < ours[0] - 0.3
 
