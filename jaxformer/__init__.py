@@ -16,6 +16,7 @@ from jaxformer.generation import (
     logits_processor,
     stream,
 )
+from jaxformer.generation.arrays import pad
 from jaxformer.model import Cache, ModelOutput, Transformer
 from jaxformer.ops import (
     AttentionMask,
@@ -79,6 +80,7 @@ __all__ = [
     "logits_processor",
     "lora",
     "modern_decoder_only",
+    "pad",
     "padding_mask",
     "paper_base",
     "paper_big",

@@ -5,21 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import numpy as np
 import tyro
 
 from jaxformer.cli import terminal
-from jaxformer.cli.embed import batches, encode
+from jaxformer.cli.embed import rows_of_lines
 from jaxformer.cli.invocation import command_line
 from jaxformer.cli.runs import refuse_run
 from jaxformer.cli.streams import read_lines
 from jaxformer.errors import InputError
-from jaxformer.generation.compiling import compiled
-from jaxformer.model import Transformer
 from jaxformer.pretrained import from_pretrained
-
-BATCH = 32
+from jaxformer.pretrained.encoders import classify
 
 
 @dataclass(frozen=True)
@@ -44,10 +40,7 @@ def main(argv: list[str]) -> None:
     refuse_run(arguments.model)
     lines = read_lines(arguments.input_file)
     lm = from_pretrained(arguments.model)
-    labels, rows = lm.labels, encode(lm, lines, truncate=arguments.truncate)
-    found = np.zeros((len(rows), len(labels)), np.float32)
-    for places, tokens, valid in batches(rows, min(BATCH, len(rows)), lm.model.max_source_length):
-        found[places] = np.asarray(probabilities(lm.model, tokens, valid))[: len(places)]
+    labels, found = lm.labels, classify(lm.model, rows_of_lines(lm, lines, truncate=arguments.truncate))
     if not np.isfinite(found).all():
         raise InputError(f"{arguments.model} gives a text no finite probabilities: its weights are damaged")
     for (_, text), row in zip(lines, found, strict=True):
@@ -56,9 +49,3 @@ def main(argv: list[str]) -> None:
             print(json.dumps({"text": text, "label": labels[row.argmax()], "labels": shares}, ensure_ascii=False))
         else:
             print(labels[row.argmax()])
-
-
-@compiled(few_rows=False)
-def probabilities(model: Transformer, tokens: jax.Array, valid: jax.Array) -> jax.Array:
-    """Return the probabilities of the classes [B, classes] of texts [B, S]."""
-    return jax.nn.softmax(model(tokens, inputs_mask=valid))

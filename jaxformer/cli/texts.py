@@ -15,7 +15,7 @@ from jaxformer.cli.streams import note, print_as_it_comes
 from jaxformer.cli.terminal import search_name
 from jaxformer.errors import InputError
 from jaxformer.generation import GenerationConfig, generate, stream
-from jaxformer.generation.arrays import padded, until_end
+from jaxformer.generation.arrays import pad, until_end
 from jaxformer.pretrained import Pretrained
 from jaxformer.pretrained.texts import text_of, token_rows
 from jaxformer.tasks import prompts as contexts
@@ -105,7 +105,7 @@ def answered(lm: Pretrained, config: GenerationConfig, rows: list[list[int]]) ->
     with bar:
         for first in range(0, len(rows), BATCH):
             chosen = order[first : first + BATCH]
-            batch, mask = padded([np.array(rows[row], np.int32) for row in chosen], 0, left=lm.model.encoder is None)
+            batch, mask = pad([rows[row] for row in chosen], side="left" if lm.model.encoder is None else "right")
             seeds = [config.seed] * len(batch)  # each draws what it would draw alone
             found = generate(lm.model, batch, config, inputs_mask=mask, token_texts=texts, seed=seeds)
             new = found.sequences[:, batch.shape[1] if lm.model.encoder is None else 1 :]  # behind prompt or start

@@ -3,7 +3,8 @@
 Inside a transformation of JAX, such as `jax.jit`, arrays have shapes and types but no values: those are not checked.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def as_array(name: str, value: Any) -> Any:
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise InputError(f"{name} must be rows of one length: pad the shorter ones") from error
+        raise InputError(f"{name} must be rows of one length: pad the shorter ones with jaxformer.pad") from error
     except Exception as error:  # whatever its type makes of it
         raise InputError(f"{name} cannot be read as an array: {shortened(repr(value), 60)}") from error
 
@@ -98,12 +99,36 @@ def round_up(length: int, multiple: int, limit: int | None = None) -> int:
     return rounded if limit is None else min(rounded, limit)
 
 
-def padded(rows: list[np.ndarray], padding: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return token ids as one batch [B, T], the shorter ones padded on one side, and which are real [B, T]."""
-    longest = max(map(len, rows))
-    batch, mask = np.full((len(rows), longest), padding, np.int32), np.zeros((len(rows), longest), bool)
-    for index, row in enumerate(rows):
-        place = slice(longest - len(row), None) if left else slice(len(row))
+def pad(
+    rows: Iterable[Any], pad_id: int = 0, *, side: Literal["left", "right"] = "right", multiple_of: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of token ids as one batch int32 [B, T], and which tokens are real, boolean [B, T].
+
+    `generate(model, *pad(prompts, side="left"))` reads prompts of several lengths: decoders want padding on the left.
+
+    Args:
+        rows: Lists or arrays of token ids, of any lengths.
+        pad_id: What stands at padding; masked, it does not matter.
+        side: Where shorter rows are padded: "left" for prompts of decoders, "right" for encoders and for training.
+        multiple_of: T is the smallest multiple of this that holds the longest row: with few different lengths, few
+            programs are compiled.
+
+    Raises:
+        InputError: A row is no list of token ids, or there is none that has a token.
+    """
+    arrays = [np.asarray(row) for row in rows]
+    for number, row in enumerate(arrays):
+        if row.ndim != 1 or not (np.issubdtype(row.dtype, np.integer) or not row.size):
+            raise InputError(f"row {number} must be a list of token ids, not {shortened(repr(row.tolist()), 60)}")
+    if side not in ("left", "right") or multiple_of < 1:
+        raise InputError(f'side must be "left" or "right" and multiple_of at least 1, not {side!r} and {multiple_of}')
+    longest = max(map(len, arrays), default=0)
+    if not longest:
+        raise InputError("there is no token to pad: give rows of token ids")
+    length = -(-longest // multiple_of) * multiple_of
+    batch, mask = np.full((len(arrays), length), pad_id, np.int32), np.zeros((len(arrays), length), bool)
+    for index, row in enumerate(arrays):
+        place = slice(length - len(row), None) if side == "left" else slice(len(row))
         batch[index, place], mask[index, place] = row, True
     return batch, mask
 

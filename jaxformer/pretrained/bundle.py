@@ -5,20 +5,21 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, cast, overload
 
-import jax
 import numpy as np
 import tokenizers
 
-from jaxformer.config import ClassifierConfig, LearnedPositions, NonPadPositions, RelativePositions
+from jaxformer.config import ClassifierConfig
 from jaxformer.errors import InputError, shortened
-from jaxformer.generation import Automaton, Generated, GenerationConfig, allow_phrases, allow_regex, generate
+from jaxformer.generation import Generated, GenerationConfig, allow_regex, generate
 from jaxformer.generation.api import BESIDE
-from jaxformer.generation.arrays import integer_array, mask_array, padded, token_array, until_end
-from jaxformer.generation.config import DEFAULT_NEW_TOKENS, is_sequence, plain
+from jaxformer.generation.arrays import pad, token_array, until_end
+from jaxformer.generation.config import DEFAULT_NEW_TOKENS, plain
 from jaxformer.model import Transformer
-from jaxformer.pretrained import tokens
+from jaxformer.pretrained import encoders, languages, tokens
+from jaxformer.pretrained.arguments import checked_ids, flag, optional_mask, positions, token_types
 from jaxformer.pretrained.chat import ChatTemplate, Messages, chat_template
 from jaxformer.pretrained.forward import Output, forward
+from jaxformer.pretrained.phrases import allowed_automaton
 from jaxformer.pretrained.texts import text_list, text_of, token_rows
 
 
@@ -80,20 +81,20 @@ class Pretrained:
             raise InputError("give decoder_input_ids to an encoder-decoder, and to no other model")
         if decoder_input_ids is None and decoder_attention_mask is not None:
             raise InputError("decoder_attention_mask belongs to decoder_input_ids, which are not given")
-        intermediate = _flag("output_hidden_states", output_hidden_states) or _flag(
-            "output_attentions", output_attentions
-        )
-        ids = self._ids("input_ids", input_ids, encoder is not None)
-        targets = None if decoder_input_ids is None else self._ids("decoder_input_ids", decoder_input_ids, source=False)
+        intermediate = flag("output_hidden_states", output_hidden_states)
+        intermediate |= flag("output_attentions", output_attentions)
+        ids, targets = checked_ids(self.model, "input_ids", input_ids, encoder is not None), None
+        if decoder_input_ids is not None:
+            targets = checked_ids(self.model, "decoder_input_ids", decoder_input_ids, source=False)
         if targets is not None and len(targets) != len(ids):
             raise InputError(f"there are {len(ids)} rows of input_ids, but {len(targets)} of decoder_input_ids")
         marks = {
-            "inputs_mask": _mask("attention_mask", attention_mask, ids),
+            "inputs_mask": optional_mask("attention_mask", attention_mask, ids),
             "targets_mask": None
             if targets is None
-            else _mask("decoder_attention_mask", decoder_attention_mask, targets),
-            "position_ids": None if position_ids is None else self._positions(position_ids, ids),
-            "token_types": None if token_type_ids is None else self._types(token_type_ids, ids),
+            else optional_mask("decoder_attention_mask", decoder_attention_mask, targets),
+            "position_ids": None if position_ids is None else positions(self.model, position_ids, ids),
+            "token_types": None if token_type_ids is None else token_types(self.model, token_type_ids, ids),
         }
         seen = forward(self.model, ids, targets, marks, return_intermediates=intermediate)
         encoder, decoder = seen.encoder, seen.decoder
@@ -145,7 +146,8 @@ class Pretrained:
         if allowed_phrases is not None and allowed_regex is not None:
             raise InputError("give allowed_phrases or allowed_regex, not both")
         if allowed_phrases is not None:
-            settings["allowed"] = self._allowed_phrases(plain(allowed_phrases), config)
+            vocabulary = self.model.vocab_sizes[1]
+            settings["allowed"] = allowed_automaton(plain(allowed_phrases), self.tokenizer, vocabulary, config.eos_ids)
         elif isinstance(allowed_regex, list | tuple):
             settings["allowed"] = [allow_regex(each, self.token_texts, config.eos_ids) for each in allowed_regex]
         elif isinstance(allowed_regex, str):
@@ -154,7 +156,9 @@ class Pretrained:
             raise InputError(f"allowed_regex must be a string or several, not {shortened(repr(allowed_regex), 60)}")
         return generate(self.model, input_ids, self.generation, inputs_mask=attention_mask, **settings)
 
-    def encode(self, texts: str | Sequence[str], *, special_tokens: bool = True) -> dict[str, np.ndarray]:
+    def encode(
+        self, texts: str | Sequence[str], *, special_tokens: bool = True, multiple_of: int = 1
+    ) -> dict[str, np.ndarray]:
         """Return texts as a batch: `lm(**lm.encode(texts))`, `lm.generate(**lm.encode(texts))`.
 
         Shorter ones are padded on the left for decoders, on the right for encoders.
@@ -162,6 +166,8 @@ class Pretrained:
         Args:
             texts: One text, or several.
             special_tokens: Whether the tokenizer adds the tokens that begin and end a text. Texts of `chat` have them.
+            multiple_of: S is a multiple of this, see `jaxformer.pad`: with few different lengths, few programs are
+                compiled.
 
         Returns:
             "input_ids", int32 [B, S], and "attention_mask", booleans [B, S], False at padding.
@@ -171,7 +177,8 @@ class Pretrained:
         """
         given, left = text_list(texts), self.model.encoder is None
         rows = token_rows(self.tokenizer, given, self.generation, begins=left, special_tokens=special_tokens)
-        ids, mask = padded([np.array(row, np.int32) for row in rows], max(self.generation.padding, 0), left=left)
+        side = "left" if left else "right"
+        ids, mask = pad(rows, max(self.generation.padding, 0), side=side, multiple_of=multiple_of)
         return {"input_ids": ids, "attention_mask": mask}
 
     @overload
@@ -206,14 +213,94 @@ class Pretrained:
         Raises:
             InputError: As `encode` and `generate` do, and where several sequences are asked for each text.
         """
+        new = self._answers(self.encode(texts, special_tokens=special_tokens), settings)
+        return new[0] if isinstance(texts, str) else new
+
+    @overload
+    def translate(
+        self, texts: str, *, src_lang: str | None = None, tgt_lang: str | None = None, prefix: str = "", **settings: Any
+    ) -> str: ...
+    @overload
+    def translate(
+        self,
+        texts: Sequence[str],
+        *,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        prefix: str = "",
+        **settings: Any,
+    ) -> list[str]: ...
+    def translate(
+        self, texts: Any, *, src_lang: str | None = None, tgt_lang: str | None = None, prefix: str = "", **settings: Any
+    ) -> str | list[str]:
+        """Return what an encoder-decoder answers to texts: their translations, summaries, whatever it was made for.
+
+        Args:
+            texts: One text, or several.
+            src_lang: Language of the texts, by the name of its token, such as "en_XX" of mBART. None: the tokenizer's.
+            tgt_lang: Language of the answers, by the name of its token. None: the folder's settings say.
+            prefix: What stands before every text, such as "translate English to German: " of T5.
+            **settings: Arguments of `generate`.
+
+        Raises:
+            InputError: The model is no encoder-decoder, its tokenizer does not know a language, and as `complete`.
+        """
+        if self.model.encoder is None or self.model.decoder is None:
+            raise InputError("the model is no encoder-decoder: `complete` continues texts, `fill_mask` fills gaps")
+        batch = self.encode([prefix + text for text in text_list(texts)])
+        if src_lang is not None:
+            batch["input_ids"] = languages.with_source(self.tokenizer, batch["input_ids"], src_lang)
+        if tgt_lang is not None:
+            settings["forced_bos_token_id"] = languages.token_of(self.tokenizer, tgt_lang)
+        new = self._answers(batch, settings)
+        return new[0] if isinstance(texts, str) else new
+
+    def _answers(self, batch: dict[str, np.ndarray], settings: dict[str, Any]) -> list[str]:
+        """Return the text that is generated after each row of a batch."""
         if settings.get("num_return_sequences", self.generation.num_return_sequences) != 1:
-            raise InputError("complete returns one text for each: for num_return_sequences call generate")
-        batch = self.encode(texts, special_tokens=special_tokens)
+            raise InputError("one text is returned for each: for num_return_sequences call generate")
         found = self.generate(batch["input_ids"], batch["attention_mask"], **settings)
         start = batch["input_ids"].shape[1] if self.model.encoder is None else 1
         ends = self.generation.replace(**{k: v for k, v in settings.items() if k == "eos_token_id"})
-        new = [text_of(self.tokenizer, until_end(row, ends)) for row in found.sequences[:, start:]]
-        return new[0] if isinstance(texts, str) else new
+        return [text_of(self.tokenizer, until_end(row, ends)) for row in found.sequences[:, start:]]
+
+    @overload
+    def fill_mask(self, texts: str, *, top_k: int = 5) -> list[encoders.Fillings]: ...
+    @overload
+    def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[encoders.Fillings]]: ...
+    def fill_mask(self, texts: Any, *, top_k: int = 5) -> Any:
+        """Return what may stand in the place of every mask of a text: tokens and their probabilities, best first.
+
+        Args:
+            texts: One text, or several, each with [MASK] (or the tokenizer's own, such as <mask>) once or more.
+            top_k: How many tokens for each mask.
+
+        Returns:
+            For each mask of the text [(token, probability), ...]; a list of these where a list was given.
+
+        Raises:
+            InputError: The model is no encoder with such a head, or a text has no mask or is too long.
+        """
+        found = encoders.fill_mask(self.model, self.tokenizer, text_list(texts), top_k)
+        return found[0] if isinstance(texts, str) else found
+
+    def embed(
+        self, texts: Any, *, pooling: encoders.Pooling = "mean", normalize: bool = False, truncate: bool = False
+    ) -> np.ndarray:
+        """Return a vector for each text, float32 [B, D]; [D] where one text was given.
+
+        Args:
+            texts: One text, or several; those of like length are read together.
+            pooling: "mean" of the last states of a text's tokens, or "cls", the state of the first one.
+            normalize: Whether vectors have length 1, so that their products are cosines.
+            truncate: Whether texts longer than the model's positions are cut.
+
+        Raises:
+            InputError: The model is no encoder, has no tokenizer, or a text is longer than its positions.
+        """
+        rows = encoders.rows_of(self.model, self.tokenizer, text_list(texts), truncate=truncate)
+        found = encoders.embed(self.model, rows, pooling=pooling, normalize=normalize)
+        return found[0] if isinstance(texts, str) else found
 
     @property
     def labels(self) -> list[str]:
@@ -228,14 +315,15 @@ class Pretrained:
         return [named.get(str(number), f"LABEL_{number}") for number in range(head.classes)]
 
     @overload
-    def classify(self, texts: str) -> dict[str, float]: ...
+    def classify(self, texts: str, *, truncate: bool = False) -> dict[str, float]: ...
     @overload
-    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]: ...
-    def classify(self, texts: Any) -> dict[str, float] | list[dict[str, float]]:
+    def classify(self, texts: Sequence[str], *, truncate: bool = False) -> list[dict[str, float]]: ...
+    def classify(self, texts: Any, *, truncate: bool = False) -> dict[str, float] | list[dict[str, float]]:
         """Return the probability of each label, the most likely one first.
 
         Args:
             texts: One text, or several.
+            truncate: Whether texts longer than the model's positions are cut.
 
         Returns:
             Labels and their probabilities; a list of them where a list was given.
@@ -243,9 +331,10 @@ class Pretrained:
         Raises:
             InputError: The model has no classifier or no tokenizer, or a text is longer than its positions.
         """
-        labels, batch = self.labels, self.encode(texts)
-        rows = np.asarray(jax.nn.softmax(self(batch["input_ids"], batch["attention_mask"]).logits))  # [B, classes]
-        found = [{labels[place]: float(row[place]) for place in np.argsort(-row, kind="stable")} for row in rows]
+        labels = self.labels
+        rows = encoders.rows_of(self.model, self.tokenizer, text_list(texts), truncate=truncate)
+        shares = encoders.classify(self.model, rows)  # [B, classes]
+        found = [{labels[place]: float(row[place]) for place in np.argsort(-row, kind="stable")} for row in shares]
         return found[0] if isinstance(texts, str) else found
 
     @property
@@ -286,30 +375,6 @@ class Pretrained:
             return self.chat_format.render(cast(Sequence[Messages], messages))
         return self.chat_format.render([cast(Messages, messages)])[0]
 
-    def _allowed_phrases(self, phrases: Any, config: GenerationConfig) -> Automaton | list[Automaton]:
-        """Return the phrases that may be generated, or for each input some of its own."""
-        phrases = [phrases] if isinstance(phrases, str) else phrases
-        if not is_sequence(phrases) or not phrases or not all(map(is_text, phrases)):
-            wrong = shortened(repr(phrases), 60)
-            raise InputError(f"allowed_phrases must be at least one phrase: strings or lists of token ids, not {wrong}")
-        if all(not isinstance(each, str) and each and all(map(is_text, each)) for each in phrases):
-            machines = [self._allowed_phrases(each, config) for each in phrases]
-            return [machine for machine in machines if isinstance(machine, Automaton)]
-        vocabulary = self.model.vocab_sizes[1]
-        if vocabulary is None:
-            raise InputError("an encoder-only model cannot generate: it has no decoder")
-        if any(isinstance(phrase, str) for phrase in phrases) and self.tokenizer is None:
-            raise InputError("the folder has no tokenizer.json to read phrases with: give them as token ids")
-        ids = [self._phrase(phrase) for phrase in phrases]
-        return allow_phrases(ids, vocabulary, config.eos_ids)
-
-    def _phrase(self, phrase: Any) -> list[int]:
-        """Return the token ids of a phrase."""
-        if not isinstance(phrase, str):
-            return list(phrase)
-        assert self.tokenizer is not None, "asked before"
-        return tokens.encode(self.tokenizer, [phrase], special_tokens=False)[0]
-
     @cached_property
     def token_texts(self) -> list[str]:
         """What each token of the vocabulary says in the middle of a text; nothing, where the tokenizer has none.
@@ -325,57 +390,3 @@ class Pretrained:
         start = len(decode([before], skip_special_tokens=False))
         texts = [decode([before, token], skip_special_tokens=False)[start:] for token in range(min(size, vocabulary))]
         return texts + [""] * (vocabulary - len(texts))
-
-    def _types(self, types: Any, ids: np.ndarray) -> np.ndarray:
-        """Return token types of the shape of the ids, checked against the kinds that the model knows."""
-        array, known = integer_array("token_type_ids", types, "type"), self.model.config.main.embedding.types or 1
-        if array.shape != ids.shape:
-            raise InputError(f"token_type_ids has shape {array.shape}, but the token ids have {ids.shape}")
-        outside = array[(array < 0) | (array >= known)]
-        if outside.size:
-            raise InputError(f"token_type_ids has {outside[0]}, outside the {known} types that the model knows")
-        return array
-
-    def _positions(self, position_ids: Any, ids: np.ndarray) -> np.ndarray:
-        """Return positions [1|B, S] as the model counts them, checked against those that it has."""
-        stack, array = self.model.config.main, integer_array("position_ids", position_ids, "position")
-        if array.shape not in (ids.shape, (1, ids.shape[1])):
-            raise InputError(f"position_ids has shape {array.shape}, but the token ids have {ids.shape}")
-        if isinstance(stack.positions, RelativePositions):
-            raise InputError(
-                "the model has no position_ids: it sees distances between tokens, which follow their order"
-            )
-        if not isinstance(stack.positions, LearnedPositions):
-            return array
-        # RoBERTa's checkpoints count the reserved rows before the first position.
-        first = stack.positions.offset if isinstance(stack.position_ids_from, NonPadPositions) else 0
-        outside = array[(array < 0) | (array >= first + stack.positions.length)]
-        if outside.size:
-            known = first + stack.positions.length
-            raise InputError(f"position_ids has {outside[0]}, outside the {known} positions of the model")
-        return array - first
-
-    def _ids(self, name: str, ids: Any, source: bool) -> np.ndarray:
-        """Return token ids, checked against the vocabulary and the positions of the stack that reads them."""
-        array = token_array(name, ids, self.model.vocab_sizes[0 if source else 1])
-        limit = self.model.max_source_length if source else self.model.max_length
-        if limit is not None and array.shape[1] > limit:
-            raise InputError(f"{name} has {array.shape[1]} tokens, more than the {limit} positions of the model")
-        return array
-
-
-def _mask(name: str, mask: Any, ids: np.ndarray) -> np.ndarray | None:
-    """Return a mask as booleans of the shape of the ids; None: all are real."""
-    return None if mask is None else mask_array(name, mask, ids)
-
-
-def _flag(name: str, value: Any) -> bool:
-    """Return whether something is asked for. Raises InputError unless the value says yes or no."""
-    if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name} must be True or False, not {shortened(repr(value), 60)}")
-    return bool(value)
-
-
-def is_text(value: Any) -> bool:
-    """Return whether a value can be a phrase, or several: text or a sequence."""
-    return isinstance(value, str) or is_sequence(value)

@@ -20,7 +20,7 @@ from jaxformer.data.packing import PackedBatches, Spans, all_packed, spans
 from jaxformer.data.pipeline import ALONE
 from jaxformer.errors import InputError, listed
 from jaxformer.generation import GenerationConfig, generate, stream
-from jaxformer.generation.arrays import padded, until_end
+from jaxformer.generation.arrays import pad, until_end
 from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained, as_pretrained, tokens
@@ -271,7 +271,7 @@ class LanguageTask(TextTask[LanguageSettings]):
     ) -> Iterator[Sequence[Continuation]]:
         copies = config.num_return_sequences
         for first in range(0, len(rows), BATCH):
-            batch, mask = padded(rows[first : first + BATCH], max(config.padding, 0), left=True)
+            batch, mask = pad(rows[first : first + BATCH], max(config.padding, 0), side="left")
             seeds = [config.seed] * len(batch)  # each prompt draws what it would draw alone
             generated = generate(model, batch, config, inputs_mask=mask, seed=seeds)
             new = generated.sequences[:, batch.shape[1] :]

@@ -19,6 +19,7 @@ from jaxformer.errors import InputError
 from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained
+from jaxformer.pretrained.encoders import MASK, mask_token
 from jaxformer.tasks.language_settings import MODELS
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.masked_settings import MaskedSettings
@@ -28,7 +29,6 @@ from jaxformer.tasks.text import TextTask
 from jaxformer.training import Loss, cast
 from jaxformer.visualize import Observation
 
-MASK = "[MASK]"  # how inputs write a masked token
 VALIDATION_KEY = 0  # seed of the masks of validation texts: they are the same at every look
 
 
@@ -71,7 +71,7 @@ class MaskedLanguageTask(TextTask[MaskedSettings]):
     @cached_property
     def mask_id(self) -> int:
         """The mask token: the checkpoint's, or one behind the vocabulary."""
-        return self.tokenizer.vocab_size if self.base is None else mask_token(self.base.lm)
+        return self.tokenizer.vocab_size if self.base is None else mask_token(self.base.lm.tokenizer)[1]
 
     def check_base(self, lm: Pretrained) -> None:
         """Raise InputError for a checkpoint that is no encoder with a head for masked tokens."""
@@ -79,7 +79,7 @@ class MaskedLanguageTask(TextTask[MaskedSettings]):
             name = self.start.model
             raise InputError(f"{name} is no encoder with a head for masked tokens (ForMaskedLM): --task mlm needs one")
         encoder_tokenizer(lm)
-        mask_token(lm)
+        mask_token(lm.tokenizer)
         self.check_context(lm.model.max_source_length)
 
     @property
@@ -196,12 +196,3 @@ class MaskedLanguageTask(TextTask[MaskedSettings]):
         )
         ((answer,),) = self._filled(model, [text or ""], [ids])
         return AttentionView(answer.filled, (observation,))
-
-
-def mask_token(lm: Pretrained) -> int:
-    """Return the mask token of a checkpoint. Raises InputError where its tokenizer has none."""
-    known = [] if lm.tokenizer is None else [lm.tokenizer.token_to_id(name) for name in (MASK, "<mask>")]
-    found = next((token for token in known if token is not None), None)
-    if found is None:
-        raise InputError(f"the tokenizer of the checkpoint has no token {MASK} or <mask>: --task mlm needs one")
-    return found

@@ -17,7 +17,7 @@ from jaxformer.data.rows import RowReader, read_pairs
 from jaxformer.errors import InputError
 from jaxformer.extras import require_extra
 from jaxformer.generation import GenerationConfig, generate
-from jaxformer.generation.arrays import padded, until_end
+from jaxformer.generation.arrays import pad, until_end
 from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained
@@ -282,7 +282,7 @@ class TranslateTask(RowTask[TranslationSettings]):
             chosen = order[first : first + BATCH]
             width = -(-len(rows[chosen[-1]]) // WIDTH) * WIDTH
             filled = [rows[index] for index in chosen] + [rows[chosen[-1]]] * (min(BATCH, len(rows)) - len(chosen))
-            ids, mask = padded([*filled, np.zeros(width, np.int32)], self.coder.pad, left=False)
+            ids, mask = pad([*filled, np.zeros(width, np.int32)], self.coder.pad)
             found = generate(model, ids[:-1], config, inputs_mask=mask[:-1])
             copies = len(found.sequences) // len(filled)
             for place, index in enumerate(chosen):

@@ -54,7 +54,7 @@ def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "nowhere.txt" in said
     (folder / "long.txt").write_text("owl " * 40)
     said = refusal(lambda: main(["--model", "classes", "--input-file", "long.txt"]), capsys)
-    assert "line 1 has 40 tokens, more than 37: cut it, or add --truncate" in said
+    assert "line 1 has 40 tokens, more than 37: shorten it, or add --truncate" in said
 
 
 def test_inspect_describes_such_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def test_a_text_is_completed_alone_as_in_a_batch(lm: Pretrained, settings: dict[
         (lambda: GPT.encode(None), "give a text, or a list of texts, not None"),
         (
             lambda: GPT.complete("fox", num_return_sequences=2),
-            "one text for each: for num_return_sequences call generate",
+            "one text is returned for each: for num_return_sequences call generate",
         ),
         (lambda: GPT.complete(""), "makes no tokens of '', and the model has no token to begin with"),
         (lambda: GPT.complete("x" * 60), "exceed the 48 positions"),
