@@ -329,7 +329,7 @@ class Transformer(nnx.Module):
             raise InputError("a decoder-only model has no encoder to encode with")
         valid = token_mask("inputs_mask", mask, tokens.shape)
         if position_ids is None:
-            position_ids = make_position_ids(self.encoder.config.position_ids_from, tokens, valid)
+            position_ids = self.encoder.position_ids(tokens, valid)
         return self.encoder(
             (self.source_embedding or self.embedding)(tokens, token_types),
             mask=AttentionMask(key_valid=valid),
@@ -357,7 +357,7 @@ class Transformer(nnx.Module):
         cache.check_room(tokens.shape[1])
         valid = mark_valid(cache, token_mask("mask", mask, tokens.shape), tokens.shape)
         if position_ids is None:
-            position_ids = make_position_ids(self._decoder.config.position_ids_from, tokens, valid, cache.length)
+            position_ids = self._decoder.position_ids(tokens, valid, cache.length)
         output = self._decoder(
             self.embedding(tokens),
             mask=AttentionMask(causal=True, offset=cache.length, key_valid=valid, segment_ids=segment_ids),

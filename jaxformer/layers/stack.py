@@ -9,6 +9,7 @@ from flax import nnx
 
 from jaxformer.config import LearnedPositions, NonPadPositions, RelativePositions, SinusoidalPositions, StackConfig
 from jaxformer.config.positions import PositionIdsFrom
+from jaxformer.errors import InputError
 from jaxformer.layers.any_attention import LayerCache
 from jaxformer.layers.block import Block, EncoderKV, split_key
 from jaxformer.layers.embedding import LearnedPositionEmbedding, RelativePositionBias, Sinusoids
@@ -126,6 +127,19 @@ class Stack(nnx.Module):
             return StackOutput(x, written, Intermediates())
         cross_maps = cross_maps if encoder else ()
         return StackOutput(x, written, Intermediates(tuple(states), maps, cross_maps, routing))
+
+    def position_ids(self, tokens: jax.Array, valid: jax.Array | None, start: int | jax.Array = 0) -> jax.Array:
+        """Return the positions of tokens by the rule of the configuration, see `make_position_ids`.
+
+        Raises:
+            InputError: Slots are numbered, and there are more than the stack has positions.
+        """
+        rule, positions = self.config.position_ids_from, self.config.positions
+        if rule == "slot" and isinstance(positions, LearnedPositions) and isinstance(start, int):
+            count = start + tokens.shape[1]
+            if count > positions.length:
+                raise InputError(f"{count} tokens exceed the model's {positions.length} positions: give fewer")
+        return make_position_ids(rule, tokens, valid, start)
 
     def optimize_for_decoding(self, batch_size: int) -> "Stack":
         """Return a copy with weights transposed for decoding `batch_size` rows on CPUs."""

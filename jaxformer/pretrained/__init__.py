@@ -18,6 +18,7 @@ from jaxformer.generation import GenerationConfig
 from jaxformer.pretrained import lora
 from jaxformer.pretrained.bundle import Output, Pretrained
 from jaxformer.pretrained.chat import chat_template
+from jaxformer.pretrained.classifying import with_classifier
 from jaxformer.pretrained.export import as_pretrained
 from jaxformer.pretrained.families import FAMILIES, family_of
 from jaxformer.pretrained.files import (
@@ -36,7 +37,16 @@ from jaxformer.pretrained.stored import as_stored
 from jaxformer.pretrained.tokens import read_tokenizer
 from jaxformer.pretrained.weights import build, named, tensors_of
 
-__all__ = ["FAMILIES", "Output", "Pretrained", "as_pretrained", "from_pretrained", "lora", "save_pretrained"]
+__all__ = [
+    "FAMILIES",
+    "Output",
+    "Pretrained",
+    "as_pretrained",
+    "from_pretrained",
+    "lora",
+    "save_pretrained",
+    "with_classifier",
+]
 
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")  # what belongs to it

@@ -179,6 +179,9 @@ class Pretrained:
         rows = token_rows(self.tokenizer, given, self.generation, begins=left, special_tokens=special_tokens)
         side = "left" if left else "right"
         ids, mask = pad(rows, max(self.generation.padding, 0), side=side, multiple_of=multiple_of)
+        limit = self.model.max_length if left else self.model.max_source_length
+        if limit is not None and max(map(len, rows)) <= limit:  # a multiple may be more than the model has positions
+            ids, mask = (array[:, -limit:] if left else array[:, :limit] for array in (ids, mask))
         return {"input_ids": ids, "attention_mask": mask}
 
     @overload

@@ -6,46 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, pipeline
+from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, pipeline
+from word_models import save_bert, save_mbart
 
 import jaxformer
 from jaxformer import InputError
 from jaxformer.pretrained import Pretrained
 
-WORDS = ["cat", "mat", "dog", "log", "sat", "on", "the", "a", "Katze", "Hund"]
 TEXTS = ["the [MASK] sat on a [MASK]", "a dog sat on the mat [MASK]", "[MASK] cat"]
-
-
-def save_tokenizer(folder: Path, single: str, special: list[str], **names: str) -> None:
-    vocabulary = {token: index for index, token in enumerate([*special, *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    around = [(name, vocabulary[name]) for name in single.split() if name != "$A"]
-    tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=around)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **names)
-    fast.add_special_tokens({"additional_special_tokens": special})
-    fast.save_pretrained(folder)
-
-
-def save_bert(folder: Path, mask: str = "[MASK]") -> Path:
-    special = ["[PAD]", "[CLS]", "[SEP]", "<unk>", mask]
-    save_tokenizer(folder, "[CLS] $A [SEP]", special, pad_token="[PAD]", mask_token=mask)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(special) + len(WORDS),
-        pad_token_id=0,
-        max_position_embeddings=24,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        initializer_range=0.3,
-    )
-    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +24,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mbart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny mBART whose tokenizer writes the language of a source behind it."""
-    folder = tmp_path_factory.mktemp("mbart")
-    special = ["<s>", "<pad>", "</s>", "<unk>", "en_XX", "de_DE", "fr_XX"]
-    save_tokenizer(folder, "$A </s> en_XX", special, pad_token="<pad>", eos_token="</s>")
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "max_position_embeddings": 32, "vocab_size": len(special) + len(WORDS), "init_std": 0.3}
-    for side in ("encoder", "decoder"):
-        sizes |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 48}
-    config = transformers.MBartConfig(**sizes, forced_eos_token_id=None, decoder_start_token_id=2)
-    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
-    return folder
+    return save_mbart(tmp_path_factory.mktemp("mbart"))
 
 
 @pytest.mark.parametrize("mask", ["[MASK]", "<mask>"])

@@ -7,29 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from commands import refusal
 from torch_training import first_batches, our_losses, their_losses
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from word_models import CHATML, save_chat_llama
 
 import jaxformer
 from jaxformer import InputError
 from jaxformer.cli import train
 from jaxformer.cli.generate import decode_inputs
 from jaxformer.cli.runs import open_run
-from jaxformer.data import train_tokenizer
 from jaxformer.pretrained.chat import ChatTemplate, dialogues_of
 from jaxformer.tasks import LanguageModelSettings, LanguageSettings, LanguageTask, TextSettings
 from jaxformer.tasks.start import StartSettings
 from jaxformer.training import OptimizerConfig
 
 CONTEXT, STEPS = 48, 50
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message.role == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>\n' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 # Reasoning is written in the last answer alone, as some templates do.
 FORGETFUL = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -67,27 +60,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama that knows ChatML."""
-    folder = tmp_path_factory.mktemp("llama")
-    tokenizer = train_tokenizer("bpe", [*chats.read_text().splitlines(), "and more"], 290)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, eos_token="<|im_end|>")
-    fast.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
-    fast.chat_template = CHATML
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=fast.convert_tokens_to_ids("<|im_end|>"),
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+    return save_chat_llama(tmp_path_factory.mktemp("llama"), [*chats.read_text().splitlines(), "and more"])
 
 
 def settings(base: Path, data: Path, **text: Any) -> LanguageSettings:
@@ -182,6 +155,7 @@ def test_a_model_that_chats_is_trained_resumed_and_asked(
         chats.write_text(chats_before)
 
 
+@pytest.mark.slow
 def test_new_models_learn_completions(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     flags = ["--task", "lm", "--data", str(prompts), "--context", "24", "--batch-size", "8", "--steps", "4"]
