@@ -119,6 +119,23 @@ def test_the_guide_to_fine_tuning_learns(folder: Path, capsys: pytest.CaptureFix
     assert np.abs(adapted - variables["lm"](ids).logits).max() > 0.1
 
 
+def test_the_loop_of_ones_own_trains_and_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks(ROOT / "docs/guides/loop.md")
+    short, variables = code.replace("STEPS, folder = 60", "STEPS, folder = 6"), {}
+    exec(short.replace("save_every=20", "save_every=3"), variables)
+    assert variables["trained"](np.zeros((1, 3), int)).shape == (1, 3, variables["tokenizer"].vocab_size)
+    exec(code.replace("STEPS, folder = 60", "STEPS, folder = 8"), again := {})
+    assert int(again["state"].step) == 8
+    assert len((folder / "my-run/metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_compiled_programs_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,), changed = blocks(ROOT / "docs/guides/compiling.md"), {}
+    monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    exec(code, {})
+    assert changed == {"jax_compilation_cache_dir": "compiled"}
+
+
 def test_the_training_step_of_the_migration_guide_learns(tmp_path: Path, rng: np.random.Generator) -> None:
     save_decoder("gpt2", tmp_path)
     (code,) = blocks(ROOT / "docs/migration.md")
