@@ -16,18 +16,21 @@ from common import TORCH_DEVICE, conditions, prepare
 from flax import nnx
 from torch.nn import functional
 
-from jaxformer import PRESETS, Transformer, cross_entropy
+from jaxformer import Transformer, cross_entropy, decoder_only
 from jaxformer.data import Corpus, documents, open_corpus, text_batches, train_tokenizer, windows
 from jaxformer.layers.embedding import LearnedPositionEmbedding
 from jaxformer.training import Loss, OptimizerConfig, cast, init_state, learning_rates, make_optimizer, make_train_step
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
-HEADS, LENGTH, BATCH = 6, 256, 16
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train the char-level `small` preset in both libraries, without dropout, and compare at every evaluation."""
+    """Train a model of characters, shaped as GPT-2, in both libraries, without dropout, and compare them on the way.
+
+    The defaults are the preset `small`. nanoGPT's recipe for a CPU is --layers 4 --dim 128 --heads 4 --length 64
+    --batch 12 --steps 2000.
+    """
 
     train: Path
     """text to train on"""
@@ -35,8 +38,18 @@ class Arguments:
     """text to evaluate on"""
     cache: Path = Path("build/corpora")
     """where the tokenised text is kept"""
+    layers: int = 6
+    """blocks"""
+    dim: int = 384
+    """width"""
+    heads: int = 6
+    """attention heads"""
+    length: int = 256
+    """characters of a window"""
+    batch: int = 16
+    """windows of a step"""
     steps: int = 1000
-    """training steps of 16 windows of 256 characters"""
+    """training steps"""
     evaluate_every: int = 250
     """steps between two looks at the held-out text"""
     evaluate_batches: int = 20
@@ -66,7 +79,8 @@ def main(arguments: Arguments) -> None:
     training, held_out = (
         open_corpus(path, tokenizer, arguments.cache) for path in (arguments.train, arguments.held_out)
     )
-    model = Transformer(PRESETS["small"](tokenizer.vocab_size), rngs=nnx.Rngs(0))
+    sizes = {"length": arguments.length, "dim": arguments.dim, "layers": arguments.layers, "heads": arguments.heads}
+    model = Transformer(decoder_only(tokenizer.vocab_size, **sizes), rngs=nnx.Rngs(0))
     ours, theirs = Ours(model, arguments), Theirs(model, arguments)
     looks = race(ours, theirs, training, held_out, arguments)
     write(arguments, looks)
@@ -75,13 +89,13 @@ def main(arguments: Arguments) -> None:
 
 def race(ours: "Ours", theirs: "Theirs", training: Corpus, held_out: Corpus, arguments: Arguments) -> list[Look]:
     """Both take every step on the same batch, one after the other."""
-    batches = text_batches(training, LENGTH, BATCH, seed=0)
-    samples = list(islice(windows(held_out, LENGTH, BATCH), arguments.evaluate_batches))
+    batches = text_batches(training, arguments.length, arguments.batch, seed=0)
+    samples = list(islice(windows(held_out, arguments.length, arguments.batch), arguments.evaluate_batches))
     taken, seconds = 0, ([], [])
     looks = [Look(0, ours.evaluate(samples), theirs.evaluate(samples), 0.0, 0.0)]
     if arguments.state.exists():
         kept = torch.load(arguments.state, weights_only=False)
-        if kept["dtype"] != arguments.dtype or kept["steps"] != arguments.steps:
+        if kept["settings"] != settings_of(arguments):
             raise SystemExit(f"{arguments.state} is of another race: remove it, or give another --state")
         taken, seconds, looks = kept["taken"], kept["seconds"], kept["looks"]
         ours.restore(kept["ours"])
@@ -103,12 +117,19 @@ def race(ours: "Ours", theirs: "Theirs", training: Corpus, held_out: Corpus, arg
     return looks
 
 
+def settings_of(arguments: Arguments) -> dict[str, Any]:
+    """What a race must have in common with the one that it goes on with."""
+    names = ("layers", "dim", "heads", "length", "batch", "steps", "dtype")
+    return {name: getattr(arguments, name) for name in names}
+
+
 def keep(arguments: Arguments, progress: dict[str, Any], ours: "Ours", theirs: "Theirs") -> None:
     """Write all that the race needs to go on, whole or not at all."""
     arguments.state.parent.mkdir(parents=True, exist_ok=True)
     unfinished = arguments.state.with_suffix(".unfinished")
-    settings = {"dtype": arguments.dtype, "steps": arguments.steps}
-    torch.save({**settings, **progress, "ours": ours.kept(), "theirs": theirs.kept()}, unfinished)
+    torch.save(
+        {"settings": settings_of(arguments), **progress, "ours": ours.kept(), "theirs": theirs.kept()}, unfinished
+    )
     unfinished.replace(arguments.state)
 
 
@@ -222,6 +243,7 @@ class GptBlock(torch.nn.Module):
     def __init__(self, block: Any):
         super().__init__()
         attention, feed_forward = block.attention, block.feed_forward
+        self.heads = attention.config.heads
         self.attention_norm, self.feed_forward_norm = norm(block.attention_norm), norm(block.feed_forward_norm)
         self.query_key_value = linear(attention.query, attention.key, attention.value)
         self.output = linear(attention.output)
@@ -230,7 +252,7 @@ class GptBlock(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, T, D] -> [B, T, D]."""
         B, T, D = x.shape
-        heads = self.query_key_value(self.attention_norm(x)).reshape(B, T, 3, HEADS, D // HEADS)
+        heads = self.query_key_value(self.attention_norm(x)).reshape(B, T, 3, self.heads, D // self.heads)
         mixed = functional.scaled_dot_product_attention(*heads.permute(2, 0, 3, 1, 4), is_causal=True)
         x = x + self.output(mixed.transpose(1, 2).reshape(B, T, D))
         return x + self.down(functional.gelu(self.up(self.feed_forward_norm(x))))
@@ -277,9 +299,10 @@ def write(arguments: Arguments, looks: list[Look]) -> None:
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *map(row, looks))]
     lines.insert(1, "|" + " ---: |" * len(head))
     method = (
-        f"Held-out loss in nats per character of the preset `small` and of the same GPT in eager PyTorch "
-        f"(`scaled_dot_product_attention`, fused AdamW): equal initial weights, equal batches of {BATCH} x {LENGTH} "
-        f"characters, no dropout, {arguments.dtype}. Median time of a step, PyTorch / jaxformer, since the last line."
+        f"Held-out loss in nats per character of a GPT of {arguments.layers} layers of width {arguments.dim}, and of "
+        f"the same GPT in eager PyTorch (`scaled_dot_product_attention`, fused AdamW): equal initial weights, equal "
+        f"batches of {arguments.batch} x {arguments.length} characters, no dropout, {arguments.dtype}. Median time of a "
+        "step, PyTorch / jaxformer, since the last line."
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(["# A language model beside PyTorch", "\n".join(lines), method, conditions()])

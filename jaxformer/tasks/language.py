@@ -26,7 +26,7 @@ from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained, as_pretrained, tokens
 from jaxformer.tasks.corpora import Texts, read_text
 from jaxformer.tasks.examples import read_examples
-from jaxformer.tasks.language_settings import MODELS, LanguageSettings
+from jaxformer.tasks.language_settings import LanguageSettings
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.perplexity import Measure, measure
 from jaxformer.tasks.prompts import BATCH, fit_prompt, pieces, room
@@ -91,9 +91,7 @@ class LanguageTask(TextTask[LanguageSettings]):
     @property
     def fresh_config(self) -> TransformerConfig:
         """The model that the settings name, for the vocabulary of the text."""
-        model = self.settings.model
-        make = MODELS[model.preset or "tiny"][1]
-        return make(self.texts.tokenizer.vocab_size, model.length, model.dropout or 0.0)
+        return self.settings.model.config(self.texts.tokenizer.vocab_size)
 
     @property
     def adjust(self) -> Callable[[Any, Any], Any] | None:

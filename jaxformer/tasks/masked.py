@@ -20,7 +20,6 @@ from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained
 from jaxformer.pretrained.encoders import MASK, mask_token
-from jaxformer.tasks.language_settings import MODELS
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.masked_settings import MaskedSettings
 from jaxformer.tasks.reading import encoder_tokenizer
@@ -85,9 +84,7 @@ class MaskedLanguageTask(TextTask[MaskedSettings]):
     @property
     def fresh_config(self) -> TransformerConfig:
         """The model that the settings name as an encoder, for the vocabulary of the text and the mask token."""
-        model = self.settings.model
-        make = MODELS[model.preset or "tiny"][1]
-        config = make(self.texts.tokenizer.vocab_size + 1, model.length, model.dropout or 0.0)
+        config = self.settings.model.config(self.texts.tokenizer.vocab_size + 1)
         return dataclasses.replace(config, encoder=config.decoder, decoder=None)
 
     def masked(self, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

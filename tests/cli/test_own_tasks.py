@@ -285,6 +285,7 @@ def test_runs_of_earlier_versions_go_on(folder: Path, name: str, capsys: pytest.
     if name == "lm":  # which said of a new model what is None now, and knew no checkpoint to start from
         assert written["settings"].pop("start")["model"] is None
         assert written["settings"]["text"].pop("skip_bad") is False
+        assert {written["settings"]["model"].pop(size) for size in ("layers", "dim", "heads")} == {None}
         before = (("text", "tokenizer", "char"), ("model", "preset", "tiny"), ("model", "dropout", 0.0))
         for part, field, then in before:
             assert written["settings"][part][field] is None
