@@ -301,8 +301,8 @@ def write(arguments: Arguments, looks: list[Look]) -> None:
     method = (
         f"Held-out loss in nats per character of a GPT of {arguments.layers} layers of width {arguments.dim}, and of "
         f"the same GPT in eager PyTorch (`scaled_dot_product_attention`, fused AdamW): equal initial weights, equal "
-        f"batches of {arguments.batch} x {arguments.length} characters, no dropout, {arguments.dtype}. Median time of a "
-        "step, PyTorch / jaxformer, since the last line."
+        f"batches of {arguments.batch} x {arguments.length} characters, no dropout, {arguments.dtype}. Median time of "
+        "a step, PyTorch / jaxformer, since the last line."
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(["# A language model beside PyTorch", "\n".join(lines), method, conditions()])
