@@ -78,7 +78,7 @@ def train(argv: list[str]) -> None:
     tqdm.set_lock(threading.RLock())  # its own one is shared between processes, and not given back by `os._exit`
     start = time.perf_counter()
     named, rest = read_task(argv)
-    flags = [argument.partition("=")[0] for argument in rest]
+    flags = [part for argument in rest for part in argument.split("=", 1)]
     arguments = parse(named, rest, named.task.defaults_for(flags))
     folder = folders.choose(named, arguments.output, existing=arguments.resume or arguments.eval_only)
     if arguments.eval_only:

@@ -9,7 +9,7 @@ from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.pretrained.bundle import Pretrained
 from jaxformer.pretrained.families import family_of
-from jaxformer.pretrained.weights import build, tensors_of
+from jaxformer.pretrained.weights import build, stored_tensors, tensors_of
 
 
 def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pretrained, list[str]]:
@@ -44,3 +44,11 @@ def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pr
     kept = {name: tensor for name, tensor in lm.kept.items() if name not in fresh}
     model = build(config, tensors, table)
     return dataclasses.replace(lm, model=model, settings=settings, kept=kept), sorted(fresh.keys() - fits)
+
+
+def head_modules(lm: Pretrained) -> tuple[str, ...]:
+    """Return the names of the modules in a checkpoint that its classifier consists of."""
+    table = family_of(lm.settings).table(lm.model.config)
+    tensors = [tensor for tensor in stored_tensors(lm.model, table) if tensor.paths[0][0] == "head"]
+    # Whole modules: peft takes "classifier" by itself, and would not find a part of it once more.
+    return tuple(dict.fromkeys(tensor.name.removeprefix(table.prefix).partition(".")[0] for tensor in tensors))

@@ -21,11 +21,12 @@ from jaxformer.data.pipeline import ALONE, IGNORED
 from jaxformer.data.rows import RowReader, read_labelled
 from jaxformer.errors import InputError, listed
 from jaxformer.model import Transformer
-from jaxformer.pretrained import TOKENIZER, Pretrained
-from jaxformer.pretrained.classifying import with_classifier
+from jaxformer.pretrained import TOKENIZER, Pretrained, lora, save_pretrained, with_classifier
+from jaxformer.pretrained.classifying import head_modules
 from jaxformer.pretrained.tokens import encode
 from jaxformer.tasks.classification_settings import ClassificationSettings
 from jaxformer.tasks.corpora import tokenizer_of
+from jaxformer.tasks.finetuning import MODEL
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.reading import digest_of
 from jaxformer.tasks.rows import BATCH, RowTask, say
@@ -219,6 +220,18 @@ class ClassifyTask(RowTask[ClassificationSettings]):
             self._told = True
             say(f"new weights, to be trained: {listed(new)}")
         return found
+
+    def adapters(self, lm: Pretrained) -> lora.LoraConfig:
+        """Return the settings of adapters, beside which the classifier is trained as a whole."""
+        return dataclasses.replace(self.start.adapters, modules_to_save=head_modules(lm))
+
+    def export(self, folder: Path, params: Any, model: Transformer) -> list[str]:
+        """Write the model as transformers opens it, and the adapter as peft does."""
+        lines = super().export(folder, params, model)
+        if self.base is not None and self.start.lora is not None:
+            save_pretrained(dataclasses.replace(self.base.lm, model=model), folder / MODEL)
+            lines.append(f"model: {folder / MODEL}, with the adapter in its weights")
+        return lines
 
     @property
     def evaluate_every(self) -> int:

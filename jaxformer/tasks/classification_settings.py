@@ -60,5 +60,3 @@ class ClassificationSettings(TrainSettings):
         own = next((flag for flag, value in {**sizes, "--tokenizer": self.text.tokenizer}.items() if value), None)
         if self.start.model is not None and own is not None:
             raise InputError(f"{own} is for new models, and --model has its own: leave one of them out")
-        if self.start.lora is not None:
-            raise InputError("--lora does not train the head of --task classify: leave it out, or give --freeze")

@@ -212,7 +212,11 @@ class FineTuningTask(Task[S]):
     def _adapted(self) -> tuple[Pretrained, lora.Adapter]:
         """The checkpoint with its weights, and a new adapter."""
         lm = self._take()
-        return lm, lora.init(lm, self.start.adapters, key=jax.random.key(self.settings.seed))
+        return lm, lora.init(lm, self.adapters(lm), key=jax.random.key(self.settings.seed))
+
+    def adapters(self, lm: Pretrained) -> lora.LoraConfig:
+        """Return the settings of adapters on a checkpoint."""
+        return self.start.adapters
 
     def _take(self) -> Pretrained:
         """Return the checkpoint with its weights, and keep them no longer."""
@@ -296,14 +300,23 @@ def filled(params: Any, arrays: dict[str, np.ndarray]) -> Any:
 def adapted(model: Transformer, config: TransformerConfig, adapter: lora.Adapter) -> Trainable:
     """Return a model of which an adapter is trained, and nothing else."""
     whole = all_trainable(with_config(model, config))
-    factors = {module: {"A": pair.A, "B": pair.B} for module, pair in adapter.factors.items()}
+    trained: dict[str, Any] = {module: {"A": pair.A, "B": pair.B} for module, pair in adapter.factors.items()}
+    if adapter.saved:
+        saved: dict[str, dict[str, jax.Array]] = {}
+        for name, array in adapter.saved.items():
+            module, _, leaf = name.rpartition(".")
+            saved.setdefault(module, {})[leaf] = array  # by a name of its own, which tells what is decayed
+        trained = {"factors": trained, "saved": saved}
 
     def assemble(params: Any, frozen: Any) -> Transformer:
         return lora.apply(whole.assemble(frozen, None), as_adapter(adapter, params))
 
-    return Trainable(factors, whole.params, assemble)
+    return Trainable(trained, whole.params, assemble)
 
 
 def as_adapter(adapter: lora.Adapter, params: Any) -> lora.Adapter:
-    """Return an adapter with other factors, as `adapted` holds them."""
-    return dataclasses.replace(adapter, factors={module: lora.Factors(**pair) for module, pair in params.items()})
+    """Return an adapter with other factors and other modules that are trained whole, as `adapted` holds them."""
+    factors, whole = (params["factors"], params["saved"]) if adapter.saved else (params, {})
+    pairs = {module: lora.Factors(**pair) for module, pair in factors.items()}
+    saved = {f"{module}.{leaf}": array for module, leaves in whole.items() for leaf, array in leaves.items()}
+    return dataclasses.replace(adapter, factors=pairs, saved=saved)

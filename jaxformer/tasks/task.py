@@ -113,7 +113,7 @@ class Task(ABC, Generic[S]):
 
     @classmethod
     def defaults_for(cls, flags: Sequence[str]) -> TrainSettings:
-        """Return the settings where no flag says otherwise, on a command line that has these flags."""
+        """Return the settings where no flag says otherwise, on a command line of these flags and values."""
         return cls.defaults
 
     # --- training

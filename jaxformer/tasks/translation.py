@@ -1,8 +1,10 @@
 """The task `translate`: texts to texts, with an encoder-decoder."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -25,17 +27,19 @@ from jaxformer.tasks.coding import PairCoder, checkpoint_coder, load_coder, new_
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.observing import observe_pair
 from jaxformer.tasks.rows import BATCH, RowTask, say
+from jaxformer.tasks.settings import TrainSettings
 from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split
 from jaxformer.tasks.translation_settings import TranslationSettings
 from jaxformer.training import Loss, cast
 
 WIDTH = 16  # sources are padded to a multiple of so many tokens
-SMALL = {"dim": 128, "layers": 4, "heads": 4, "d_ff": 256, "dropout": 0.3}
 PRESETS: dict[str, dict[str, Any]] = {
-    "small-translate": SMALL,
-    "paper-base": {"dim": 512, "layers": 6, "heads": 8, "d_ff": 2048, "dropout": 0.1},
-    "paper-big": {"dim": 1024, "layers": 6, "heads": 16, "d_ff": 4096, "dropout": 0.3},
+    "small-translate": {"dim": 128, "layers": 4, "heads": 4, "d_ff": 256, "norm_order": "pre", "dropout": 0.3},
+    "paper-base": {"dim": 512, "layers": 6, "heads": 8, "d_ff": 2048, "norm_order": "post", "dropout": 0.1},
+    "paper-big": {"dim": 1024, "layers": 6, "heads": 16, "d_ff": 4096, "norm_order": "post", "dropout": 0.3},
 }
+# Section 5.3: the rate rises to 1 / sqrt(width x steps of warm-up), 4,000 there.
+RATES = {"paper-base": 7e-4, "paper-big": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,15 @@ class TranslateTask(RowTask[TranslationSettings]):
     def describe(cls) -> str:
         """Return what the task is, for the help text."""
         return "Train an encoder-decoder on pairs of texts: translation, and whatever else has a source and a target."
+
+    @classmethod
+    def defaults_for(cls, flags: Sequence[str]) -> TrainSettings:
+        """Return the settings where no flag says otherwise: the paper's presets are trained at the paper's rates."""
+        settings = super().defaults_for(flags)
+        rate = next((RATES.get(value) for flag, value in pairwise(flags) if flag == "--preset"), None)
+        if rate is None:
+            return settings
+        return dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, learning_rate=rate))
 
     # --- data
 
@@ -158,7 +171,6 @@ class TranslateTask(RowTask[TranslationSettings]):
         return presets.encoder_decoder(
             coder.target_size,
             source_vocab_size=coder.source_size if self.settings.text.separate_vocabularies else None,
-            norm_order=model.norm_order,
             positions=model.positions,
             **sizes,
         )

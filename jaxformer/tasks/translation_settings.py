@@ -40,7 +40,7 @@ class TranslationModelSettings:
         Literal["small-translate", "paper-base", "paper-big"] | None, optional("small-translate|paper-base|paper-big")
     ] = None
     """a new model, layers x width: 4 + 4 x 128 with dropout 0.3 (the default), or the paper's 6 + 6 x 512 and 6 + 6 x
-    1024"""
+    1024, whose learning rates are the paper's: 7e-4 and 5e-4"""
     layers: Annotated[int | None, optional("INT")] = None
     """layers of the encoder, and as many of the decoder (default: the preset's)"""
     dim: Annotated[int | None, optional("INT")] = None
@@ -49,8 +49,9 @@ class TranslationModelSettings:
     """attention heads (default: the preset's)"""
     d_ff: Annotated[int | None, optional("INT")] = None
     """inner width of the feed-forward network (default: the preset's)"""
-    norm_order: NormOrder = "post"
-    """norm after each residual sum as in the paper, or before each sub-layer"""
+    norm_order: Annotated[NormOrder | None, optional("pre|post|post_sublayer")] = None
+    """norm before each sub-layer (the default of small-translate, which trains at a high rate), after each residual sum
+    as in the paper (that of paper-base and paper-big), or after each sub-layer"""
     positions: Literal["sinusoidal", "relative", "rotary"] = "sinusoidal"
     """positions of a new model: the paper's, T5's relative bias, or rotary"""
     dropout: Annotated[float | None, optional("FLOAT")] = None
