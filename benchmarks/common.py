@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MarianConfig, MarianMTMode
 from transformers.utils import logging
 
 from jaxformer import Transformer
+from jaxformer.machine import keep_freed_memory
 from jaxformer.pretrained import from_pretrained
 
 PAUSE = 0.3  # seconds between two measurements, in which the threads of the one before stop spinning and go to sleep
@@ -35,7 +36,8 @@ class Row(NamedTuple):
 
 
 def prepare() -> None:
-    """All cores for PyTorch, as XLA takes them anyway, and true float32 products in both, on GPUs too."""
+    """All cores for PyTorch, as XLA takes them anyway; in both true float32 products, and memory that stays."""
+    keep_freed_memory()
     torch.set_num_threads(cores())
     logging.disable_progress_bar()
     jax.config.update("jax_default_matmul_precision", "highest")

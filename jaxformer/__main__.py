@@ -13,6 +13,7 @@ from jaxformer.cli import terminal
 from jaxformer.cli.invocation import command_line
 from jaxformer.errors import InputError
 from jaxformer.extras import require_extra
+from jaxformer.machine import keep_freed_memory
 
 
 class Command(NamedTuple):
@@ -71,7 +72,10 @@ def run(argv: list[str] | None = None) -> None:
         argv: The arguments; by default those of the process.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    runner = terminal.run_and_leave if arguments[:1] == ["train"] else terminal.run
+    training = arguments[:1] == ["train"]
+    if training:
+        keep_freed_memory()  # before JAX starts its threads
+    runner = terminal.run_and_leave if training else terminal.run
     runner(lambda: main(arguments))
 
 
