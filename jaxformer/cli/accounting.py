@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxformer.config import BlockConfig, FeedForwardConfig, LatentAttentionConfig, StackConfig, TransformerConfig
+from jaxformer.config import (
+    BlockConfig,
+    FeedForwardConfig,
+    LatentAttentionConfig,
+    LearnedPositions,
+    StackConfig,
+    TransformerConfig,
+)
 from jaxformer.layers.experts import Experts
 from jaxformer.model import Transformer, abstract_model
 from jaxformer.ops import cross_entropy
@@ -106,6 +113,10 @@ def module_rows(config: TransformerConfig) -> list[Row]:
 
     def trace(*inputs: jax.Array) -> jax.Array:
         model = Transformer(config, rngs=nnx.Rngs(0))
+        for stack in (model.encoder, model.decoder):  # which would refuse lengths that their tables do not have
+            if stack is not None and isinstance(stack.config.positions, LearnedPositions):
+                positions = replace(stack.config.positions, length=sizes.T)
+                stack.config = replace(stack.config, positions=positions)
         modules = list(walk(model, "model"))
         with recorded_calls([module for _, module in modules]) as calls:
             logits = model(*inputs)

@@ -11,7 +11,7 @@ import tyro
 from jaxformer.cli import terminal
 from jaxformer.cli.embed import rows_of_lines
 from jaxformer.cli.invocation import command_line
-from jaxformer.cli.runs import refuse_run
+from jaxformer.cli.runs import checkpoint_in
 from jaxformer.cli.streams import read_lines
 from jaxformer.errors import InputError
 from jaxformer.pretrained import from_pretrained
@@ -37,9 +37,8 @@ def main(argv: list[str]) -> None:
     arguments = terminal.parse(
         Arguments, argv, prog=command_line("classify"), description="Tell which label each line of a file has."
     )
-    refuse_run(arguments.model)
     lines = read_lines(arguments.input_file)
-    lm = from_pretrained(arguments.model)
+    lm = from_pretrained(checkpoint_in(arguments.model))
     labels, found = lm.labels, classify(lm.model, rows_of_lines(lm, lines, truncate=arguments.truncate))
     if not np.isfinite(found).all():
         raise InputError(f"{arguments.model} gives a text no finite probabilities: its weights are damaged")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from jaxformer.cli import terminal
 from jaxformer.cli.invocation import command_line
+from jaxformer.cli.runs import checkpoint_in
 from jaxformer.cli.streams import read_lines, replacing
 from jaxformer.errors import InputError
 from jaxformer.pretrained import Pretrained, from_pretrained
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     lines = read_lines(arguments.input_file)
-    lm = from_pretrained(arguments.model)
+    lm = from_pretrained(checkpoint_in(arguments.model))
     sentences = rows_of_lines(lm, lines, truncate=arguments.truncate)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(arguments.output) as file:

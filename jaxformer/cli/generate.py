@@ -99,7 +99,6 @@ def decode_inputs(argv: list[str]) -> None:
 
 def answer_with_folder(name: str, arguments: Arguments, settings: dict[str, Any]) -> None:
     """Print what a checkpoint of Hugging Face makes of texts."""
-    runs.refuse_run(name)
     if arguments.checkpoint or arguments.input or arguments.task:
         raise InputError(
             "--model reads --prompt or --input-file, and is no --checkpoint and no --task: leave the others out"
@@ -109,7 +108,10 @@ def answer_with_folder(name: str, arguments: Arguments, settings: dict[str, Any]
     if not given:
         raise InputError("there is no text to read: give --prompt (which may be empty), --input-file or a pipe")
     prompts = replace(prompts, given=tuple(given), file=None)
-    lm = from_pretrained(name, dtype=arguments.dtype)
+    lm = from_pretrained(runs.checkpoint_in(name), dtype=arguments.dtype)
+    if lm.model.decoder is None:
+        programs = " or ".join(command_line(program) for program in ("classify", "embed"))
+        raise InputError(f"{name} is an encoder, which generates nothing: give it to {programs}")
     lm = lm.quantize() if arguments.weights == "int8" else lm
     answer_texts(name, lm, settings, prompts, raw=arguments.raw, as_json=arguments.json)
 

@@ -16,7 +16,7 @@ from jaxformer.errors import InputError, shortened
 from jaxformer.model import Transformer
 from jaxformer.schema import Field, integer, load_json, located, mapping, nullable, read, require, text
 from jaxformer.tasks import TASKS, NamedTask, Task, TrainSettings, find_task, is_outside, same_task, settings_from_dict
-from jaxformer.tasks.finetuning import MODEL
+from jaxformer.tasks.finetuning import ADAPTER, MODEL
 from jaxformer.training import Checkpoints, Trainable, TrainState, init_state, make_optimizer, replace_text
 
 ROOT = Path("runs")
@@ -149,12 +149,19 @@ def read_settings(folder: Path, description: Description, task: type[Task[Any]])
         return settings_from_dict(description.settings, type(task.defaults))
 
 
-def refuse_run(name: str) -> None:
-    """Raise InputError if a folder that should be a checkpoint of Hugging Face is a run."""
-    if (Path(name) / DESCRIPTION).exists():
-        inside = Path(name) / MODEL
-        folder = f", or the checkpoint in it, {inside}" if inside.exists() else ""
-        raise InputError(f"{shortened(name, 150)} is a run: give it to {command_line('generate')} --checkpoint{folder}")
+def checkpoint_in(name: str) -> str:
+    """Return the checkpoint of Hugging Face that a name means: of a run the one that it wrote, else the name itself.
+
+    Raises:
+        InputError: The run wrote none, because it began with new weights or has not finished.
+    """
+    if not (Path(name) / DESCRIPTION).exists():
+        return name
+    for inside in (Path(name) / MODEL, Path(name) / ADAPTER):
+        if inside.exists():
+            return str(inside)
+    shown = shortened(name, 150)
+    raise InputError(f"{shown} is a run without a checkpoint in it: {command_line('generate')} --checkpoint reads it")
 
 
 def runs_in(root: Path, spec: str | None = None) -> Iterator[Path]:

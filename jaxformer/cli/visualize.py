@@ -11,12 +11,16 @@ from matplotlib.figure import Figure
 
 from jaxformer.cli import terminal
 from jaxformer.cli.invocation import command_line
-from jaxformer.cli.runs import find_run
+from jaxformer.cli.runs import checkpoint_in, find_run
 from jaxformer.cli.streams import replacing
+from jaxformer.errors import InputError
 from jaxformer.flags import optional
 from jaxformer.layers import LearnedPositionEmbedding, Sinusoids
 from jaxformer.model import Transformer
 from jaxformer.ops import causal_mask, padding_mask
+from jaxformer.pretrained import from_pretrained
+from jaxformer.tasks.observing import observe_text
+from jaxformer.tasks.task import AttentionView
 from jaxformer.visualize import (
     Observation,
     attention_figure,
@@ -28,6 +32,7 @@ from jaxformer.visualize import (
 )
 
 POSITIONS = 128  # the most positions that are drawn
+SENTENCE = "The cat sat on the mat, because it was tired."
 MASK, REAL = 8, 5  # length of the masks drawn, and how many of the tokens are no padding
 
 
@@ -35,14 +40,16 @@ MASK, REAL = 8, 5  # length of the masks drawn, and how many of the tokens are n
 class Arguments:
     """Arguments of the command line."""
 
+    model: Annotated[str | None, optional("FOLDER")] = None
+    """a checkpoint folder of Hugging Face, or a hub id, in place of a run"""
     checkpoint: Annotated[Path | None, optional("RUN")] = None
     """folder of the run (default: the one below runs/ that was finished last)"""
     task: Annotated[str | None, optional("NAME")] = None
     """task of the run; needed for a task of your own, FILE.py:CLASS"""
     input: Annotated[str | None, optional("TEXT", aliases=["--prompt"])] = None
-    """what the model reads, such as "3 1 4 1 5", or a text (default: held-out data)"""
+    """what the model reads, such as "3 1 4 1 5", or a text (default: held-out data; with --model, a sentence)"""
     output: Annotated[Path | None, optional("FOLDER")] = None
-    """where the pictures go (default: pictures/ in the folder of the run)"""
+    """where the pictures go (default: pictures/ in the folder of the run; with --model, pictures/ here)"""
     text: bool = False
     """print the maps as well, as text"""
     layer: Annotated[int | None, optional("INT")] = None
@@ -64,8 +71,7 @@ def main(argv: list[str]) -> None:
         prog=command_line("visualize"),
         description="Draw what a trained model attends to, its masks, its positions and its layers.",
     )
-    run = find_run(arguments.checkpoint, arguments.task)
-    seen = run.task.observe(run.model, arguments.input)
+    model, seen, name, folder = observed(arguments)
     printed = [
         heat_map(
             observation,
@@ -76,18 +82,30 @@ def main(argv: list[str]) -> None:
         if arguments.printed
     ]
     print("\n\n".join([seen.answer, *printed]), end="\n\n" if printed else "\n")
-    folder = arguments.output or run.folder / "pictures"
+    folder = arguments.output or folder
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "attention.html"
-    title = f"What {run.folder.name} attends to"
+    title = f"What {name} attends to"
     with replacing(page) as file:
         file.write(attention_page(seen.observations, title=title, subtitle=seen.answer).encode())
     print(page)
-    for name, figure in pictures(run.model, seen.observations):
+    for name, figure in pictures(model, seen.observations):
         path = folder / f"{name}.png"
         with replacing(path) as file:
             figure.savefig(file, format="png", dpi=120)
         print(path)
+
+
+def observed(arguments: Arguments) -> tuple[Transformer, AttentionView, str, Path]:
+    """Return the model, what it attends to, its name, and where its pictures go unless the command line says."""
+    if arguments.model is None:
+        run = find_run(arguments.checkpoint, arguments.task)
+        return run.model, run.task.observe(run.model, arguments.input), run.folder.name, run.folder / "pictures"
+    if arguments.checkpoint or arguments.task:
+        raise InputError("--model is no run: leave --checkpoint and --task out")
+    lm = from_pretrained(checkpoint_in(arguments.model))
+    text = SENTENCE if arguments.input is None else arguments.input
+    return lm.model, observe_text(lm, text), Path(arguments.model).name, Path("pictures")
 
 
 def pictures(model: Transformer, observations: tuple[Observation, ...]) -> Iterator[tuple[str, Figure]]:

@@ -66,6 +66,8 @@ SCHEMA = {
 def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None = None) -> Pretrained:
     """Return the model in a folder as transformers writes it: config.json, safetensors files, tokenizer.json.
 
+    Of the folder of an adapter, as peft writes it, the base model that it names, with the adapter in its weights.
+
     Args:
         name: The folder, or the id of a repository on the Hugging Face hub ("openai-community/gpt2"), which is fetched
             with the package huggingface_hub.
@@ -76,6 +78,9 @@ def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None
         InputError: The family or a setting is not supported, a file is damaged, or the weights do not fit.
     """
     folder, dtype = folder_of(name, revision), None if dtype is None else floating(dtype)
+    if os.path.lexists(folder / lora.CONFIG) and not os.path.lexists(folder / CONFIG):
+        lm = from_pretrained(base_of(folder), dtype=dtype)
+        return lora.merge(lm, lora.load(folder, lm))
     for _ in range(3):
         before = state_of(folder)
         try:
@@ -177,13 +182,22 @@ def state_of(folder: Path) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def base_of(folder: Path) -> str:
+    """Return the name of the model that an adapter was made for. Raises InputError where its folder names none."""
+    with schema.located(folder / lora.CONFIG):
+        found = schema.load_json(folder / lora.CONFIG).get("base_model_name_or_path")
+        if not (isinstance(found, str) and found):
+            raise InputError("names no base model: open that, and give both to `jaxformer.lora.load`")
+    if Path(found).is_dir() and not os.path.lexists(Path(found) / CONFIG):
+        raise InputError(f"{folder} names {schema.shown(found)} as its base model, which has no config.json")
+    return found
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the object in a folder's config.json. Raises InputError where there is none."""
     if not os.path.lexists(folder / CONFIG):
         if any(folder.glob(f"{PREFIX}*")):
             raise InputError(f"{folder} has no {CONFIG}, because a save has not finished: wait for it, or save again")
-        if os.path.lexists(folder / lora.CONFIG):
-            raise InputError(f"{folder} is an adapter: open its base model, and give both to `jaxformer.lora.load`")
         raise InputError(f"{folder} has no {CONFIG}: give a folder that `save_pretrained` wrote")
     hf = schema.load_json(folder / CONFIG)
     with schema.located(folder / CONFIG):

@@ -33,11 +33,12 @@ from jaxformer.tasks.prompts import BATCH, fit_prompt, pieces, room
 from jaxformer.tasks.reading import checkpoint_tokenizer
 from jaxformer.tasks.rows import say
 from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Split, first_row, forward
-from jaxformer.tasks.text import TextTask, read_description
+from jaxformer.tasks.text import MOST_CONTEXT, TextTask, read_description
 from jaxformer.training import Loss, cast, update_router_biases
 from jaxformer.visualize import Observation
 
 SAMPLE, PROMPT = 120, 16  # tokens of a sample drawn during training, and of the held-out text that it continues
+MANY_TOKENS = 512  # a window of more is read alone
 SHOWN = 48  # tokens of the validation text that a model reads to be drawn, where none are given
 
 
@@ -302,6 +303,24 @@ class LanguageTask(TextTask[LanguageSettings]):
         if self.base is not None and family is None:
             return dataclasses.replace(self.base.lm, model=model)
         return as_pretrained(model, self.tokenizer.backend, self.generation, family=family, longest=self.context)
+
+
+def measure_checkpoint(lm: Pretrained, source: Path, field: str) -> tuple[Measure, int]:
+    """Return how well a checkpoint predicts the text in a file or a folder, and the tokens of the windows it reads.
+
+    Args:
+        lm: A decoder-only language model.
+        source: The text.
+        field: Where a line of a .jsonl file has its text.
+
+    Raises:
+        InputError: The model is no language model, has no tokenizer, or the text cannot be read.
+    """
+    if lm.model.encoder is not None or not isinstance(lm.model.head, Head):
+        raise InputError("the perplexity is that of decoder-only language models, and this model is none")
+    context = min(lm.context or MOST_CONTEXT, MOST_CONTEXT)
+    text = read_text(str(source), source, checkpoint_tokenizer(lm), field)
+    return measure(lm.model, text, windows(text, context, 1 if context > MANY_TOKENS else 8)), context
 
 
 def has_experts(config: TransformerConfig) -> bool:

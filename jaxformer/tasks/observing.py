@@ -1,12 +1,40 @@
-"""The attention of an encoder-decoder on one pair of sequences."""
+"""The attention of models on a sequence, or on a pair of sequences."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from jaxformer.data import Tokenizer
+from jaxformer.generation.arrays import until_end
 from jaxformer.model import Transformer
-from jaxformer.tasks.task import first_row, forward
+from jaxformer.pretrained import Pretrained
+from jaxformer.tasks.task import AttentionView, first_row, forward
 from jaxformer.visualize import Observation
+
+
+def observe_text(lm: Pretrained, text: str) -> AttentionView:
+    """Return the attention of a checkpoint that reads a text; an encoder-decoder then answers it, greedily.
+
+    Args:
+        lm: The checkpoint.
+        text: The text.
+
+    Raises:
+        InputError: It has no tokenizer, or the text is too long.
+    """
+    ids = lm.encode(text)["input_ids"][0]
+    assert lm.tokenizer is not None, "it has encoded a text"
+    names = Tokenizer("file", lm.tokenizer, last=0).names
+    if lm.model.encoder is not None and lm.model.decoder is not None:
+        found = lm.generate(ids[None], num_beams=1, do_sample=False, num_return_sequences=1)
+        target = np.asarray(found.sequences)[0]
+        answer = lm.decode(until_end(target[1:], lm.generation))
+        return AttentionView(f"{text}  ->  {answer}", observe_pair(lm.model, ids, target, names(ids), names(target)))
+    output = lm(ids[None], output_attentions=True)
+    assert output.attentions is not None, "asked for"
+    name, label = ("encoder", "token") if lm.model.decoder is None else ("decoder", "token that the model reads")
+    observation = Observation(name, "Self-attention", first_row(output.attentions), names(ids), query_label=label)
+    return AttentionView(text, (observation,))
 
 
 def observe_pair(

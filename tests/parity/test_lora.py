@@ -216,10 +216,23 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         lora.load(tmp_path / "adapter", GPT)
     with pytest.raises(InputError, match=r"has no adapter_config\.json: give the folder of an adapter"):
         lora.load(tmp_path, GPT)
-    with pytest.raises(
-        InputError, match=r"is an adapter: open its base model, and give both to `jaxformer\.lora\.load`"
-    ):
+    with pytest.raises(InputError, match=r"names no base model: open that, and give both to `jaxformer\.lora\.load`"):
         from_pretrained(tmp_path / "adapter")
+    lora.save(adapter, tmp_path / "looped", base=tmp_path / "looped")
+    with pytest.raises(InputError, match=r"as its base model, which has no config\.json"):
+        from_pretrained(tmp_path / "looped")
+
+
+def test_the_folder_of_an_adapter_opens_with_its_base(tmp_path: Path) -> None:
+    save_pretrained(GPT, tmp_path / "base")
+    adapter = lora.init(GPT, lora.LoraConfig(rank=2), key=jax.random.key(0))
+    changed = jax.tree.map(lambda leaf: leaf + 0.1, adapter)
+    lora.save(changed, tmp_path / "adapter", base=tmp_path / "base")
+    opened = from_pretrained(tmp_path / "adapter", dtype="float32")
+    ids = [[3, 1, 4, 1, 5]]
+    expected = lora.merge(GPT, changed)(ids).logits
+    np.testing.assert_allclose(opened(ids).logits, expected, atol=1e-6)
+    assert np.abs(expected - GPT(ids).logits).max() > 0.01
 
 
 def test_targets_that_match_nothing_are_refused_with_those_that_exist() -> None:
