@@ -1222,7 +1222,7 @@ show(
 # **5. Unshifted labels.** *Symptom:* the most beautiful loss curve of your life, and not one right answer: the model
 # was asked to repeat what it reads. *Law:* the label at a place is what the decoder reads at the next one. *Tests:*
 # `tests/tasks/test_sequences.py::test_teacher_forcing_is_shifted_by_one`, and for text
-# `tests/data/test_text.py::test_labels_are_the_tokens_behind`.
+# `tests/data/test_windows.py::test_labels_are_the_tokens_behind`.
 #
 # **6. Padded loss.** *Symptom:* the loss looks better than it is, because "padding follows padding" is learned at once
 # and then counts as success: it depends on how long the longest row of the batch happens to be. *Law:* more padding

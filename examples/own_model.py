@@ -1,8 +1,4 @@
-"""A model of one's own from the layers: two streams of attention, one near and one far, trained and decoded.
-
-Each layer can be used alone. This one attends twice side by side, to the last 4 tokens and to all of them, which no
-configuration describes. It learns to count, and `jaxformer.decode` generates with it from a cache.
-"""
+"""A model of one's own from the layers: it attends to the last 4 tokens and to all, learns to count, and generates."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +6,8 @@ import optax
 from flax import nnx
 
 import jaxformer
-from jaxformer.config import AttentionConfig, EmbeddingConfig, FeedForwardConfig, RMSNormConfig, Rope
-from jaxformer.layers import Attention, Embedding, FeedForward, Linear, RMSNorm
+from jaxformer.config import AttentionConfig, EmbeddingConfig, FeedForwardConfig, Rope
+from jaxformer.layers import Attention, Embedding, FeedForward, Linear
 
 V, D, LENGTH = 12, 32, 16
 
@@ -21,10 +17,9 @@ class NearAndFar(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs):
         self.embedding = Embedding(EmbeddingConfig(V), D, rngs=rngs)
-        self.near = Attention(AttentionConfig(2, window=4, rope=Rope()), D, rngs=rngs)
-        self.far = Attention(AttentionConfig(2, rope=Rope()), D, rngs=rngs)
+        near, far = AttentionConfig(2, window=4, rope=Rope()), AttentionConfig(2, rope=Rope())
+        self.near, self.far = Attention(near, D, rngs=rngs), Attention(far, D, rngs=rngs)
         self.feed_forward = FeedForward(FeedForwardConfig(64, "silu", gated=True), D, rngs=rngs)
-        self.norms = nnx.List([RMSNorm(RMSNormConfig(), D) for _ in range(3)])
         self.output = Linear(D, V, axes="DV", rngs=rngs)
 
     def init_cache(self, batch: int) -> tuple:
@@ -34,13 +29,10 @@ class NearAndFar(nnx.Module):
     def __call__(self, tokens: jax.Array, cache: tuple) -> tuple[jax.Array, tuple]:
         """Return the logits [B, T, V] after the next tokens [B, T], and the cache with them."""
         read, near, far = cache
-        mask = jaxformer.AttentionMask(causal=True, offset=read)
-        x = self.embedding(tokens)  # [B, T, D]
-        near = self.near(self.norms[0](x), mask=mask, cache=near)
-        far = self.far(self.norms[0](x), mask=mask, cache=far)
+        x, mask = self.embedding(tokens), jaxformer.AttentionMask(causal=True, offset=read)  # [B, T, D]
+        near, far = self.near(x, mask=mask, cache=near), self.far(x, mask=mask, cache=far)
         x += near.states + far.states
-        x += self.feed_forward(self.norms[1](x))
-        return self.output(self.norms[2](x)), (read + tokens.shape[1], near.cache, far.cache)
+        return self.output(x + self.feed_forward(x)), (read + tokens.shape[1], near.cache, far.cache)
 
 
 def step(model: NearAndFar, tokens: jax.Array, cache: tuple) -> tuple[jax.Array, tuple]:
@@ -49,43 +41,19 @@ def step(model: NearAndFar, tokens: jax.Array, cache: tuple) -> tuple[jax.Array,
     return logits[:, -1], cache
 
 
-def reorder(cache: tuple, rows: jax.Array) -> tuple:
-    """Return the cache of the batch rows `rows`."""
-    read, *caches = cache
-    return read, *(each.reorder(rows) for each in caches)
-
-
-def train(steps: int = 200) -> NearAndFar:
-    """Teach the model to count upwards from any number, modulo V."""
-    model = NearAndFar(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=nnx.Param)
-
-    @nnx.jit
-    def update(model: NearAndFar, optimizer: nnx.Optimizer, starts: jax.Array) -> jax.Array:
-        counted = (starts[:, None] + jnp.arange(LENGTH)[None]) % V  # [B, LENGTH]
-
-        def loss(model: NearAndFar) -> jax.Array:
-            logits, _ = model(counted[:, :-1], model.init_cache(len(starts)))
-            return jaxformer.cross_entropy(logits, counted[:, 1:])
-
-        value, gradient = nnx.value_and_grad(loss)(model)
-        optimizer.update(model, gradient)
-        return value
-
-    for number in range(steps):
-        value = update(model, optimizer, jax.random.randint(jax.random.key(number), (8,), 0, V))
-    print(f"loss {value:.4f}")
-    return model
-
-
-def main() -> None:
-    """Train, then count on from two numbers."""
-    model = train()
-    counting = jax.tree_util.Partial(step, model)
-    prompts = [[3, 4], [10, 11]]
-    found = jaxformer.decode(counting, model.init_cache(2), prompts, reorder=reorder, num_beams=2, max_new_tokens=8)
-    print(found.sequences)
+@jax.jit
+def loss(model: NearAndFar, starts: jax.Array) -> jax.Array:
+    """Return the loss of counting upwards from numbers [B], modulo V."""
+    counted = (starts[:, None] + jnp.arange(LENGTH)[None]) % V  # [B, LENGTH]
+    return jaxformer.cross_entropy(model(counted[:, :-1], model.init_cache(len(starts)))[0], counted[:, 1:])
 
 
 if __name__ == "__main__":
-    main()
+    model, optimizer = NearAndFar(nnx.Rngs(0)), optax.adamw(3e-3)
+    state, gradient = optimizer.init(model), jax.jit(jax.grad(loss))
+    for number in range(200):
+        change = gradient(model, jax.random.randint(jax.random.key(number), (8,), 0, V))
+        updates, state = optimizer.update(change, state, model)
+        model = optax.apply_updates(model, updates)
+    counting = jax.tree_util.Partial(step, model)
+    print(jaxformer.decode(counting, model.init_cache(2), [[3, 4], [10, 11]], max_new_tokens=8).sequences)

@@ -55,6 +55,7 @@ def test_a_model_of_ones_own_learns_and_decodes(capsys: pytest.CaptureFixture[st
     assert " [10 11  0  1  2  3  4  5  6  7]]" in said
 
 
+@pytest.mark.slow
 def test_a_cache_changes_no_answer_of_that_model() -> None:
     """Token by token as at once; and a window sees its four tokens only."""
     own = runpy.run_path(str(EXAMPLES / "own_model.py"))

@@ -21,7 +21,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "deepseek" else name for name in MODELS]
+)
 def test_one_export_serves_every_batch_and_length(name: str, rng: np.random.Generator) -> None:
     config: TransformerConfig = MODELS[name]
     model = Transformer(config, rngs=nnx.Rngs(0))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, Generic, TypeVar
@@ -164,6 +165,11 @@ def read_task(argv: list[str]) -> tuple[NamedTask, list[str]]:
         print(f"\nA task of your own: {command_line('train')} --task FILE.py:CLASS, see examples/own_task.py")
         print(f"Flags of a task and their defaults: {command_line('train')} --task copy --help")
         sys.exit(0)
+    if "--resume" in argv or "--eval-only" in argv:
+        words = [part for argument in argv for part in argument.split("=", 1)]
+        folder = next((Path(value) for flag, value in pairwise(words) if flag == "--output"), None)
+        if folder is not None:
+            return runs.task_of(folder, runs.read_description(folder)), argv
     raise InputError(f"name a task: {command_line('train')} --task NAME, one of {', '.join(TASKS)}")
 
 

@@ -17,6 +17,7 @@ from jaxformer.tasks.language import LanguageTask
 from jaxformer.tasks.masked import MaskedLanguageTask
 from jaxformer.tasks.sequences import Copy, Reverse, SequenceTask, Sort
 from jaxformer.tasks.settings import TrainSettings, settings_from_dict
+from jaxformer.tasks.spans import SpanTask
 from jaxformer.tasks.task import Task
 from jaxformer.tasks.translation import TranslateTask
 
@@ -28,6 +29,7 @@ TASKS: dict[str, type[Task[Any]]] = {
     "translate": TranslateTask,
     "classify": ClassifyTask,
     "mlm": MaskedLanguageTask,
+    "span": SpanTask,
 }
 BASES = (Task, SequenceTask)  # classes to derive from, which are no tasks themselves
 HOW = "write --task FILE.py:CLASS"

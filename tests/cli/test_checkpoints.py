@@ -50,7 +50,7 @@ def test_the_perplexity_of_a_checkpoint_is_that_of_transformers(
     assert f"{loss:.4f} nats per token\nperplexity     {math.exp(loss):.2f}" in said
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "mbart"])
+@pytest.mark.parametrize("kind", ["llama", "bert", pytest.param("mbart", marks=pytest.mark.slow)])
 def test_the_attention_of_a_checkpoint_is_drawn(
     kind: str, llama: Path, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_file_that_moved_or_changed(folder: Path, capsys: pytest.CaptureFixtur
     assert steps_taken(Path("runs/double")) == 2
 
 
+@pytest.mark.slow
 def test_generate_takes_the_newest_run_of_the_task_it_is_given(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +224,7 @@ def clock(folder: Path) -> str:
     return "clock.py:Clock"
 
 
+@pytest.mark.slow
 def test_a_task_on_the_bare_protocol_trains_and_resumes(
     folder: Path, clock: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

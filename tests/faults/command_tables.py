@@ -126,8 +126,8 @@ WHOLE: dict[str, list[list[str]]] = {
     "embed": [["--model", "bert", "--input-file", "lines.txt"]],
     "export": [["exported", "--checkpoint", "runs/lm"]],
     "inspect": [[], ["small"], ["--checkpoint", "runs/copy"]],
-    "perplexity": [["--data", "text.txt", "--checkpoint", "runs/lm"], ["--data", "text.txt"]],
+    "perplexity": [["--data", "text.txt", *which] for which in (["--checkpoint", "runs/lm"], ["--model", "gpt2"], [])],
     "verify": [[model] for model in MODELS],
-    "visualize": [["--checkpoint", run] for run in RUNS],
+    "visualize": [["--checkpoint", run] for run in RUNS] + [["--model", model, "--input", "a"] for model in MODELS],
     "train": [COPY, LM, TRANSLATE, CLASSIFY, MLM, TUNED],
 }

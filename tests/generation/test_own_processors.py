@@ -45,7 +45,9 @@ class Alternate:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}], ids=["greedy", "beams", "drawn"]
+    "settings",
+    [{}, pytest.param({"num_beams": 3}, marks=pytest.mark.slow), {"do_sample": True, "seed": 3}],
+    ids=["greedy", "beams", "drawn"],
 )
 def test_every_search_heeds_them(settings: dict[str, Any]) -> None:
     call = CALL | settings | {"eos_token_id": None}

@@ -64,6 +64,7 @@ def test_decode_under_jit(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(ours.sequences[:, : expected.sequences.shape[1]], expected.sequences)
 
 
+@pytest.mark.slow
 def test_generate_under_vmap_and_beside_a_gradient() -> None:
     """Several models' worth of prompts at once; and a loss on what the model itself has generated."""
     prompts = np.stack([PROMPTS, PROMPTS[::-1]])

@@ -129,6 +129,7 @@ def test_fifty_steps_of_an_adapter_have_the_losses_of_peft(
     assert np.mean(ours[-5:]) < np.mean(ours[:5])
 
 
+@pytest.mark.slow
 def test_an_adapter_with_its_classifier_opens_in_peft_and_in_transformers(
     bases: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
@@ -216,7 +217,8 @@ def test_a_trained_checkpoint_opens_in_transformers(bases: dict[str, Path], rows
     assert answers == [next(iter(each)) for each in found]
 
 
-@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
     frozen: bool, bases: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:

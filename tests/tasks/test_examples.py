@@ -136,7 +136,7 @@ def test_a_model_that_chats_is_trained_resumed_and_asked(
     shown = capsys.readouterr().out
     assert "validation text, the answers of 4 examples:" in shown
     assert "--prompt Hello" in shown
-    again = [*flags, "--learning-rate", "3e-3", "--evaluate-every", "15", "--output", str(run), "--resume"]
+    again = ["--resume", f"--output={run}"]  # the run knows its task and its settings
     train.train([*again, "--steps", "32"])
     capsys.readouterr()
     decode_inputs(["--checkpoint", str(run), "--prompt", "5", "--json", "--max-new-tokens", "4"])

@@ -169,7 +169,10 @@ def test_an_adapter_is_a_folder_that_peft_opens(llama: Path, text: Path, tmp_pat
     np.testing.assert_allclose(np.asarray(merged.model(ids)), theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("flags", [(), ("--lora", "2"), ("--freeze", "embedding", "--freeze", "decoder.blocks.0.*")])
+FROZEN = ("--freeze", "embedding", "--freeze", "decoder.blocks.0.*")
+
+
+@pytest.mark.parametrize("flags", [pytest.param((), marks=pytest.mark.slow), ("--lora", "2"), FROZEN])
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
     flags: tuple[str, ...], llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
