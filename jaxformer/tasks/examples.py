@@ -17,7 +17,7 @@ from jaxformer.tasks.language_settings import TextSettings
 from jaxformer.tasks.rows import say
 
 Coded = list[tuple[np.ndarray, bool]]  # tokens that follow each other, and whether they are learned
-SHARE = 10  # every tenth example at the end of a file is for validation
+SHARE = 10  # one of so many examples is for validation, those at the end of a file
 
 
 def read_examples(settings: TextSettings, kind: Kind, tokenizer: Tokenizer | None, lm: Pretrained | None) -> Texts:

@@ -91,7 +91,9 @@ class SpanTask(TextTask[SpanSettings]):
         """
         assert self.base is not None, "the task has no models of its own"
         config, tokens = self.base.lm.generation, jnp.asarray(batch["inputs"])
-        read, labels = corrupt_spans(key, tokens, self.counts, sentinels=jnp.asarray(self.sentinels), end=self.tokenizer.end)
+        read, labels = corrupt_spans(
+            key, tokens, self.counts, sentinels=jnp.asarray(self.sentinels), end=self.tokenizer.end
+        )
         target = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=config.decoder_start_token_id)
         full = (jnp.asarray(batch["labels"]) != IGNORED).all(axis=1, keepdims=True)
         return read, target, jnp.where(full, labels, IGNORED)

@@ -83,7 +83,7 @@ ANSWER = "\n    def answer(self, source):\n        return source\n"
         (
             None,
             "juggle",
-            "'juggle': choose one of copy, reverse, sort, lm, translate, classify, mlm, span, or write --task FILE.py:CLASS",
+            "'juggle': choose one of copy, reverse, sort, lm, translate, classify, mlm, span, or write --task FILE",
         ),
         (GOOD, "mine.py:Twice", "mine.py has no class Twice: it has Rotate, BigPig"),
         ("x = 1", "mine.py:Twice", "has no class Twice: derive one from jaxformer.tasks.SequenceTask or Task"),
