@@ -61,8 +61,17 @@ def read_rows(
     """Return the rows of a file, each of two texts. See `read_pairs`."""
     as_json = path.suffix == ".jsonl"
     rows, bad = parsed(path, lambda line: json_row(line, keys) if as_json else tabbed_row(line))
+    if rows and not as_json and is_heading(rows[0][1], keys):
+        if say is not None:
+            say(f"{path}, line {rows[0][0]}: a line of headings, left out")
+        rows = rows[1:]
     settle(path, len(rows), bad, skip_bad=skip_bad, say=say)
     return [row for _, row in rows]
+
+
+def is_heading(row: tuple[str, str], keys: tuple[tuple[str, str], ...]) -> bool:
+    """Return whether the first row of a file names its columns, as lines of JSON name them."""
+    return tuple(name.strip().lower() for name in row) in keys
 
 
 def parsed(path: Path, parse: Callable[[str], T]) -> tuple[list[tuple[int, T]], list[tuple[int, str]]]:

@@ -1,6 +1,7 @@
 """Files of pairs and of labelled texts: every form, and every bad line named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +71,17 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
     for path, said in ((tmp_path / "a.tsv", "no UTF-8"), (tmp_path, "is no file"), (tmp_path / "b.tsv", "cannot be")):
         with pytest.raises(InputError, match=said):
             read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    ("read", "heading"),
+    [(read_pairs, "Source\tTarget"), (read_labelled, "sentence\tlabel"), (read_labelled, "text\tlabel")],
+)
+def test_a_line_of_headings_is_no_row(read: Any, heading: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text(f"{heading}\na\tb\ntext\tlabel\n")
+    said = []
+    assert read(tmp_path / "rows.tsv", say=said.append) == [("a", "b"), ("text", "label")]
+    assert said == [f"{tmp_path / 'rows.tsv'}, line 1: a line of headings, left out"]
+    (tmp_path / "rows.tsv").write_text(heading + "\n")
+    with pytest.raises(InputError, match="has no rows"):
+        read(tmp_path / "rows.tsv")
