@@ -36,6 +36,7 @@ def their_losses(
     config: OptimizerConfig,
     batches: list[Any],
     loss_of: Callable[[torch.nn.Module, Any, int], torch.Tensor],
+    factor_of: Callable[[str], float] = lambda name: 1.0,
 ) -> list[float]:
     """The loss of each step of the same optimizer: decay of matrices and embeddings alone, clipping, equal rates.
 
@@ -44,6 +45,7 @@ def their_losses(
         config: The optimizer.
         batches: One for each step.
         loss_of: Gives the loss of the model on a batch, and receives the number of the step.
+        factor_of: Gives the factor on the learning rate of a parameter, by its name.
     """
     for module in model.modules():  # with it PyTorch would not train the vector of the pad token
         if isinstance(module, torch.nn.Embedding):
@@ -51,14 +53,14 @@ def their_losses(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p.ndim > 1 and not any(part in name for part in NOT_DECAYED) for name, p in named]
     groups = [
-        {"params": [p for (_, p), yes in zip(named, decayed, strict=True) if yes], "weight_decay": config.weight_decay},
-        {"params": [p for (_, p), yes in zip(named, decayed, strict=True) if not yes], "weight_decay": 0.0},
+        {"params": [p], "weight_decay": config.weight_decay if yes else 0.0, "factor": factor_of(name)}
+        for (name, p), yes in zip(named, decayed, strict=True)
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.beta2), eps=1e-8)
     rates, losses = learning_rates(config, len(batches)), []
     for number, batch in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = float(rates(number))
+            group["lr"] = group["factor"] * float(rates(number))
         loss = loss_of(model, batch, number)
         optimizer.zero_grad()
         loss.backward()

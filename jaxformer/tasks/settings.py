@@ -47,6 +47,9 @@ class TrainSettings:
         if self.batch_size % self.accumulate:
             raise InputError(f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}")
         check_range("average", self.average, 1, MOST_CHECKPOINTS)
+        start = getattr(self, "start", None)
+        if start is not None and start.lora is not None and self.optimizer.layer_decay != 1:
+            raise InputError("--layer-decay is for the weights of a model: leave it out with --lora")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be at least 0 and below 2^32, not {shown(self.seed)}")
 

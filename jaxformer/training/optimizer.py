@@ -33,6 +33,8 @@ class OptimizerConfig:
     """gradients longer than this are scaled down to it"""
     warmup_ratio: float | None = None
     """warm-up as a share of all steps, where warmup_steps is None"""
+    layer_decay: float = 1.0
+    """factor on the learning rate for each layer further down, such as 0.9 to keep what a checkpoint learned there"""
 
     def __post_init__(self) -> None:
         """Refuse values with which nothing can be learned."""
@@ -44,6 +46,8 @@ class OptimizerConfig:
             check_range("warmup_steps", self.warmup_steps, 1)
         if self.warmup_ratio is not None and not 0 < self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio must be above 0 and below 1, not {self.warmup_ratio}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
         if not 0 <= self.beta2 < 1:
             raise InputError(f"beta2 must be at least 0 and below 1, not {self.beta2}")
         if not (is_number(self.weight_decay) and self.weight_decay >= 0):
@@ -80,11 +84,56 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         config: Learning rate, schedule, weight decay and clipping.
         steps: Number of training steps, at the end of which the schedule ends.
     """
-    return optax.chain(
+    chain = [
         optax.masked(optax.set_to_zero(), lambda params: jax.tree.map(operator.not_, is_trained(params))),
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(learning_rates(config, steps), b2=config.beta2, weight_decay=config.weight_decay, mask=decay_mask),
-    )
+    ]
+    if config.layer_decay != 1:
+        chain.append(scale_by_layer(config.layer_decay))
+    return optax.chain(*chain)
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Return the scaling of updates by the depth of their layer: discriminative fine-tuning.
+
+    Howard and Ruder 2018, ULMFiT, section 3.2. What is above the blocks of a stack moves at the full rate, the topmost
+    block at `decay` times that, the one below at `decay` squared, and embeddings like one block further down.
+
+    Args:
+        decay: The factor.
+    """
+
+    def scaled(updates: optax.Updates, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        factors = layer_factors(updates, decay)
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), scaled)
+
+
+def layer_factors(params: optax.Params, decay: float) -> optax.Params:
+    """Return a tree with the factor on the learning rate of each parameter, see `scale_by_layer`.
+
+    Args:
+        params: A module, an `nnx.State` or nested dictionaries of a model.
+        decay: The factor for each layer.
+    """
+    paths = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    depths: dict[Any, int] = {}  # blocks of each stack
+    for path in paths:
+        if path[1:2] == ("blocks",):
+            depths[path[0]] = max(depths.get(path[0], 0), int(path[2]) + 1)
+
+    def factor(path: tuple[Any, ...], _: Any) -> float:
+        names = parameter_path(path)
+        stack, rest = names[0], names[1:]
+        depth = depths.get(stack, max(depths.values(), default=0))
+        if rest[:1] == ("blocks",):
+            return decay ** (depth - int(rest[1]))
+        below = stack in ("embedding", "source_embedding") or rest[:1] in (("positions",), ("embedding_norm",))
+        return decay ** (depth + 1) if below else 1.0
+
+    return jax.tree_util.tree_map_with_path(factor, params)
 
 
 def decay_mask(params: optax.Params) -> optax.Params:

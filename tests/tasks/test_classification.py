@@ -1,6 +1,8 @@
 """The task `classify`: new encoders and checkpoints, on texts with labels."""
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,27 @@ def test_an_adapter_with_its_classifier_opens_in_peft_and_in_transformers(
     ours = jaxformer.lora.merge(found, jaxformer.lora.load(run / "adapter", found))
     np.testing.assert_allclose(np.asarray(ours(ids).logits), theirs[0], atol=1e-5)
     train_here(run, rows, "--model", str(bases["bert"]), "--lora", "4", "--learning-rate", "1e-2", "--resume", steps=9)
+
+
+def test_fifty_steps_with_rates_by_layer_have_the_losses_of_pytorch(
+    bases: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    plain = settings(rows, bases["bert"])
+    task = ClassifyTask(dataclasses.replace(plain, optimizer=dataclasses.replace(plain.optimizer, layer_decay=0.5)))
+    save_with_new_head(task, tmp_path)
+    batches = first_batches(task, STEPS)
+    layers = SHAPE["num_hidden_layers"]
+
+    def factor(name: str) -> float:
+        found = re.search(r"layer\.(\d+)\.", name)
+        below = layers + 1 if "embeddings" in name else 0
+        return 0.5 ** (layers - int(found[1]) if found else below)
+
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    optimizer = task.settings.optimizer
+    ours, theirs = our_losses(task, batches), their_losses(model, optimizer, batches, their_loss, factor)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert np.abs(np.array(ours) - our_losses(ClassifyTask(plain), batches)).max() > 1e-3
 
 
 def test_what_a_checkpoint_has_of_a_classifier_stays(rows: Path, tmp_path: Path, capsys: Any) -> None:
