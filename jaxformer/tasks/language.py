@@ -318,8 +318,8 @@ def measure_checkpoint(lm: Pretrained, source: Path, field: str) -> tuple[Measur
     """
     if lm.model.encoder is not None or not isinstance(lm.model.head, Head):
         raise InputError("the perplexity is that of decoder-only language models, and this model is none")
-    context = min(lm.context or MOST_CONTEXT, MOST_CONTEXT)
     text = read_text(str(source), source, checkpoint_tokenizer(lm), field)
+    context = min(lm.context or MOST_CONTEXT, MOST_CONTEXT, max(len(text.tokens) - 1, 1))  # a short text is one window
     return measure(lm.model, text, windows(text, context, 1 if context > MANY_TOKENS else 8)), context
 
 

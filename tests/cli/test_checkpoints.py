@@ -48,6 +48,9 @@ def test_the_perplexity_of_a_checkpoint_is_that_of_transformers(
     loss = total / (len(ids) - 1)
     assert f"in windows of 64 tokens\ntokens         {len(ids) - 1}\n" in said
     assert f"{loss:.4f} nats per token\nperplexity     {math.exp(loss):.2f}" in said
+    (tmp_path / "short.txt").write_text("one two")
+    perplexity.main(["--model", str(llama), "--data", str(tmp_path / "short.txt")])
+    assert f"in windows of {len(lm.encode('one two')['input_ids'][0])} tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert", pytest.param("mbart", marks=pytest.mark.slow)])
