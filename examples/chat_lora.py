@@ -55,4 +55,4 @@ def main(folder: str, data: str, output: str, steps: int = 100, batch_size: int 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:]) if len(sys.argv) == 4 else sys.exit(__doc__)

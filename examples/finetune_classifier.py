@@ -6,19 +6,20 @@ python examples/finetune_classifier.py my-bert reviews.tsv my-classifier
 import dataclasses
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 
 import jaxformer
+from jaxformer.data.rows import read_labelled
 from jaxformer.pretrained import with_classifier
 
 
 def main(folder: str, data: str, output: str, steps: int = 200, batch_size: int = 16) -> None:
     """Train on the lines "text TAB label" of a file, and save a folder that transformers opens."""
-    with open(data, encoding="utf-8") as file:
-        texts, names = zip(*(line.rstrip("\n").split("\t") for line in file), strict=True)
+    texts, names = zip(*read_labelled(Path(data)), strict=True)
     labels = sorted(set(names))
     lm, _ = with_classifier(jaxformer.from_pretrained(folder, dtype="float32"), labels, seed=0)
     targets = np.array([labels.index(name) for name in names])
@@ -50,4 +51,4 @@ def main(folder: str, data: str, output: str, steps: int = 200, batch_size: int 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:]) if len(sys.argv) == 4 else sys.exit(__doc__)

@@ -4,6 +4,7 @@ python examples/own_head.py my-bert stars.tsv
 """
 
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import optax
 from flax import nnx
 
 import jaxformer
+from jaxformer.data.rows import read_labelled
 from jaxformer.layers import Linear
 
 
@@ -31,8 +33,7 @@ class Scorer(nnx.Module):
 
 def main(folder: str, data: str, steps: int = 100, batch_size: int = 16) -> None:
     """Train on the lines "text TAB score" of a file."""
-    with open(data, encoding="utf-8") as file:
-        texts, scores = zip(*(line.rstrip("\n").split("\t") for line in file), strict=True)
+    texts, scores = zip(*read_labelled(Path(data)), strict=True)
     lm = jaxformer.from_pretrained(folder, dtype="float32")
     scorer, wanted = Scorer(lm.model, nnx.Rngs(0)), np.array(scores, np.float32)
     optimizer = nnx.Optimizer(scorer, optax.adamw(5e-4), wrt=nnx.Param)
@@ -55,4 +56,4 @@ def main(folder: str, data: str, steps: int = 100, batch_size: int = 16) -> None
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:]) if len(sys.argv) == 3 else sys.exit(__doc__)

@@ -54,4 +54,4 @@ def main(folder: str, prompt: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:]) if len(sys.argv) == 3 else sys.exit(__doc__)

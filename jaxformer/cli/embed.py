@@ -70,4 +70,6 @@ def rows_of_lines(lm: Pretrained, lines: list[tuple[int, str]], *, truncate: boo
     """Return the token ids of numbered lines. Raises InputError where the model or a line does not allow it."""
     texts = [line for _, line in lines]
     names = [f"line {number}" for number, _ in lines]
-    return rows_of(lm.model, lm.tokenizer, texts, truncate=truncate, name=names.__getitem__, advice="add --truncate")
+    return rows_of(
+        lm.model, lm.tokenizer, texts, truncate=truncate, name=names.__getitem__, advice="shorten it, or add --truncate"
+    )

@@ -59,7 +59,7 @@ class Arguments:
     model: Annotated[str | None, optional("FOLDER")] = None
     """a checkpoint folder of Hugging Face, or a hub id, to read --prompt or the lines of --input-file"""
     raw: bool = False
-    """with --model: texts as they are, without the chat template"""
+    """with --model: texts as they are, without the chat template, as of a run that learned no conversations"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """with --model: the type to compute in"""
     weights: Literal["full", "int8"] = "full"
@@ -111,9 +111,10 @@ def answer_with_folder(name: str, arguments: Arguments, settings: dict[str, Any]
     lm = from_pretrained(runs.checkpoint_in(name), dtype=arguments.dtype)
     if lm.model.decoder is None:
         programs = " or ".join(command_line(program) for program in ("classify", "embed"))
-        raise InputError(f"{name} is an encoder, which generates nothing: give it to {programs}")
+        raise InputError(f"{name} is an encoder, which generates nothing: give it to {programs}, or call lm.fill_mask")
     lm = lm.quantize() if arguments.weights == "int8" else lm
-    answer_texts(name, lm, settings, prompts, raw=arguments.raw, as_json=arguments.json)
+    raw = arguments.raw or runs.reads_plain(name)
+    answer_texts(name, lm, settings, prompts, raw=raw, as_json=arguments.json)
 
 
 def answer_with_run(run: Run, arguments: Arguments, settings: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from jaxformer.model import Transformer
 from jaxformer.schema import Field, integer, load_json, located, mapping, nullable, read, require, text
 from jaxformer.tasks import TASKS, NamedTask, Task, TrainSettings, find_task, is_outside, same_task, settings_from_dict
 from jaxformer.tasks.finetuning import ADAPTER, MODEL
+from jaxformer.tasks.text import TEXT
+from jaxformer.tasks.text import read_description as text_description
 from jaxformer.training import Checkpoints, Trainable, TrainState, init_state, make_optimizer, replace_text
 
 ROOT = Path("runs")
@@ -161,7 +163,16 @@ def checkpoint_in(name: str) -> str:
         if inside.exists():
             return str(inside)
     shown = shortened(name, 150)
-    raise InputError(f"{shown} is a run without a checkpoint in it: {command_line('generate')} --checkpoint reads it")
+    programs = ", ".join(command_line(program) for program in ("generate", "perplexity", "visualize"))
+    raise InputError(f"{shown} is a run of new weights, not a checkpoint folder: {programs} read it as --checkpoint")
+
+
+def reads_plain(name: str) -> bool:
+    """Return whether a name is a run, or a folder in one, that was trained on texts without the chat template."""
+    for folder in (Path(name), Path(name).parent):
+        if (folder / DESCRIPTION).exists() and (folder / TEXT).exists():
+            return not text_description(folder)["chat"]
+    return False
 
 
 def runs_in(root: Path, spec: str | None = None) -> Iterator[Path]:

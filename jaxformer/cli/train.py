@@ -170,6 +170,7 @@ def read_task(argv: list[str]) -> tuple[NamedTask, list[str]]:
         folder = next((Path(value) for flag, value in pairwise(words) if flag == "--output"), None)
         if folder is not None:
             return runs.task_of(folder, runs.read_description(folder)), argv
+        raise InputError("name the run by --output RUN, or its task by --task NAME")
     raise InputError(f"name a task: {command_line('train')} --task NAME, one of {', '.join(TASKS)}")
 
 

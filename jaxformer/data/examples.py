@@ -52,6 +52,8 @@ def read_prompts(path: Path, *, skip_bad: bool, say: Callable[[str], None]) -> l
 def prompt_row(line: str) -> tuple[str, str]:
     """Return the prompt and the completion of a line. Raises InputError for a line without them."""
     row = json_object(line)
+    if "messages" in row:
+        raise InputError("messages, where the first line has a prompt and a completion")
     missing = [name for name in ("prompt", "completion") if name not in row]
     if missing:
         raise InputError(f"no {' and '.join(missing)}")
@@ -69,7 +71,10 @@ def read_conversations(path: Path) -> tuple[list[tuple[int, Messages]], list[tup
 
 def conversation_row(line: str) -> Messages:
     """Return the messages of a line. Raises InputError for a line without them."""
-    messages = json_object(line).get("messages")
+    row = json_object(line)
+    if "prompt" in row and "messages" not in row:
+        raise InputError("a prompt, where the first line has messages")
+    messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InputError('no list of messages, such as [{"role": "user", "content": "Hello"}, ...]')
     for message in messages:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation.config import GenerationConfig
+from jaxformer.schema import is_integer
 
 MANY = 2**31 - 1  # more than any vocabulary or sequence has
 
@@ -116,12 +117,17 @@ def pad(
     Raises:
         InputError: A row is no list of token ids, or there is none that has a token.
     """
+    if not isinstance(rows, Iterable):
+        raise InputError(f"rows must be lists of token ids, not {shortened(repr(rows), 60)}")
     arrays = [np.asarray(row) for row in rows]
     for number, row in enumerate(arrays):
-        if row.ndim != 1 or not (np.issubdtype(row.dtype, np.integer) or not row.size):
+        known = row.ndim == 1 and (not row.size or (np.issubdtype(row.dtype, np.integer) and abs(row).max() <= MANY))
+        if not known:
             raise InputError(f"row {number} must be a list of token ids, not {shortened(repr(row.tolist()), 60)}")
-    if side not in ("left", "right") or multiple_of < 1:
-        raise InputError(f'side must be "left" or "right" and multiple_of at least 1, not {side!r} and {multiple_of}')
+    if not (is_integer(pad_id) and abs(pad_id) <= MANY):
+        raise InputError(f"pad_id must be a token id, not {shortened(repr(pad_id), 60)}")
+    if side not in ("left", "right") or not is_integer(multiple_of) or multiple_of < 1:
+        raise InputError(f'side must be "left" or "right" and multiple_of at least 1, not {side!r} and {multiple_of!r}')
     longest = max(map(len, arrays), default=0)
     if not longest:
         raise InputError("there is no token to pad: give rows of token ids")

@@ -250,7 +250,7 @@ class Pretrained:
         """
         if self.model.encoder is None or self.model.decoder is None:
             raise InputError("the model is no encoder-decoder: `complete` continues texts, `fill_mask` fills gaps")
-        batch = self.encode([prefix + text for text in text_list(texts)])
+        batch = self.encode([f"{prefix}{text}" for text in text_list(texts)])
         if src_lang is not None:
             batch["input_ids"] = languages.with_source(self.tokenizer, batch["input_ids"], src_lang)
         if tgt_lang is not None:

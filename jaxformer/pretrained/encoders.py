@@ -14,6 +14,7 @@ from jaxformer.generation.compiling import compiled
 from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import tokens
+from jaxformer.schema import is_integer
 
 Pooling = Literal["mean", "cls"]
 Fillings = list[tuple[str, float]]
@@ -30,7 +31,7 @@ def rows_of(
     *,
     truncate: bool = False,
     name: Callable[[int], str] = "text {}".format,
-    advice: str = "give truncate=True",
+    advice: str = "shorten it, or give truncate=True",
 ) -> list[list[int]]:
     """Return the token ids of texts as an encoder reads them.
 
@@ -40,7 +41,7 @@ def rows_of(
         texts: The texts.
         truncate: Whether longer texts than it has positions are cut.
         name: Says of a text's place, from 0 on, what to call it in messages.
-        advice: How to have a text cut, for messages.
+        advice: What to do about a text that is too long, for messages.
 
     Raises:
         InputError: The model or a text does not allow it.
@@ -55,7 +56,7 @@ def rows_of(
         if not row:
             raise InputError(f"{name(place)} has no token that the tokenizer knows")
         if limit is not None and len(row) > limit:
-            raise InputError(f"{name(place)} has {len(row)} tokens, more than {limit}: shorten it, or {advice}")
+            raise InputError(f"{name(place)} has {len(row)} tokens, more than {limit}: {advice}")
     return ids
 
 
@@ -160,11 +161,11 @@ def fill_mask(
     """
     if not isinstance(model.head, Head):
         raise InputError("the model has no head for masked tokens (ForMaskedLM)")
-    if top_k < 1:
-        raise InputError(f"top_k must be at least 1, not {top_k}")
+    if not is_integer(top_k) or top_k < 1:
+        raise InputError(f"top_k must be a whole number of at least 1, not {top_k!r}")
     name, mask = mask_token(tokenizer)
     assert tokenizer is not None, "it has a mask token"
-    rows = rows_of(model, tokenizer, [text.replace(MASK, name) for text in texts])
+    rows = rows_of(model, tokenizer, [text.replace(MASK, name) for text in texts], advice="shorten it")
     for number, row in enumerate(rows):
         if mask not in row:
             raise InputError(f"text {number} has no {name} to fill: write it where a token is missing")

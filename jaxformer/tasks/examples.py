@@ -11,7 +11,7 @@ from jaxformer.data.rows import settle
 from jaxformer.errors import InputError
 from jaxformer.pretrained import Pretrained
 from jaxformer.pretrained.chat import ChatTemplate, Dialogue
-from jaxformer.pretrained.tokens import encode
+from jaxformer.pretrained.tokens import decode, encode
 from jaxformer.tasks.corpora import Texts, say_unknown, tokenizer_of
 from jaxformer.tasks.language_settings import TextSettings
 from jaxformer.tasks.rows import say
@@ -40,8 +40,10 @@ def read_examples(settings: TextSettings, kind: Kind, tokenizer: Tokenizer | Non
         assert tokenizer is not None, "of the checkpoint"
 
         def read(path: Path) -> Corpus:
-            dialogues = read_dialogues(path, template, skip_bad=settings.skip_bad)
-            return corpus_of(code_dialogues(lm, dialogues), dialogues, tokenizer)
+            coded = code_dialogues(lm, read_dialogues(path, template, skip_bad=settings.skip_bad))
+            # Special tokens are no text: they do not count as bytes.
+            texts = [[(decode(lm.tokenizer, ids.tolist()), answer) for ids, answer in example] for example in coded]
+            return corpus_of(coded, texts, tokenizer)
 
     else:
         tokenizer = tokenizer or tokenizer_of(

@@ -78,7 +78,7 @@ def test_a_run_and_its_adapter_are_checkpoints(
     answers = []
     for name in ("run", "run/adapter", str(llama)):
         capsys.readouterr()
-        decode_inputs(["--model", name, "--prompt", "one", "--raw", "--json", "--max-new-tokens", "8"])
+        decode_inputs(["--model", name, "--prompt", "one", "--json", "--max-new-tokens", "8"])  # read as it is
         answers.append(json.loads(capsys.readouterr().out)["output"])
     assert answers[0] == answers[1]
     base = jaxformer.from_pretrained(llama, dtype="float32")

@@ -204,7 +204,7 @@ def test_a_new_model_learns_to_classify(rows: Path, tmp_path: Path, capsys: pyte
     assert "label  found:    bad    good" in (run / "report.html").read_text()
     for program, argv in ((decode_inputs, ["--prompt", "fine"]), (classify, ["--input-file", str(rows)])):
         said = refusal(lambda program=program, argv=argv: program(["--model", str(run), *argv]), capsys)
-        assert f"{run} is a run without a checkpoint in it: " in said
+        assert f"{run} is a run of new weights, not a checkpoint folder: " in said
     said = refusal(lambda: train_here(tmp_path / "other", rows, "--model", str(run)), capsys)
     assert "is a run, not a checkpoint folder: go on with it by --resume" in said
     decode_inputs(["--checkpoint", str(run), "--input", "the story was lovely"])

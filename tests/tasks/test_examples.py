@@ -104,6 +104,13 @@ def test_of_prompts_the_completion_and_the_end_are_learned(base: Path, prompts: 
     np.testing.assert_array_equal(task.encode(row["prompt"]), before)
 
 
+def test_special_tokens_are_no_bytes_of_an_answer(base: Path, chats: Path) -> None:
+    task = LanguageTask(settings(base, chats))
+    rows = [json.loads(line)["messages"] for line in chats.read_text().splitlines()][:36]
+    answers = [sum(len(message["content"]) + 1 for message in row if message["role"] == "assistant") for row in rows]
+    assert task.texts.training.sizes.tolist() == answers  # and a line feed behind each
+
+
 def alone(model: torch.nn.Module, batch: Any, _: int) -> torch.Tensor:
     """The loss of the examples of a batch, each read by itself."""
     total, count = torch.zeros(()), 0
