@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 import tyro
-from common import TORCH_DEVICE, conditions, prepare
+from common import TORCH_DEVICE, conditions, prepare_training
 
 from jaxformer.cli.runs import fresh_state
 from jaxformer.tasks import loss_function
@@ -56,7 +56,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Train both with each seed, and write the table."""
-    prepare()
+    prepare_training()
     rows = []
     for seed in range(arguments.seeds):
         task = ClassifyTask(settings(arguments, seed))

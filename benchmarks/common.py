@@ -36,11 +36,16 @@ class Row(NamedTuple):
 
 
 def prepare() -> None:
-    """All cores for PyTorch, as XLA takes them anyway; in both true float32 products, and memory that stays."""
-    keep_freed_memory()
+    """All cores for PyTorch, as XLA takes them anyway, and true float32 products in both, on GPUs too."""
     torch.set_num_threads(cores())
     logging.disable_progress_bar()
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def prepare_training() -> None:
+    """The same, and memory that stays for both, as train.py has it; call it before JAX starts its threads."""
+    keep_freed_memory()
+    prepare()
 
 
 def random_marian(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
-from common import TORCH_DEVICE, conditions, prepare
+from common import TORCH_DEVICE, conditions, prepare_training
 from flax import nnx
 from torch.nn import functional
 
@@ -74,7 +74,7 @@ class Look(NamedTuple):
 
 def main(arguments: Arguments) -> None:
     """Train both, step by step, print every look, and write the table."""
-    prepare()
+    prepare_training()
     tokenizer = train_tokenizer("char", documents(arguments.train), 4096)
     training, held_out = (
         open_corpus(path, tokenizer, arguments.cache) for path in (arguments.train, arguments.held_out)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
-from common import PAD, TORCH_DEVICE, Row, compare, prepare, race, random_marian, report
+from common import PAD, TORCH_DEVICE, Row, compare, prepare_training, race, random_marian, report
 from flax import nnx
 from torch.nn import functional
 
@@ -61,7 +61,7 @@ def main(arguments: Arguments) -> None:
     """Race, print, and write the table."""
     if arguments.quick:
         arguments = Arguments(runs=1, quick=True)
-    prepare()
+    prepare_training()
     rows: list[Row] = []
     for shape in QUICK if arguments.quick else SHAPES:
         for dropout in (0.0, 0.1):
