@@ -118,7 +118,7 @@ def race(ours: "Ours", theirs: "Theirs", training: Corpus, held_out: Corpus, arg
 
 
 def settings_of(arguments: Arguments) -> dict[str, Any]:
-    """What a race must have in common with the one that it goes on with."""
+    """The settings that an interrupted race and the one that continues it must share."""
     names = ("layers", "dim", "heads", "length", "batch", "steps", "dtype")
     return {name: getattr(arguments, name) for name in names}
 

@@ -67,19 +67,26 @@ def save_chat_llama(folder: Path, texts: list[str]) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, eos_token="<|im_end|>")
     fast.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     fast.chat_template = CHATML
+    save_llama(folder, 300, bos_token_id=None, eos_token_id=fast.convert_tokens_to_ids("<|im_end|>"), std=0.2)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def save_llama(
+    folder: Path, vocab_size: int, *, bos_token_id: int | None, eos_token_id: int, std: float = 0.02
+) -> None:
+    """A tiny Llama without a tokenizer."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=300,
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=fast.convert_tokens_to_ids("<|im_end|>"),
+        initializer_range=std,
+        bos_token_id=bos_token_id,
+        eos_token_id=eos_token_id,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder

@@ -164,7 +164,7 @@ class Task(ABC, Generic[S]):
 
     def validate(self, model: Transformer) -> dict[str, Any]:
         """Return metrics of held-out data during training, the mean loss under "loss". See `evaluate_every`."""
-        raise NotImplementedError(f"{type(self).__name__} has evaluate_every, and needs validate")
+        raise InputError(f"the task {self.name} has evaluate_every, but no method `validate`: define both")
 
     @property
     def adjust(self) -> Callable[[Any, Any], Any] | None:

@@ -17,6 +17,7 @@ from flax import nnx
 from tokenizers.processors import TemplateProcessing
 from torch_training import first_batches, our_losses, their_losses
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from word_models import save_llama
 
 import jaxformer
 from jaxformer import InputError
@@ -65,19 +66,7 @@ def llama(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.add_tokens(["<s>"], special_tokens=True)
     bos, eos = fast.convert_tokens_to_ids(["<s>", "<|endoftext|>"])
     fast.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=304,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=bos,
-        eos_token_id=eos,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    save_llama(folder, 304, bos_token_id=bos, eos_token_id=eos)
     fast.save_pretrained(folder)
     return folder
 
