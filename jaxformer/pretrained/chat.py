@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,7 @@ def dialogues_of(turns: Sequence[tuple[str | InputError, str | InputError]]) -> 
     written = [(str(before), str(behind)) for before, behind in turns]
     if not all(behind.startswith(before) and behind != before for before, behind in written):
         return InputError("the chat template does not begin an answer as it asks for one")
-    last = written[-1][1]
-    if not all(last.startswith(behind) for _, behind in written):
+    if not all(later.startswith(earlier) for (_, earlier), (later, _) in pairwise(written)):
         return [[(before, False), (behind[len(before) :], True)] for before, behind in written]
     whole: Dialogue = []
     end = 0
