@@ -191,7 +191,7 @@ def test_conversations_without_an_answer_are_named() -> None:
     assert found[0] == found[2]
     assert "does not begin an answer as it asks for one" in str(dialogues_of([("a", "b")]))
     assert dialogues_of([("a", "ab"), ("abc", "abcd")]) == [[("a", False), ("b", True), ("c", False), ("d", True)]]
-    # A prompt that does not go on from the answer before begins a text of its own: nothing is learned twice.
+    # A prompt that does not go on from the answer before it begins a text of its own.
     assert dialogues_of([("a", "ab"), ("a", "abc")]) == [[("a", False), ("b", True)], [("a", False), ("bc", True)]]
 
 
