@@ -28,6 +28,7 @@ from jaxformer.layers import (
     Head,
     Intermediates,
     LayerCache,
+    Linear,
     QuantizedLinear,
     Stack,
     StackOutput,
@@ -261,12 +262,16 @@ class Transformer(nnx.Module):
     def quantize(self) -> "Transformer":
         """Return an int8 copy for inference.
 
-        Embeddings, norms, biases and routers stay in full precision; a tied head is untied first.
+        Embeddings, norms, biases, routers and classifiers stay in full precision; a tied head is untied first.
         """
         model = nnx.clone(self)
         if isinstance(model.head, Head):
             model.head = model.head.untied(self.embedding.embedding[...])
-        replace_linear(model, QuantizedLinear, lambda _, name, __: name != "router")
+
+        def wanted(part: nnx.Module, name: str, _: Linear) -> bool:
+            return name != "router" and not isinstance(part, Classifier)
+
+        replace_linear(model, QuantizedLinear, wanted)
         return model
 
     def prefill(

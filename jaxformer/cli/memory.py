@@ -12,21 +12,23 @@ from jaxformer.errors import InputError
 from jaxformer.tasks import Task
 
 
-def check_memory(state: Any, task: Task[Any]) -> None:
+def check_memory(state: Any, frozen: Any, task: Task[Any]) -> None:
     """Raise InputError if a training certainly needs more memory than there is.
 
     Args:
         state: The training state, as arrays or as their shapes and types.
+        frozen: The weights that are not trained, likewise. None: there are none.
         task: The model, the size of a batch and the tokens in a row of it.
     """
     limit = available()
     if limit is None:
         return
-    parameters = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
-    kept = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + parameters
+    trained = bytes_of(state.params)
+    kept = bytes_of(state) + trained + bytes_of(frozen)
     if kept > limit:
+        parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, frozen)))
         raise InputError(
-            f"a model of {parameters / 4:.3g} parameters needs {size(kept)} with gradient and optimiser, and this "
+            f"a model of {parameters:.3g} parameters needs {size(kept)} with gradient and optimiser, and this "
             f"machine has {size(limit)}: take a smaller model"
         )
     settings = task.settings
@@ -37,6 +39,11 @@ def check_memory(state: Any, task: Task[Any]) -> None:
             f"{rows} rows of {task.row_tokens} tokens need {size(batch)} in this model, and this machine has "
             f"{size(limit)}: give a smaller --batch-size, or a larger --accumulate"
         )
+
+
+def bytes_of(tree: Any) -> int:
+    """Return the bytes of a tree of arrays, or of their shapes and types."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def numbers_per_token(config: TransformerConfig) -> int:
@@ -58,4 +65,6 @@ def available() -> int | None:
 
 def size(number: int) -> str:
     """Return a number of bytes for people."""
+    if number < 1e8:
+        return f"{number / 1e6:.3g} MB"
     return f"{number / 1e9:,.3g} GB" if number < 1e15 else f"{number / 1e9:.1e} GB"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jaxformer.cli import folders, runs, terminal
 from jaxformer.cli.invocation import command_line
-from jaxformer.cli.memory import check_memory
+from jaxformer.cli.memory import bytes_of, check_memory, size
 from jaxformer.cli.runs import CHECKPOINTS, ROOT, Description, Run
 from jaxformer.cli.streams import note
 from jaxformer.errors import InputError, shortened
@@ -142,7 +142,8 @@ def prepare(named: NamedTask, arguments: Arguments, folder: Path) -> tuple[Task[
     if begun:
         task.check_data()
     batches = training_batches(task)
-    check_memory(runs.abstract_state(task, config)[1], task)
+    trainable, state = runs.abstract_state(task, config)
+    check_memory(state, trainable.frozen, task)
     if settings.optimizer.warmup(settings.steps) >= settings.steps > 1:
         print(
             f"--warmup-steps {settings.optimizer.warmup_steps} of {settings.steps} steps: the learning rate never "
@@ -221,7 +222,8 @@ def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: b
         trained, frozen = (
             sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.params, trainable.frozen)
         )
-        note(f"trains {trained:,} parameters; {frozen:,} are frozen")
+        held = f"{size(bytes_of(trainable.frozen))} of memory"
+        note(f"trains {trained:,} parameters; {frozen:,} are frozen, in {held}")
     every = task.evaluate_every
     evaluate = None if every is None else (lambda params: task.validate(trainable.assemble(params, trainable.frozen)))
     plan = LoopConfig(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1)

@@ -7,12 +7,13 @@ from jaxformer.layers.embedding import Embedding, LearnedPositionEmbedding, Sinu
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.head import Classifier, Head
 from jaxformer.layers.latent_attention import LatentAttention, MLACache
-from jaxformer.layers.linear import Linear, LinearMap, QuantizedLinear, TransposedLinear, replace_linear
+from jaxformer.layers.linear import AdaptedLinear, Linear, LinearMap, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
 from jaxformer.layers.stack import Intermediates, Stack, StackOutput, make_position_ids
 from jaxformer.layers.variables import Frozen, freeze
 
 __all__ = [
+    "AdaptedLinear",
     "Attention",
     "AttentionOutput",
     "Block",

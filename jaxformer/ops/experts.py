@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxformer.backends.default import are_numbers
 from jaxformer.ops.routing import TopK
@@ -127,20 +128,29 @@ def _forward(
 def _backward(expert: Expert, saved: Any, d_outputs: jax.Array) -> tuple[Any, jax.Array, None, None]:
     """Return the gradients of weights and blocks.
 
-    Each block adds its share to one gradient of all experts' weights.
+    Each block adds its share to one gradient of all experts' weights. Integers, of 8-bit weights, have none.
     """
     weights, blocks, block_expert, used = saved
+    leaves, structure = jax.tree.flatten(weights)
 
     def visit(at: jax.Array, gradients: Any) -> Any:
         d_weights, d_blocks = gradients
         _, pull = jax.vjp(expert, _weights_of(weights, block_expert[at]), blocks[at])
         share, d_block = pull(d_outputs[at])
-        d_weights = jax.tree.map(lambda total, part: total.at[block_expert[at]].add(part), d_weights, share)
+        d_weights = [
+            None if total is None else total.at[block_expert[at]].add(part)
+            for total, part in zip(d_weights, jax.tree.leaves(share), strict=True)
+        ]
         return d_weights, d_blocks.at[at].set(d_block)
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), weights)
+    numbers = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    zeros = [jnp.zeros(leaf.shape, jnp.float32) if real else None for leaf, real in zip(leaves, numbers, strict=True)]
     d_weights, d_blocks = jax.lax.fori_loop(0, used, visit, (zeros, jnp.zeros_like(blocks)))
-    return jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), d_weights, weights), d_blocks, None, None
+    found = [
+        np.zeros(leaf.shape, jax.dtypes.float0) if total is None else total.astype(leaf.dtype)
+        for total, leaf in zip(d_weights, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, found), d_blocks, None, None
 
 
 _apply.defvjp(_forward, _backward)

@@ -26,7 +26,7 @@ from jaxformer.pretrained.classifying import head_modules
 from jaxformer.pretrained.tokens import encode
 from jaxformer.tasks.classification_settings import ClassificationSettings
 from jaxformer.tasks.corpora import tokenizer_of
-from jaxformer.tasks.finetuning import MODEL
+from jaxformer.tasks.finetuning import MODEL, as_adapter
 from jaxformer.tasks.losses import next_token_loss
 from jaxformer.tasks.reading import digest_of
 from jaxformer.tasks.rows import BATCH, RowTask, say
@@ -229,7 +229,9 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         """Write the model as transformers opens it, and the adapter as peft does."""
         lines = super().export(folder, params, model)
         if self.base is not None and self.start.lora is not None:
-            save_pretrained(dataclasses.replace(self.base.lm, model=model), folder / MODEL)
+            # Into the checkpoint's own weights: those of the run may be of 8 bits.
+            merged = lora.merge(self.prepared(self.base.open()), as_adapter(self._adapted[1], params))
+            save_pretrained(merged, folder / MODEL)
             lines.append(f"model: {folder / MODEL}, with the adapter in its weights")
         return lines
 

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxformer import presets, schema
 from jaxformer.config import TransformerConfig, from_dict, to_dict
 from jaxformer.errors import InputError, listed
+from jaxformer.layers import QuantizedLinear
 from jaxformer.layers.variables import parameter_path
 from jaxformer.model import Transformer, abstract_model
 from jaxformer.pretrained import (
@@ -210,9 +211,10 @@ class FineTuningTask(Task[S]):
 
     @cached_property
     def _adapted(self) -> tuple[Pretrained, lora.Adapter]:
-        """The checkpoint with its weights, and a new adapter."""
+        """The checkpoint with its weights, in 8 bits if so wanted, and a new adapter."""
         lm = self._take()
-        return lm, lora.init(lm, self.adapters(lm), key=jax.random.key(self.settings.seed))
+        adapter = lora.init(lm, self.adapters(lm), key=jax.random.key(self.settings.seed))
+        return lm.quantize() if self.start.weights == "int8" else lm, adapter
 
     def adapters(self, lm: Pretrained) -> lora.LoraConfig:
         """Return the settings of adapters on a checkpoint."""
@@ -259,7 +261,10 @@ class FineTuningTask(Task[S]):
 
 def with_config(model: Transformer, config: TransformerConfig) -> Transformer:
     """Return the parameters of a model in a model of another configuration, whose parameters have the same shapes."""
-    graphdef = nnx.split(abstract_model(config))[0]
+    abstract = abstract_model(config)
+    if any(isinstance(part, QuantizedLinear) for _, part in nnx.iter_modules(model)):
+        abstract = nnx.eval_shape(Transformer.quantize, abstract)
+    graphdef = nnx.split(abstract)[0]
     return nnx.merge(graphdef, nnx.to_pure_dict(nnx.state(model)))
 
 

@@ -1,7 +1,7 @@
 """Settings of training that starts from a checkpoint of Hugging Face."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -27,6 +27,8 @@ class StartSettings:
     lora_targets: str = "all"
     """modules with adapters, by their names in the checkpoint, separated by commas: q_proj,v_proj; all: every linear
     map"""
+    weights: Literal["full", "int8"] = "full"
+    """int8: with --lora, keep the weights below the adapters in 8 bits (QLoRA), a quarter of the memory"""
 
     def __post_init__(self) -> None:
         """Raise InputError for settings that need others."""
@@ -34,6 +36,8 @@ class StartSettings:
             raise InputError("--lora-alpha and --lora-targets belong to --lora: give that too")
         if self.lora is not None and self.model is None:
             raise InputError("--lora adapts a checkpoint: give --model too")
+        if self.weights != "full" and self.lora is None:
+            raise InputError(f"--weights {self.weights} is for weights that are not trained: give --lora too")
         if self.freeze and self.model is None:
             raise InputError("--freeze keeps the weights of a checkpoint: give --model too")
         if self.lora_alpha == 0:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
+from jaxformer.layers.variables import QuantizedWeight
+
 Params = Any
 Batch = Any
 LossFunction = Callable[[Params, Batch, jax.Array], tuple[jax.Array, "Loss"]]
@@ -148,5 +150,12 @@ def gradient_of(
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:
-    """Return the parameters in the type to compute in; the master weights stay float32, and so do their gradients."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    """Return the parameters in the type to compute in; the master weights stay float32, and so do their gradients.
+
+    Weights of 8 bits stay as they are.
+    """
+
+    def is_quantized(part: Any) -> bool:
+        return isinstance(part, QuantizedWeight)
+
+    return jax.tree.map(lambda part: part if is_quantized(part) else part.astype(dtype), params, is_leaf=is_quantized)

@@ -14,7 +14,7 @@ from jaxformer import InputError, Transformer, decoder_only, encoder_decoder, fr
 from jaxformer.cli.generate import decode_inputs
 from jaxformer.config import TransformerConfig
 from jaxformer.data import train_tokenizer
-from jaxformer.layers import Linear, QuantizedLinear
+from jaxformer.layers import AdaptedLinear, Linear, QuantizedLinear
 from jaxformer.ops import int8_matmul, quantize
 from jaxformer.presets import deepseek_tiny
 
@@ -40,6 +40,23 @@ def test_a_row_is_what_it_is_among_others(rng: np.random.Generator) -> None:
     together = int8_matmul(x, quantize(weight))
     alone = jnp.stack([int8_matmul(row, quantize(weight)) for row in x])
     np.testing.assert_allclose(alone, together, rtol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_rounded_weight(rng: np.random.Generator) -> None:
+    x, d_y = (jnp.asarray(rng.normal(size=(3, 5, n)), jnp.float32) for n in (37, 11))
+    weight = quantize(jnp.asarray(rng.normal(size=(11, 37)), jnp.float32))
+    (d_x,) = jax.vjp(lambda x: int8_matmul(x, weight), x)[1](d_y)
+    dense = np.asarray(weight.values, np.float64) * np.asarray(weight.steps)[:, None]
+    np.testing.assert_allclose(d_x, np.asarray(d_y) @ dense, rtol=0, atol=1e-5)
+
+
+def test_a_low_rank_change_beside_the_weight(rng: np.random.Generator) -> None:
+    linear = QuantizedLinear(Linear((3, 8), (2, 5), axes="D_NH", rngs=nnx.Rngs(0)))
+    A, B = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((24, 2), (2, 10)))
+    adapted, x = AdaptedLinear(linear, A, B), jnp.asarray(rng.normal(size=(4, 3, 8)), jnp.float32)
+    change = (A @ B).reshape(3, 8, 2, 5)
+    np.testing.assert_allclose(adapted.dense_weight(), linear.dense_weight() + change, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(adapted(x) - linear(x), jnp.einsum("bij,ijno->bno", x, change), rtol=0, atol=1e-4)
 
 
 def test_a_map_with_several_axes_is_near_its_own(rng: np.random.Generator) -> None:

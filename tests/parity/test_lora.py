@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import peft
 import pytest
 import torch
 from flax import nnx
-from hf_pairs import SAVERS, Batch, Pair, as_tensors, assert_close, make_batch, open_pair, our_loss
+from hf_pairs import SAVERS, Batch, Pair, as_tensors, assert_close, make_batch, make_labels, open_pair, our_loss
 from safetensors.numpy import load_file, save_file
 
 from jaxformer import InputError, Transformer, as_pretrained, decoder_only, lora
+from jaxformer.layers import Linear, QuantizedLinear
+from jaxformer.ops import Quantized
 from jaxformer.pretrained import Pretrained, from_pretrained, save_pretrained
 
 pytestmark = [  # of peft, which uses what transformers is about to rename, and corrects what it was told of Conv1D
@@ -104,6 +107,52 @@ def test_an_adapter_of_peft_opens_here(
     assert_close(ours, their_logits(model, batch), real(batch, ours))
     save_pretrained(merged, tmp_path / "merged")
     np.testing.assert_array_equal(logits(from_pretrained(tmp_path / "merged"), batch), ours)
+
+
+def exact(x: jax.Array, weight: Quantized) -> jax.Array:
+    """The product with a weight of 8 bits, without rounding the activations."""
+    return x @ (weight.values.astype(x.dtype) * weight.steps[..., None]).T
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-neox",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("gpt2", "phi3", "deepseek-v3", "t5", "mixtral", "bert-classes")
+        ),
+    ],
+)
+def test_an_adapter_over_8_bits_is_the_one_over_the_rounded_weights(
+    name: str, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QLoRA: the products beside a weight of 8 bits do what adding to it would do, as do gradients of the factors."""
+    monkeypatch.setattr("jaxformer.layers.linear.int8_matmul", exact)
+    pair = open_pair(name, tmp_path / "base")
+    adapter = drawn(lora.init(pair.ours, NO_HEAD, key=jax.random.key(0)), std=0.1)
+    rounded = pair.ours.model.quantize()
+    dense = nnx.clone(rounded)
+    for _, module in list(nnx.iter_modules(dense)):
+        for part, linear in list(vars(module).items()):
+            if isinstance(linear, QuantizedLinear):
+                letters = "_" * len(linear.inputs + linear.outputs)
+                plain = Linear(linear.inputs, linear.outputs, axes=letters, rngs=nnx.Rngs(0))
+                plain.weight, plain.bias = nnx.Param(linear.dense_weight(), axes=letters), linear.bias
+                setattr(module, part, plain)
+    batch = make_batch(pair, rng)
+    labels = make_labels(pair, rng, batch)
+
+    def found_by(put: Callable[[Transformer, lora.Adapter], Transformer], model: Transformer) -> Any:
+        return jax.jit(jax.value_and_grad(lambda adapter: our_loss(put(model, adapter), batch, labels)))(adapter)
+
+    found, gradient = found_by(lora.apply, rounded)
+    expected, their = found_by(lora.add, dense)
+    assert abs(found - expected) < 1e-5
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(their), strict=True):
+        assert_close(ours, theirs)
+    with pytest.raises(InputError, match="8 bits"):
+        lora.merge(dataclasses.replace(pair.ours, model=rounded), adapter)
 
 
 @pytest.mark.parametrize("name", ["bert-classes", "roberta-classes", "distilbert-classes"])
@@ -250,5 +299,3 @@ def test_targets_that_match_nothing_are_refused_with_those_that_exist() -> None:
     config = lora.LoraConfig(modules_to_save=("classifier",))
     with pytest.raises(InputError, match='modules_to_save names "classifier", which the model does not have'):
         lora.init(GPT, config, key=jax.random.key(0))
-    with pytest.raises(InputError, match="weights of 8 bits cannot be adapted"):
-        lora.init(GPT.quantize(), key=jax.random.key(0))

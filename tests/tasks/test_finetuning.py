@@ -158,10 +158,14 @@ def test_an_adapter_is_a_folder_that_peft_opens(llama: Path, text: Path, tmp_pat
     np.testing.assert_allclose(np.asarray(merged.model(ids)), theirs, atol=1e-5)
 
 
+QLORA = ("--lora", "2", "--weights", "int8")
 FROZEN = ("--freeze", "embedding", "--freeze", "decoder.blocks.0.*")
 
 
-@pytest.mark.parametrize("flags", [pytest.param((), marks=pytest.mark.slow), ("--lora", "2"), FROZEN])
+@pytest.mark.parametrize(
+    "flags",
+    [pytest.param((), marks=pytest.mark.slow), pytest.param(("--lora", "2"), marks=pytest.mark.slow), QLORA, FROZEN],
+)
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
     flags: tuple[str, ...], llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +200,9 @@ def test_bad_input_is_one_line(
     assert "--preset is for new models" in said("--model", str(base), "--preset", "tiny", *data)
     assert "--tokenizer is for new models" in said("--model", str(base), "--tokenizer", "char", *data)
     assert "--lora adapts a checkpoint: give --model too" in said("--lora", "4", *data)
+    assert "--weights int8 is for weights that are not trained" in said(
+        "--model", str(base), "--weights", "int8", *data
+    )
     assert "belong to --lora" in said("--model", str(base), "--lora-alpha", "4", *data)
     assert "leave --freeze out" in said("--model", str(base), "--lora", "4", "--freeze", "embedding*", *data)
     assert 'the target "q_proj" matches nothing: there are c_attn, c_fc, c_proj' in said(
