@@ -14,9 +14,7 @@ from flax import nnx
 from jaxformer.cache import Cache, mark_valid
 from jaxformer.config import (
     ClassifierConfig,
-    LearnedPositions,
     LongRopeScaling,
-    StackConfig,
     TransformerConfig,
 )
 from jaxformer.config.positions import PositionIdsFrom
@@ -84,12 +82,12 @@ class Transformer(nnx.Module):
     @property
     def max_length(self) -> int | None:
         """Longest sequence that the decoder's (else the encoder's) positions allow; None: any."""
-        return positions_limit(self.config.main)
+        return self.config.main.max_length
 
     @property
     def max_source_length(self) -> int | None:
         """Longest source that the encoder's positions allow; None: any."""
-        return positions_limit(self.config.encoder)
+        return self.config.encoder.max_length if self.config.encoder else None
 
     @property
     def vocab_sizes(self) -> tuple[int | None, int | None]:
@@ -140,7 +138,7 @@ class Transformer(nnx.Module):
             encoder = self._encode(inputs, inputs_mask, position_ids, token_types, encoder_key, return_intermediates)
             encoded, encoded_mask = encoder.states, inputs_mask
             if targets is None:
-                logits = self.logits(encoded, dropout_key=head_key)
+                logits = self._classes_or_tokens(encoded, inputs, inputs_mask, head_key)
                 output = ModelOutput(logits, encoder.intermediates, Intermediates())
                 return output if return_intermediates else logits
             inputs, inputs_mask, position_ids = targets, targets_mask, None
@@ -153,7 +151,8 @@ class Transformer(nnx.Module):
         decoder, _ = self._extend(
             inputs, cache, inputs_mask, position_ids, decoder_key, return_intermediates, segment_ids
         )
-        output = ModelOutput(self.logits(decoder.states), encoder.intermediates, decoder.intermediates)
+        logits = self._classes_or_tokens(decoder.states, inputs, inputs_mask, head_key)
+        output = ModelOutput(logits, encoder.intermediates, decoder.intermediates)
         return output if return_intermediates else output.logits
 
     def encode(
@@ -222,7 +221,7 @@ class Transformer(nnx.Module):
         """Return float32 logits [..., V]; of a classifier [B, classes]; the states themselves if there is no head.
 
         Args:
-            hidden: Hidden states [..., D]; of a classifier [B, S, D].
+            hidden: Hidden states [..., D]; of a classifier those of the tokens that it reads, [B, D].
             dropout_key: Key for the dropout of a classifier. None: no dropout.
         """
         match self.head:
@@ -291,6 +290,8 @@ class Transformer(nnx.Module):
         Returns:
             Logits [B, V] after the prompts, and the cache with them.
         """
+        if not isinstance(self.head, Head):
+            raise InputError("the model has no head over the vocabulary, so that it cannot generate")
         valid = token_mask("mask", mask, tokens.shape)
         position_ids = make_position_ids(self._decoder.config.position_ids_from, tokens, valid)
         last = jax.lax.dynamic_slice_in_dim(position_ids, length - 1, 1, axis=1)
@@ -306,6 +307,14 @@ class Transformer(nnx.Module):
             return step_across(self, tokens, cache, self._switch)
         hidden, cache = self.extend(tokens, cache)
         return self.logits(hidden[:, -1]), cache
+
+    def _classes_or_tokens(
+        self, states: jax.Array, tokens: jax.Array, mask: jax.Array | None, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        """Return the logits of states [B, T, D]: of every token, or of a classifier's classes."""
+        if isinstance(self.head, Classifier):
+            states = self.head.pool(states, tokens, mask)
+        return self.logits(states, dropout_key=dropout_key)
 
     @property
     def _switch(self) -> int | None:
@@ -389,8 +398,3 @@ class OneKey(nnx.Rngs):
 def abstract_model(config: TransformerConfig) -> Transformer:
     """Return the model with shapes and types in place of its parameters."""
     return nnx.eval_shape(lambda: Transformer(config, rngs=OneKey()))
-
-
-def positions_limit(stack: StackConfig | None) -> int | None:
-    """Return the number of positions of a stack; None: no limit."""
-    return stack.positions.length if stack and isinstance(stack.positions, LearnedPositions) else None

@@ -11,6 +11,7 @@ from jaxformer.config import (
     EmbeddingConfig,
     FeedForwardConfig,
     HeadConfig,
+    LastToken,
     LatentAttentionConfig,
     LayerNormConfig,
     LearnedPositions,
@@ -144,5 +145,6 @@ LATENT = TransformerConfig(
         ),
         None,
     ),
+    head=ClassifierConfig(3, None, dropout=0.2, pooled=LastToken(5)),
 )
 BASES = {"mixture": MIXTURE, "latent": LATENT, "both": BOTH, "decoder": DECODER, "encoder": ENCODER, "counted": COUNTED}

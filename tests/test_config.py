@@ -19,6 +19,7 @@ from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
     EmbeddingConfig,
+    LastToken,
     LatentAttentionConfig,
     LearnedPositions,
     LongRopeScaling,
@@ -96,6 +97,7 @@ CHOICES = {
     "position_ids_from": ("slot", "mask"),
     "normed": ("each head", "all heads"),
     "layout": ("halves", "interleaved"),
+    "pooled": ("first", LastToken()),
 }
 # Structure rather than values: covered by the models of every shape, or by the fields inside them.
 COMPOSED = {"attention", "feed_forward", "expert", "router", "cross", "norm", "encoder", "decoder", "embedding"}

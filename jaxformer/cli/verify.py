@@ -16,6 +16,7 @@ from jaxformer.cli import terminal
 from jaxformer.cli.invocation import command_line
 from jaxformer.errors import InputError, shortened
 from jaxformer.flags import optional
+from jaxformer.layers import Classifier
 from jaxformer.model import Transformer
 from jaxformer.ops import cross_entropy
 from jaxformer.pretrained import Pretrained, family_of, from_pretrained
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> None:
     print(f"{'':22}{'':16}{'transformers':>16}{'its float64':>20}")
     for line in comparisons:
         print(f"{line.where:22}{line.what:16}{line.ours:16.1e}{line.rounding:20.1e}{'  departs' * line.departs}")
-    same = lm.model.decoder is None or print_tokens(lm, torch_model.float(), inputs)
+    same = "decoder" not in kind(lm.model) or print_tokens(lm, torch_model.float(), inputs)
     departed = next((line for line in comparisons if line.departs), None)
     if departed or not same:
         where = f"{departed.where}, {departed.what}: {departed.ours:.1e}" if departed else "the generated tokens"
@@ -118,10 +119,12 @@ def main(argv: list[str]) -> None:
 
 
 def kind(model: Transformer) -> str:
-    """Return the kind of a model: of encoders alone, by their head."""
+    """Return the kind of a model: of those that generate by their stacks, of others by their head."""
+    if isinstance(model.head, Classifier):
+        return "classifier"
     if model.decoder is not None:
         return "decoder" if model.encoder is None else "encoder-decoder"
-    return {"Head": "head", "Classifier": "classifier"}.get(type(model.head).__name__, "bare")
+    return "bare" if model.head is None else "head"
 
 
 def load_reference(folder: Path, model: Transformer) -> Any:

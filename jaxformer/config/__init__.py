@@ -28,6 +28,7 @@ from jaxformer.config.model import (
     ClassifierConfig,
     EmbeddingConfig,
     HeadConfig,
+    LastToken,
     StackConfig,
     TransformerConfig,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "EmbeddingConfig",
     "FeedForwardConfig",
     "HeadConfig",
+    "LastToken",
     "LatentAttentionConfig",
     "LayerNormConfig",
     "LearnedPositions",

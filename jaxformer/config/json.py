@@ -22,6 +22,7 @@ from jaxformer.config.model import (
     ClassifierConfig,
     EmbeddingConfig,
     HeadConfig,
+    LastToken,
     StackConfig,
     TransformerConfig,
 )
@@ -64,6 +65,7 @@ CONFIGS = (
     StackConfig,
     TransformConfig,
     HeadConfig,
+    LastToken,
     ClassifierConfig,
     TransformerConfig,
 )

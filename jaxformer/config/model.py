@@ -1,10 +1,11 @@
 """Whole models: embedding, stack, head, and what connects them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxformer.config.attention import NormConfig, check_attention, check_rate
 from jaxformer.config.layers import BlockConfig, TransformConfig
-from jaxformer.config.positions import NonPadPositions, PositionIdsFrom, Positions, RelativePositions
+from jaxformer.config.positions import LearnedPositions, NonPadPositions, PositionIdsFrom, Positions, RelativePositions
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
 from jaxformer.schema import check_range
@@ -72,6 +73,11 @@ class StackConfig:
         check_rate(self.dropout)
         check_rate(self.final_dropout)
 
+    @property
+    def max_length(self) -> int | None:
+        """Longest sequence that the positions allow; None: any."""
+        return self.positions.length if isinstance(self.positions, LearnedPositions) else None
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -93,18 +99,41 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class LastToken:
+    """Classify a sequence by the state of its last real token, which alone has seen all of a decoder's input.
+
+    Attributes:
+        pad_id: Token that is padding wherever it stands. None: only the mask tells what is padding.
+    """
+
+    pad_id: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an impossible token."""
+        if self.pad_id is not None:
+            check_range("pad_id", self.pad_id, 0)
+
+
+Pooled = Literal["first"] | LastToken
+
+
+@dataclass(frozen=True)
 class ClassifierConfig:
-    """Class of a whole sequence from the state of its first token: activation(x W + b) W_out + b_out.
+    """Class of a whole sequence from the state x of one token: activation(x W + b) W_out + b_out.
 
     Attributes:
         classes: Number of classes.
-        activation: Name of the activation.
+        activation: Name of the activation. None: there is no inner layer, x W_out + b_out.
         dropout: Rate on the inner units.
+        pooled: The token: the "first", as encoders have it, or the last, as decoders have it.
+        bias: Whether there is b_out.
     """
 
     classes: int
-    activation: Activation = "tanh"
+    activation: Activation | None = "tanh"
     dropout: float = 0.0
+    pooled: Pooled = "first"
+    bias: bool = True
 
     def __post_init__(self) -> None:
         """Refuse no classes and an impossible rate."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.backends.cpu import matmul_transposed, prefers_transposed
-from jaxformer.config import ClassifierConfig, EmbeddingConfig, HeadConfig, TransformConfig
+from jaxformer.config import ClassifierConfig, EmbeddingConfig, HeadConfig, LastToken, TransformConfig
 from jaxformer.layers.linear import Linear, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import ACTIVATIONS, dropout
@@ -90,15 +90,32 @@ class Head(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Logits of the classes of a sequence, from the state of its first token: `ClassifierConfig`."""
+    """Logits of the classes of a sequence, from the state of one token: `ClassifierConfig`."""
 
     def __init__(self, config: ClassifierConfig, dim: int, *, rngs: nnx.Rngs):
-        self.dropout = config.dropout
-        self.activation = config.activation
-        self.hidden = Linear(dim, dim, axes="D_", rngs=rngs)
-        self.output = Linear(dim, config.classes, axes="D_", rngs=rngs)
+        self.config = config
+        self.hidden = Linear(dim, dim, axes="D_", rngs=rngs) if config.activation else None
+        self.output = Linear(dim, config.classes, axes="D_", bias=config.bias, rngs=rngs)
 
-    def __call__(self, states: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Return float32 logits [B, classes] of states [B, T, D]."""
-        inner = dropout(ACTIVATIONS[self.activation](self.hidden(states[:, 0])), self.dropout, dropout_key)
-        return self.output(inner).astype(jnp.float32)
+    def pool(self, states: jax.Array, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Return the state [B, D] that tells the class.
+
+        Args:
+            states: [B, T, D].
+            tokens: Token ids [B, T].
+            valid: [B, T], True or 1 at real tokens. None: all are.
+        """
+        if not isinstance(self.config.pooled, LastToken):
+            return states[:, 0]
+        real = jnp.ones(tokens.shape, bool) if valid is None else valid != 0
+        if self.config.pooled.pad_id is not None:
+            real &= tokens != self.config.pooled.pad_id
+        slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        last = jnp.max(jnp.where(real, slots, 0), axis=1)  # [B]
+        return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+
+    def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Return float32 logits [B, classes] of the states [B, D] of `pool`."""
+        if self.hidden is not None and self.config.activation is not None:
+            x = ACTIVATIONS[self.config.activation](self.hidden(x))
+        return self.output(dropout(x, self.config.dropout, dropout_key)).astype(jnp.float32)

@@ -1,24 +1,27 @@
-"""A new classifier on the encoder of a checkpoint."""
+"""A new classifier on the encoder or the decoder of a checkpoint."""
 
 import dataclasses
 
 import numpy as np
 from flax import nnx
 
+from jaxformer.config import ClassifierConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.pretrained.bundle import Pretrained
+from jaxformer.pretrained.export import CLASSES
 from jaxformer.pretrained.families import family_of
 from jaxformer.pretrained.weights import build, stored_tensors, tensors_of
 
 
 def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pretrained, list[str]]:
-    """Return an encoder with a classifier of these labels in place of its head, and the names of its new tensors.
+    """Return a checkpoint with a classifier of these labels in place of its head, and the names of its new tensors.
 
-    What the checkpoint has of the classifier stays: the pooler of BERT.
+    What the checkpoint has of the classifier stays: the pooler of BERT. A decoder's padding is named in its settings,
+    because its classifier reads the last token before it.
 
     Args:
-        lm: The encoder, with its weights.
+        lm: The encoder or decoder, with its weights.
         labels: The labels in the order of their numbers.
         seed: Seed of the new weights.
 
@@ -26,16 +29,19 @@ def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pr
         InputError: The family has no classifier.
     """
     family = family_of(lm.settings)
+    architecture = f"{family.classes}ForSequenceClassification"
     numbers = {str(number): label for number, label in enumerate(labels)}
     settings = lm.settings | {
-        "architectures": [f"{family.classes}ForSequenceClassification"],
+        "architectures": [CLASSES.get(architecture, architecture)],
         "id2label": numbers,
         "label2id": {label: number for number, label in enumerate(labels)},
     }
     settings.pop("num_labels", None)
+    if lm.model.encoder is None and settings.get("pad_token_id") is None:
+        settings["pad_token_id"] = max(lm.generation.padding, 0)
     config = family.config(settings)
-    if config.decoder is not None:
-        raise InputError(f"{family.classes} has no classifier: give an encoder, such as BERT")
+    if not isinstance(config.head, ClassifierConfig):
+        raise InputError(f"{family.classes} has no classifier here: give an encoder or a decoder, not both")
     table = family.table(config)
     fresh = tensors_of(Transformer(config, rngs=nnx.Rngs(seed)), table)
     there = tensors_of(lm.model, family.table(lm.model.config)) | lm.kept

@@ -1,4 +1,4 @@
-"""What encoders tell about texts: vectors, classes, and the tokens that masks stand for."""
+"""What models tell about texts: vectors and filled masks by encoders, classes by whatever has a classifier."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -11,7 +11,7 @@ import tokenizers
 from jaxformer.errors import InputError
 from jaxformer.generation.arrays import pad
 from jaxformer.generation.compiling import compiled
-from jaxformer.layers import Head
+from jaxformer.layers import Classifier, Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import tokens
 from jaxformer.schema import is_integer
@@ -33,10 +33,10 @@ def rows_of(
     name: Callable[[int], str] = "text {}".format,
     advice: str = "shorten it, or give truncate=True",
 ) -> list[list[int]]:
-    """Return the token ids of texts as an encoder reads them.
+    """Return the token ids of texts as an encoder reads them, or a decoder with a classifier.
 
     Args:
-        model: The encoder.
+        model: The model.
         tokenizer: Its tokenizer. None: there is none.
         texts: The texts.
         truncate: Whether longer texts than it has positions are cut.
@@ -46,11 +46,11 @@ def rows_of(
     Raises:
         InputError: The model or a text does not allow it.
     """
-    if model.encoder is None or model.decoder is not None:
+    if model.decoder is not None and not isinstance(model.head, Classifier):
         raise InputError("an encoder-only model is needed, such as BERT: this one has a decoder")
     if tokenizer is None:
         raise InputError("the folder has no tokenizer.json to read texts with")
-    limit = model.max_source_length
+    limit = longest_input(model)
     ids = tokens.encode(tokenizer, texts, limit=limit if truncate else None)
     for place, row in enumerate(ids):
         if not row:
@@ -58,6 +58,11 @@ def rows_of(
         if limit is not None and len(row) > limit:
             raise InputError(f"{name(place)} has {len(row)} tokens, more than {limit}: {advice}")
     return ids
+
+
+def longest_input(model: Transformer) -> int | None:
+    """Return the most tokens that a model without the other stack can read. None: any number."""
+    return model.max_length if model.encoder is None else model.max_source_length
 
 
 def batches(
@@ -121,11 +126,11 @@ def classify(model: Transformer, rows: Sequence[Sequence[int]]) -> np.ndarray:
     """Return the probabilities of the classes of each text, float32 [texts, classes].
 
     Args:
-        model: An encoder with a classifier.
+        model: An encoder or a decoder with a classifier.
         rows: Token ids of texts.
     """
     found = []
-    for places, ids, valid in batches(rows, min(BATCH, len(rows)), model.max_source_length):
+    for places, ids, valid in batches(rows, min(BATCH, len(rows)), longest_input(model)):
         found += zip(places, np.asarray(probabilities(model, ids, valid)), strict=False)
     return np.stack([row for _, row in sorted(found, key=lambda each: each[0])])
 

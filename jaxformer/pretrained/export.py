@@ -41,6 +41,7 @@ CLASSES = {
     "MarianForConditionalGeneration": "MarianMTModel",
     "T5Model": "T5EncoderModel",
     "MT5Model": "MT5EncoderModel",
+    "Gemma3ForSequenceClassification": "Gemma3TextForSequenceClassification",  # the other one sees images
 }
 
 

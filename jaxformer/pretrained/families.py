@@ -1,13 +1,15 @@
 """The families of models that can be opened."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jaxformer.config import TransformerConfig
+from jaxformer.config import ClassifierConfig, LastToken, TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.pretrained import bart, bert, deepseek, gemma, gpt2, llama, mixture, neox, opt, t5
-from jaxformer.pretrained.weights import WeightTable
-from jaxformer.schema import Schema
+from jaxformer.pretrained.settings import read_settings
+from jaxformer.pretrained.weights import Row, WeightTable
+from jaxformer.schema import Schema, count, integer, list_of, mapping, text
 
 
 class Family(NamedTuple):
@@ -26,8 +28,50 @@ class Family(NamedTuple):
     table: Callable[[TransformerConfig], WeightTable]
 
 
+SCORED = {
+    "architectures": list_of(text(None)),
+    "id2label": mapping(),
+    "num_labels": count(2),
+    "pad_token_id": integer(None, -1),
+}
+SCORE = "score"  # the name of the map to classes in all decoders
+# Padding where config.json names none.
+PADDING = {"gemma": 0, "gemma2": 0, "gemma3_text": 0, "olmo2": 1, "opt": 1, "phi3": 32000, "smollm3": 128004}
+
+
+def with_score(family: Family, padding: int | None) -> Family:
+    """Return a family whose models without an encoder may classify sequences, by the state of their last token.
+
+    Args:
+        family: The family, of other models.
+        padding: Its token for padding where config.json names none.
+    """
+
+    def config(hf: dict[str, Any]) -> TransformerConfig:
+        found = family.config(hf)
+        name = next(iter(hf.get("architectures") or ()), "")
+        if found.encoder is not None or not name.endswith("ForSequenceClassification"):
+            return found
+        if found.main.embedding.dim not in (None, found.dim):
+            raise InputError(f"{name} with an embedding narrower than the model is not supported")
+        read = read_settings({"pad_token_id": padding} | hf, SCORED)
+        classes = read["num_labels"] if read["id2label"] is None else len(read["id2label"])
+        pad_id = read["pad_token_id"]
+        pooled = LastToken(None if pad_id is None or pad_id < 0 else pad_id)  # no token is -1
+        return replace(found, head=ClassifierConfig(classes, activation=None, pooled=pooled, bias=False))
+
+    def table(config: TransformerConfig) -> WeightTable:
+        found = family.table(config)
+        if not isinstance(config.head, ClassifierConfig) or config.encoder is not None:
+            return found
+        rows = tuple(row for row in found.rows if row.ours != "head.output")
+        return replace(found, rows=(*rows, Row("head.output", SCORE)))
+
+    return Family(family.classes, {**SCORED, **family.schema}, config, table)
+
+
 # Of several that have the shape of a model, `as_pretrained` takes the first.
-FAMILIES = {
+OF_NAME = {
     "bart": Family("Bart", bart.BART, bart.bart_config, bart.bart_table),
     "bert": Family("Bert", bert.BERT, bert.bert_config, bert.bert_table),
     "deepseek_v2": Family("DeepseekV2", deepseek.V2, deepseek.deepseek_v2_config, deepseek.deepseek_table),
@@ -57,6 +101,9 @@ FAMILIES = {
     "smollm3": Family("SmolLM3", llama.SMOLLM3, llama.smollm3_config, llama.llama_table),
     "xlm-roberta": Family("XLMRoberta", bert.ROBERTA, bert.roberta_config, bert.roberta_table),
 }
+
+
+FAMILIES = {name: with_score(family, PADDING.get(name)) for name, family in OF_NAME.items()}
 
 
 def family_of(hf: dict[str, Any]) -> Family:

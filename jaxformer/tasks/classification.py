@@ -1,4 +1,4 @@
-"""The task `classify`: a label for a text, by an encoder with a classifier."""
+"""The task `classify`: a label for a text, by an encoder or a decoder with a classifier."""
 
 import dataclasses
 import json
@@ -23,6 +23,7 @@ from jaxformer.errors import InputError, listed
 from jaxformer.model import Transformer
 from jaxformer.pretrained import TOKENIZER, Pretrained, lora, save_pretrained, with_classifier
 from jaxformer.pretrained.classifying import head_modules
+from jaxformer.pretrained.encoders import longest_input
 from jaxformer.pretrained.tokens import encode
 from jaxformer.tasks.classification_settings import ClassificationSettings
 from jaxformer.tasks.corpora import tokenizer_of
@@ -59,11 +60,11 @@ class Classification(Output):
 
 @dataclass(frozen=True, eq=False)
 class TextCoder:
-    """Turn texts into tokens for a classifier, which reads the state of the first token.
+    """Turn texts into tokens for a classifier.
 
     Attributes:
         backend: The tokenizer.
-        begin: The token before every text. None: the tokenizer adds its own ones.
+        begin: The token before every text, whose state a new encoder classifies. None: the tokenizer adds its own ones.
         pad: The token at padding.
     """
 
@@ -89,7 +90,7 @@ class TextCoder:
 
 
 class ClassifyTask(RowTask[ClassificationSettings]):
-    """Train an encoder with a classifier on texts with labels."""
+    """Train an encoder, or a checkpoint's decoder, with a classifier on texts with labels."""
 
     name = "classify"
     defaults = ClassificationSettings()
@@ -99,7 +100,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
     @classmethod
     def describe(cls) -> str:
         """Return what the task is, for the help text."""
-        return "Train an encoder to tell which label a text has."
+        return "Train an encoder, or a decoder given by --model, to tell which label a text has."
 
     # --- data
 
@@ -152,7 +153,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
     @cached_property
     def longest(self) -> int:
         """The most tokens of a text: those of the settings, and of the checkpoint's positions."""
-        limit = None if self.base is None else self.base.lm.model.max_source_length
+        limit = None if self.base is None else longest_input(self.base.lm.model)
         return self.text.max_length if limit is None else min(self.text.max_length, limit)
 
     def pairs(self, split: Split) -> list[Pair]:
@@ -202,9 +203,11 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         return dataclasses.replace(config, head=ClassifierConfig(len(self.labels), dropout=sizes["dropout"]))
 
     def check_base(self, lm: Pretrained) -> None:
-        """Raise InputError for a checkpoint that is no encoder with a tokenizer."""
-        if lm.model.encoder is None or lm.model.decoder is not None:
-            raise InputError(f"{self.start.model} is no encoder-only model, such as BERT: --task classify needs one")
+        """Raise InputError for a checkpoint with encoder and decoder, or without a tokenizer."""
+        if lm.model.encoder is not None and lm.model.decoder is not None:
+            raise InputError(
+                f"{self.start.model} has encoder and decoder: --task classify needs one alone, such as BERT or GPT-2"
+            )
         if lm.tokenizer is None:
             raise InputError("the checkpoint has no tokenizer.json to read texts with: save it with its tokenizer")
 
@@ -280,10 +283,11 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         (ids,) = self.coder.encode([text], self.longest)
         ((found,),) = self._labelled(model, [text], [ids])
         observed = forward(model, ids[None], return_intermediates=True)
+        stack, side = (observed.decoder, "decoder") if model.encoder is None else (observed.encoder, "encoder")
         names = Tokenizer("file", self.coder.backend).names(ids)
-        maps = first_row(observed.encoder.attentions)
+        maps = first_row(stack.attentions)
         answer = f"{text}  ->  {found.label} ({found.probability:.1%})"
-        return AttentionView(answer, (Observation("encoder", "Self-attention", maps, names, query_label="token"),))
+        return AttentionView(answer, (Observation(side, "Self-attention", maps, names, query_label="token"),))
 
     def encode(self, text: str) -> np.ndarray:
         """Return the token ids of a text, int32 [S]."""

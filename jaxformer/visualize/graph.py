@@ -14,6 +14,7 @@ from jaxformer.config import (
     ClassifierConfig,
     FeedForwardConfig,
     HeadConfig,
+    LastToken,
     LatentAttentionConfig,
     LearnedPositions,
     MoEConfig,
@@ -248,8 +249,11 @@ def draw_head(pen: Pen, config: TransformerConfig) -> None:
         pen.text("hidden states", pen.x, pen.y + 0.14, size=9.5, colour=INK, ha="center")
         return
     if isinstance(config.head, ClassifierConfig):
-        classes = config.head.classes
-        pen.box(Box("Classifier", (f"of the first token, {config.dim} \u2192 {config.dim} \u2192 {classes}",), HEAD))
+        head, classes = config.head, config.head.classes
+        token = "last" if isinstance(head.pooled, LastToken) else "first"
+        widths = [config.dim] * (1 if head.activation is None else 2) + [classes]
+        way = " \u2192 ".join(map(str, widths))
+        pen.box(Box("Classifier", (f"of the {token} token, {way}",), HEAD))
         pen.climb(f"[B, {classes}]")
     else:
         vocabulary = config.main.embedding.vocab_size

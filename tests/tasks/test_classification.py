@@ -37,7 +37,9 @@ KINDS = {
     "bert": (transformers.BertConfig, {"hidden_dropout_prob": 0.1}),
     "distilbert": (transformers.DistilBertConfig, {"dropout": 0.1}),
     "roberta": (transformers.RobertaConfig, {"hidden_dropout_prob": 0.1}),
+    "llama": (transformers.LlamaConfig, {"num_key_value_heads": 1}),
 }
+OF_KINDS = [pytest.param(kind, marks=() if kind in ("bert", "llama") else pytest.mark.slow) for kind in KINDS]
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
 
@@ -55,8 +57,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def save_base(kind: str, folder: Path, made: Any = transformers.AutoModelForMaskedLM) -> Path:
-    """A tiny encoder with a tokenizer of words."""
+def save_base(kind: str, folder: Path, made: Any = None) -> Path:
+    """A tiny encoder or decoder with a tokenizer of words."""
+    usual = transformers.AutoModelForCausalLM if kind == "llama" else transformers.AutoModelForMaskedLM
     vocabulary = {
         token: index for index, token in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *GOOD, *BAD, *NEUTRAL])
     }
@@ -70,7 +73,7 @@ def save_base(kind: str, folder: Path, made: Any = transformers.AutoModelForMask
     config = config_class(
         vocab_size=len(vocabulary), pad_token_id=0, max_position_embeddings=24, initializer_range=0.1, **shape, **rates
     )
-    made.from_config(config).save_pretrained(folder)
+    (made or usual).from_config(config).save_pretrained(folder)
     return folder
 
 
@@ -104,7 +107,7 @@ def their_loss(model: torch.nn.Module, batch: Any, _: int) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits, tensors["labels"][real, 0].long())
 
 
-@pytest.mark.parametrize("kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])])
+@pytest.mark.parametrize("kind", OF_KINDS)
 def test_fifty_steps_have_the_losses_of_pytorch(kind: str, bases: dict[str, Path], rows: Path, tmp_path: Path) -> None:
     task = ClassifyTask(settings(rows, bases[kind]))
     save_with_new_head(task, tmp_path)
@@ -115,7 +118,7 @@ def test_fifty_steps_have_the_losses_of_pytorch(kind: str, bases: dict[str, Path
     assert np.mean(ours[-5:]) < np.mean(ours[:5]) - 0.3
 
 
-@pytest.mark.parametrize("kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])])
+@pytest.mark.parametrize("kind", OF_KINDS)
 def test_fifty_steps_of_an_adapter_have_the_losses_of_peft(
     kind: str, bases: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
@@ -292,10 +295,10 @@ def test_bad_input_is_one_line(
 
 
 def test_checkpoints_that_cannot_classify_are_refused(bases: dict[str, Path], rows: Path, tmp_path: Path) -> None:
-    config = transformers.GPT2Config(vocab_size=30, n_positions=32, n_embd=16, n_layer=1, n_head=2)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(InputError, match="is no encoder-only model"):
-        ClassifyTask(settings(rows, tmp_path / "gpt2")).config  # noqa: B018
+    config = transformers.T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    with pytest.raises(InputError, match="has encoder and decoder: --task classify needs one alone"):
+        ClassifyTask(settings(rows, tmp_path / "t5")).config  # noqa: B018
     mute = tmp_path / "mute"
     shutil.copytree(bases["bert"], mute)
     (mute / "tokenizer.json").unlink()
