@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxformer"
 FLOORS = (
-    {"interrupts", "errors", "extras", "schema", "locks", "flags", "machine", "backends", "ops", "config"},
+    {"interrupts", "errors", "extras", "schema", "locks", "flags", "machine", "backends", "ops", "config", "parallel"},
     {"layers"},
     {"model", "cache", "rereading", "presets"},
     {"generation", "training", "data", "pretrained", "visualize"},
@@ -38,6 +38,8 @@ NEIGHBOURS = {
     ("extras", "errors"),
     ("schema", "errors"),
     ("locks", "errors"),
+    ("parallel", "errors"),
+    ("ops", "parallel"),
     ("machine", "errors"),
     ("config", "errors"),
     ("config", "schema"),

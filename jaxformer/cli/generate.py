@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxformer import parallel
 from jaxformer.cli import runs, terminal
 from jaxformer.cli.inputs import Prompts, read_inputs
 from jaxformer.cli.invocation import command_line
@@ -70,6 +71,8 @@ class Arguments:
     """folder of the run (default: the one below runs/ that was finished last)"""
     task: Annotated[str | None, optional("NAME")] = None
     """task of the run; needed for a task of your own, FILE.py:CLASS"""
+    mesh: Annotated[str | None, optional("AXIS=SIZE,...")] = None
+    """divide the model over devices: tensor=4, or fsdp=2,tensor=2"""
     json: bool = False
     """print one JSON object per sequence"""
 
@@ -82,6 +85,12 @@ def decode_inputs(argv: list[str]) -> None:
         prog=command_line("generate"),
         description="Decode with a trained model: greedily, by beam search (--beam 4), or sampling (--temperature 1).",
     )
+    with parallel.using(None if arguments.mesh is None else parallel.make_mesh(arguments.mesh)):
+        answer(arguments)
+
+
+def answer(arguments: Arguments) -> None:
+    """Print what the model makes of its inputs."""
     settings = generation_settings(arguments)
     if arguments.model is not None:
         answer_with_folder(arguments.model, arguments, settings)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
+from jaxformer import parallel
 from jaxformer.cli.invocation import command_line
 from jaxformer.config import TransformerConfig, from_dict, to_dict
 from jaxformer.errors import InputError, shortened
-from jaxformer.model import Transformer
+from jaxformer.model import Transformer, abstract_model
 from jaxformer.schema import Field, integer, load_json, located, mapping, nullable, read, require, text
 from jaxformer.tasks import TASKS, NamedTask, Task, TrainSettings, find_task, is_outside, same_task, settings_from_dict
 from jaxformer.tasks.finetuning import ADAPTER, MODEL
@@ -70,13 +72,27 @@ class Run:
 def fresh_state(task: Task[Any], transformer: TransformerConfig) -> tuple[Trainable, TrainState]:
     """Return the model, and the training state before the first step."""
     trainable = task.trainable(transformer)
-    return trainable, first_state(task, trainable.params)
+    make = partial(first_state, task)
+    if (mesh := parallel.current_mesh()) is None:
+        return trainable, make(trainable.params)
+    where = state_shardings(jax.eval_shape(make, trainable.params), transformer, mesh)
+    return trainable, jax.jit(make, out_shardings=where)(trainable.params)
 
 
 def abstract_state(task: Task[Any], transformer: TransformerConfig) -> tuple[Trainable, TrainState]:
     """Return the same with shapes and types in place of the arrays of the state; they are not allocated."""
     trainable = task.trainable(transformer, abstract=True)
-    return trainable, jax.eval_shape(partial(first_state, task), trainable.params)
+    state = jax.eval_shape(partial(first_state, task), trainable.params)
+    if (mesh := parallel.current_mesh()) is None:
+        return trainable, state
+    where = state_shardings(state, transformer, mesh)
+    return trainable, jax.tree.map(lambda leaf, place: leaf.update(sharding=place), state, where)
+
+
+def state_shardings(state: TrainState, transformer: TransformerConfig, mesh: Mesh) -> Any:
+    """Return where each array of a training state lies: an optimizer's beside the parameter that it is of."""
+    letters = parallel.letters_of(abstract_model(transformer))
+    return parallel.shardings(state, mesh, parallel.current_rules(), letters)
 
 
 def first_state(task: Task[Any], params: Any) -> TrainState:

@@ -17,6 +17,7 @@ import jax
 import tyro
 from tqdm import tqdm
 
+from jaxformer import parallel
 from jaxformer.cli import folders, runs, terminal
 from jaxformer.cli.invocation import command_line
 from jaxformer.cli.memory import bytes_of, check_memory, size
@@ -60,6 +61,8 @@ class Arguments(Generic[S]):
     """go on with the run in --output, or else with the newest run of the task, as if it had never stopped"""
     eval_only: bool = False
     """train nothing: evaluate the run in --output, or else the newest run of the task, once more"""
+    mesh: Annotated[str | None, optional("AXIS=SIZE,...")] = None
+    """divide the training over devices: fsdp=8, data=2,tensor=4, or fsdp=-1 for all that are there"""
     tensorboard: bool = False
     """write TensorBoard events into the run's folder as well"""
 
@@ -82,6 +85,20 @@ def train(argv: list[str]) -> None:
     flags = [part for argument in rest for part in argument.split("=", 1)]
     arguments = parse(named, rest, named.task.defaults_for(flags))
     folder = folders.choose(named, arguments.output, existing=arguments.resume or arguments.eval_only)
+    with parallel.using(None if arguments.mesh is None else parallel.make_mesh(arguments.mesh)):
+        train_in(folder, named, arguments, rest, start)
+
+
+def train_in(folder: Path, named: NamedTask, arguments: Any, rest: list[str], start: float) -> None:
+    """Train, or evaluate, in a folder.
+
+    Args:
+        folder: The folder of the run.
+        named: The task.
+        arguments: The command line.
+        rest: The same as it was given, without the task.
+        start: When the program began.
+    """
     if arguments.eval_only:
         read_saved(folder, named, rest)
         run = runs.open_run(folder, named)
@@ -217,6 +234,7 @@ def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: b
         learning_rates(settings.optimizer, settings.steps),
         accumulate=settings.accumulate,
         adjust=task.adjust,
+        shardings=None if parallel.current_mesh() is None else jax.tree.map(lambda leaf: leaf.sharding, state),
     )
     if trainable.frozen is not None:
         trained, frozen = (
@@ -233,7 +251,8 @@ def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: b
             go_to(batches, position)
         taken = int(state.step)
         with MetricLogger(folder, first_step=taken, steps=settings.steps, tensorboard=tensorboard) as recorder:
-            return fit(state, step, batches, plan, recorder, checkpoints)[1]
+            on_devices = lambda state, batch: step(state, parallel.shard_batch(batch))  # noqa: E731
+            return fit(state, on_devices, batches, plan, recorder, checkpoints)[1]
 
 
 def training_batches(task: Task[Any]) -> Batches:

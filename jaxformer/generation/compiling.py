@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import backends
+from jaxformer import backends, parallel
 from jaxformer.backends.cpu import few_rows_options
 from jaxformer.generation.arrays import is_traced
 
@@ -173,7 +173,9 @@ class Compiled:
             # There is no reverse derivative of a loop whose length is not known.
             return self.function(*(jax.lax.stop_gradient(each.tree) for each in flat), **static)
         key = (self, backends.layout(), *static.items(), *[each.signature for each in flat])
-        return PROGRAMS.call(key, self, [each.leaves for each in flat])
+        leaves = [each.leaves for each in flat]
+        with parallel.using(None if parallel.current_mesh() else parallel.mesh_of(leaves)):
+            return PROGRAMS.call(key, self, leaves)
 
     def program(self, key: tuple[Any, ...], leaves: list[list[Any]]) -> Callable[..., Any]:
         """Return a new function under `jax.jit` for arguments of the signatures in the key: it takes their leaves."""

@@ -11,6 +11,7 @@ from jaxformer.layers.any_attention import make_attention
 from jaxformer.layers.experts import Experts, make_feed_forward
 from jaxformer.layers.norm import Norm, make_norm
 from jaxformer.ops import AttentionMask, Routing, dropout
+from jaxformer.parallel import constrain
 
 
 class EncoderKV(NamedTuple):
@@ -135,7 +136,7 @@ class Block(nnx.Module):
             mixed = norm(mixed)
         elif output_norm is not None:
             mixed = output_norm(mixed)
-        total = x + dropout(mixed, self.config.dropout, key)
+        total = constrain(x + dropout(mixed, self.config.dropout, key), "BT_")
         return norm(total) if self.config.norm_order == "post" else total
 
 

@@ -10,6 +10,7 @@ from jaxformer.config import EmbeddingConfig, LearnedPositions, RelativePosition
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import Linear
 from jaxformer.ops import distance_buckets, sinusoidal_positions
+from jaxformer.parallel import constrain
 
 
 class Embedding(nnx.Module):
@@ -41,7 +42,7 @@ class Embedding(nnx.Module):
             raise InputError(f"tokens must be integers, not {tokens.dtype}: embeddings are looked up, not multiplied")
         if self.token_type_embedding is None and token_types is not None:
             raise InputError("this model knows one kind of token: leave token types out")
-        x = look_up(self.embedding[...], tokens) * self.scale
+        x = look_up(self.embedding[...], tokens, "V_") * self.scale
         if self.token_type_embedding is not None:
             kinds = jnp.zeros((1, 1), int) if token_types is None else token_types
             x += look_up(self.token_type_embedding[...], kinds)
@@ -90,6 +91,14 @@ class RelativePositionBias(nnx.Module):
         return jnp.moveaxis(self.bias[...][buckets], -1, 1)  # [B|1, N, T, S]
 
 
-def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
-    """Return rows of `table` [R, D] at `index` [...]: [..., D]. Indices outside 0..R-1 give NaN, never a wrong row."""
+def look_up(table: jax.Array, index: jax.Array, letters: str = "__") -> jax.Array:
+    """Return rows of `table` [R, D] at `index` [...]: [..., D]. Indices outside 0..R-1 give NaN, never a wrong row.
+
+    Args:
+        table: The rows, [R, D].
+        index: Integers [...].
+        letters: What stays divided over devices during the look-up, see `parallel.constrain`: never D, whose parts
+            would have to be exchanged for those of other rows.
+    """
+    table = constrain(table, letters)
     return jnp.take(table, jnp.where(index < 0, table.shape[0], index), axis=0, mode="fill", fill_value=jnp.nan)

@@ -9,7 +9,8 @@ from jaxformer.config import FeedForwardConfig, MoEConfig, SigmoidRouter, Softma
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.variables import RouterBias
-from jaxformer.ops import Routing, TopK, mix_experts, mix_grouped, sigmoid_router, softmax_router
+from jaxformer.ops import Routing, TopK, mix_experts, mix_grouped, mix_over_devices, sigmoid_router, softmax_router
+from jaxformer.parallel import divided
 
 
 class Experts(nnx.Module):
@@ -38,11 +39,11 @@ class Experts(nnx.Module):
         """Return the mixture of x [B, T, D]: [B, T, D]."""
         rows = x.reshape(-1, x.shape[-1])  # [R, D]
         choice = self.choose(self.logits(rows))
-        if backends.is_cpu() or not isinstance(self.experts.up, Linear):  # where grouped products would expand
-            mixed = mix_experts(FeedForward.__call__, self.experts, rows, choice)
+        if divided():
+            each = jax.tree.map(lambda part: part.reshape(*x.shape[:-1], -1), choice)  # [B, T, k]
+            mixed = mix_over_devices(mix, self.experts, x, each, self.config.experts)
         else:
-            mixed = mix_grouped(self.experts.grouped, rows, choice, self.config.experts)
-        mixed = mixed.reshape(x.shape)  # [B, T, D]
+            mixed = mix(self.experts, rows, choice).reshape(x.shape)  # [B, T, D]
         return mixed if self.shared is None else mixed + self.shared(x, dropout_key=dropout_key)
 
     def routing(self, x: jax.Array) -> Routing:
@@ -75,6 +76,13 @@ class Experts(nnx.Module):
         if self.router_bias is None:
             return softmax_router(logits, self.config.top_k, **settings)
         return sigmoid_router(logits, self.router_bias[...].astype(jnp.float32), self.config.top_k, **settings)
+
+
+def mix(experts: FeedForward, rows: jax.Array, choice: TopK) -> jax.Array:
+    """Return the mixture [R, D] of tokens [R, D] by experts whose weights are [E, ...]."""
+    if backends.is_cpu() or not isinstance(experts.up, Linear):  # where grouped products would expand
+        return mix_experts(FeedForward.__call__, experts, rows, choice)
+    return mix_grouped(experts.grouped, rows, choice, len(jax.tree.leaves(experts)[0]))
 
 
 def make_feed_forward(config: FeedForwardConfig | MoEConfig, dim: int, *, rngs: nnx.Rngs) -> FeedForward | Experts:

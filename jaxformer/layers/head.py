@@ -9,6 +9,7 @@ from jaxformer.config import ClassifierConfig, EmbeddingConfig, HeadConfig, Last
 from jaxformer.layers.linear import Linear, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import ACTIVATIONS, dropout
+from jaxformer.parallel import constrain
 
 
 class Transform(nnx.Module):
@@ -62,7 +63,7 @@ class Head(nnx.Module):
             logits += self.bias[...].astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))  # [..., V]
         if (softcap := self.config.softcap) is not None:
             logits = softcap * jnp.tanh(logits / softcap)
-        return logits
+        return constrain(logits, "BTV" if logits.ndim == 3 else "BV")
 
     def untied(self, table: jax.Array, *, transposed: bool = False) -> "Head":
         """Return an equal head with a matrix of its own.

@@ -17,6 +17,7 @@ from jaxformer.layers.latent_attention import LatentAttention
 from jaxformer.layers.linear import Linear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import AttentionMask, Routing, count_positions, dropout
+from jaxformer.parallel import constrain
 
 
 class Intermediates(NamedTuple):
@@ -99,7 +100,7 @@ class Stack(nnx.Module):
             x += self.positions(position_ids).astype(x.dtype)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        x = dropout(x, self.config.dropout, first_key)
+        x = constrain(dropout(x, self.config.dropout, first_key), "BT_")
         states, outputs = [x], []
         for index, block in enumerate(self.blocks):
             forward = partial(

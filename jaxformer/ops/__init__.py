@@ -11,7 +11,7 @@ from jaxformer.ops.balance import (
     update_router_bias,
 )
 from jaxformer.ops.dropout import dropout
-from jaxformer.ops.experts import mix_experts, mix_grouped
+from jaxformer.ops.experts import mix_experts, mix_grouped, mix_over_devices
 from jaxformer.ops.int8 import Quantized, int8_matmul, quantize
 from jaxformer.ops.losses import cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import (
@@ -67,6 +67,7 @@ __all__ = [
     "matmul",
     "mix_experts",
     "mix_grouped",
+    "mix_over_devices",
     "padding_mask",
     "quantize",
     "rms_norm",

@@ -12,6 +12,7 @@ from jaxformer.backends.gpu import cuda_capability, fused_attention, fused_kerne
 from jaxformer.errors import InputError
 from jaxformer.ops.blockwise import blockwise_attention
 from jaxformer.ops.masks import AttentionMask, as_mask, both
+from jaxformer.ops.ring import ring_applies, ring_attention
 
 
 class AttentionOptions(TypedDict, total=False):
@@ -62,10 +63,11 @@ def dot_product_attention(
     vanish (section 3.2.1 and footnote 4). The softmax is computed in float32 and stays finite for any score, because
     the largest of a row is subtracted first. A query that sees no key gets zeros, and so do the gradients through it.
 
-    The same numbers are computed in one of three ways: by cuDNN's kernel on NVIDIA GPUs (`fused_kernel_applies`); for
-    long sequences without an array of T x S, block by block (`blockwise_attention`; gradients of first order only); or
-    densely. Masks and biases that differ per query are dense already, so only the structure of an `AttentionMask`, or
-    a mask [B|1, 1, 1, S], allows the first two.
+    The same numbers are computed in one of four ways: by cuDNN's kernel on NVIDIA GPUs (`fused_kernel_applies`); for
+    long sequences without an array of T x S, block by block (`blockwise_attention`; gradients of first order only);
+    on a mesh that divides positions likewise, in turns (`ring_attention`); or densely. Masks and biases that differ
+    per query are dense already, so only the structure of an `AttentionMask`, or a mask [B|1, 1, 1, S], allows the first
+    three.
 
     Args:
         query: [B, T, N, H].
@@ -86,6 +88,8 @@ def dot_product_attention(
     plain = bias is None and softcap is None and sinks is None
     if plain and fused_kernel_applies(query, key, value, mask, cuda_capability()):
         return fused_attention(query, key, value, mask, scale=scale)
+    if bias is None and ring_applies(query, key, mask):
+        return ring_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
     if bias is None and blockwise_pays(query, key, mask):
         return blockwise_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
     return weighted_values(_weights(query, key, scoring), value)

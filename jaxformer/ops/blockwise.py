@@ -38,14 +38,28 @@ class Blocks(NamedTuple):
     sinks: jax.Array
 
 
+class Seen(NamedTuple):
+    """Sums of queries over the keys that they have met so far.
+
+    Attributes:
+        largest: Largest score of each query, float32 [T blocks, B, K, G, size].
+        total: Sum of exponentials of each query, less that score, float32 [T blocks, B, K, G, size].
+        mixed: Sum of values under the exponentials, float32 [T blocks, B, K, G, size, Hv].
+    """
+
+    largest: jax.Array
+    total: jax.Array
+    mixed: jax.Array
+
+
 class Residuals(NamedTuple):
     """Arrays for the gradient.
 
     Attributes:
         blocks: The operands.
         output: [T blocks, B, K, G, size, Hv].
-        largest: Largest score of each query, float32 [T blocks, B, K, G, size].
-        total: Sum of exponentials of each query, float32 [T blocks, B, K, G, size].
+        largest: As in `Seen`.
+        total: As in `Seen`.
     """
 
     blocks: Blocks
@@ -95,8 +109,16 @@ def blockwise_attention(
     Returns:
         [B, T, N, Hv] in the type of `value`.
     """
+    blocks = in_blocks(query, key, value, mask, sinks, block)
+    return joined(_attend(Scale(scale, softcap), blocks), query.shape[1])
+
+
+def in_blocks(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask, sinks: jax.Array | None, block: int
+) -> Blocks:
+    """Return the operands of `blockwise_attention` in blocks."""
     B, T, N, _ = query.shape
-    _, S, K, Hv = value.shape
+    S, K = key.shape[1:3]
     grouped = query.reshape(B, T, K, N // K, -1)  # [B, T, K, G, H]
     queries = jnp.transpose(_split(grouped, block), (0, 1, 3, 4, 2, 5))  # [T blocks, B, K, G, size, H]
     keys = jnp.swapaxes(_split(key, block), 2, 3)  # [S blocks, B, K, size, H]
@@ -107,9 +129,13 @@ def blockwise_attention(
     segment_ids = None if mask.segment_ids is None else jnp.pad(mask.segment_ids, padding)
     mask = dataclasses.replace(mask, offset=mask.offsets, key_valid=key_valid, segment_ids=segment_ids)
     nowhere = jnp.full(N, _LOWEST) if sinks is None else sinks
-    # sinks [K, G], output [T blocks, B, K, G, size, Hv]
-    output = _attend(Scale(scale, softcap), Blocks(queries, keys, values, mask, nowhere.reshape(K, N // K)))
-    return jnp.transpose(output, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, Hv)[:, :T]  # [B, T, N, Hv]
+    return Blocks(queries, keys, values, mask, nowhere.reshape(K, N // K))
+
+
+def joined(output: jax.Array, length: int) -> jax.Array:
+    """Return blocks [T blocks, B, K, G, size, Hv] as [B, T, N, Hv], of which `length` tokens are there."""
+    blocks, B, K, G, size, Hv = output.shape
+    return jnp.transpose(output, (1, 0, 4, 2, 3, 5)).reshape(B, blocks * size, K * G, Hv)[:, :length]
 
 
 def _split(x: jax.Array, block: int) -> jax.Array:
@@ -127,16 +153,29 @@ def _attend(static: Scale, blocks: Blocks) -> jax.Array:
 
 def _forward(static: Scale, blocks: Blocks) -> tuple[jax.Array, Residuals]:
     """Return the output blocks, and what the gradient needs."""
-    queries, keys, values, mask, sinks = blocks
-    rows, Hv = queries.shape[1:-1], values.shape[-1]
-    # Before any key, a query has seen the sink: its exponential is 1 beneath its own score, and its value zero. The
-    # lowest number stands for no sink: nothing is left of it once a key is seen, and a query that sees none gets zeros.
-    nothing = jnp.broadcast_to(sinks[..., None], rows), jnp.ones(rows), jnp.zeros((*rows, Hv), jnp.float32)
+    seen = meet(static, blocks, nothing_seen(blocks))
+    output = (seen.mixed / seen.total[..., None]).astype(blocks.values.dtype)
+    return output, Residuals(blocks, output, seen.largest, seen.total)
 
-    def attend_block(_: None, numbered: Any) -> tuple[None, Any]:
-        index, query = numbered
 
-        def visit(at: jax.Array, seen: Any) -> Any:
+def nothing_seen(blocks: Blocks) -> Seen:
+    """Return the sums before any key.
+
+    A query has seen the sink then: its exponential is 1 beneath its own score, and its value zero. The lowest number
+    stands for no sink: nothing is left of it once a key is seen, and a query that sees none gets zeros.
+    """
+    rows, Hv = blocks.queries.shape[:-1], blocks.values.shape[-1]
+    return Seen(jnp.broadcast_to(blocks.sinks[..., None], rows), jnp.ones(rows), jnp.zeros((*rows, Hv), jnp.float32))
+
+
+def meet(static: Scale, blocks: Blocks, seen: Seen) -> Seen:
+    """Return the sums of queries that also meet these keys."""
+    queries, keys, values, mask, _ = blocks
+
+    def attend_block(_: None, numbered: Any) -> tuple[None, Seen]:
+        index, query, seen = numbered
+
+        def visit(at: jax.Array, seen: Seen) -> Seen:
             largest, total, mixed = seen
             _, scores = _scores(static, query, keys[at], _visible(queries, keys, mask, index, at))
             new_largest = jnp.maximum(largest, scores.max(axis=-1))
@@ -144,23 +183,48 @@ def _forward(static: Scale, blocks: Blocks) -> tuple[jax.Array, Residuals]:
             weights = jnp.exp(scores - new_largest[..., None])
             total = total * shrink + weights.sum(axis=-1)
             mixed = mixed * shrink[..., None] + _dot("BKGTS,BKSH->BKGTH", weights.astype(values.dtype), values[at])
-            return new_largest, total, mixed
+            return Seen(new_largest, total, mixed)
 
-        largest, total, mixed = jax.lax.fori_loop(*_key_range(queries, keys, mask, index), visit, nothing)
-        return None, ((mixed / total[..., None]).astype(values.dtype), largest, total)
+        return None, jax.lax.fori_loop(*_key_range(queries, keys, mask, index), visit, seen)
 
-    _, (output, largest, total) = jax.lax.scan(attend_block, None, (jnp.arange(len(queries)), queries))
-    return output, Residuals(blocks, output, largest, total)
+    return jax.lax.scan(attend_block, None, (jnp.arange(len(queries)), queries, seen))[1]
 
 
 def _backward(static: Scale, saved: Residuals, d_output: jax.Array) -> tuple[Blocks]:
-    """Return the gradients of queries, keys, values and sinks, and None for the mask.
+    """Return the gradients of queries, keys, values and sinks, and None for the mask."""
+    blocks = saved.blocks
+    d_sum = jnp.sum(d_output.astype(jnp.float32) * saved.output.astype(jnp.float32), axis=-1)
+    d_queries, d_keys, d_values = gradients(static, saved, d_output, d_sum)
+    typed = (
+        d_queries.astype(blocks.queries.dtype),
+        d_keys.astype(blocks.keys.dtype),
+        d_values.astype(blocks.values.dtype),
+    )
+    return (Blocks(*typed, None, d_sinks(saved, d_sum)),)  # pyrefly: ignore  # no gradient of a mask
+
+
+def d_sinks(saved: Residuals, d_sum: jax.Array) -> jax.Array:
+    """Return the gradient of the sinks [K, G], whose values are zero."""
+    # Their weights, [T blocks, B, K, G, size].
+    weights = jnp.exp(saved.blocks.sinks[None, None, ..., None] - saved.largest) / saved.total
+    return -jnp.sum(weights * d_sum, axis=(0, 1, 4))
+
+
+def gradients(
+    static: Scale, saved: Residuals, d_output: jax.Array, d_sum: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the gradients of queries, keys and values, float32, as far as these keys go.
 
     With weights P, dV = P^T dO and dP = dO V^T; through the softmax, dScores = P * (dP - sum of P dP), where the sum
-    over keys equals the sum of dO * O over the width and is therefore known beforehand. A sink's dP is zero.
+    over keys equals the sum of dO * O over the width and is therefore known beforehand.
+
+    Args:
+        static: Settings of the scores.
+        saved: The operands, and the sums of queries over all keys.
+        d_output: Gradient of the output, [T blocks, B, K, G, size, Hv].
+        d_sum: Sum of d_output times the output, float32 [T blocks, B, K, G, size].
     """
-    (queries, keys, values, mask, sinks), output, largest, total = saved
-    d_sum = jnp.sum(d_output.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
+    (queries, keys, values, mask, _), _, largest, total = saved
 
     def gradient_block(d_keys_values: Any, numbered: Any) -> tuple[Any, jax.Array]:
         index, query, d_out, largest, total, d_sum = numbered
@@ -180,18 +244,14 @@ def _backward(static: Scale, saved: Residuals, d_output: jax.Array) -> tuple[Blo
             d_values = d_values.at[at].add(_dot("BKGTS,BKGTH->BKSH", weights.astype(d_out.dtype), d_out))
             return d_query, (d_keys, d_values)
 
-        gradients = jnp.zeros(query.shape, jnp.float32), d_keys_values
-        key_range = _key_range(queries, keys, mask, index)
-        d_query, d_keys_values = jax.lax.fori_loop(*key_range, visit, gradients)
-        return d_keys_values, d_query.astype(query.dtype)
+        start = jnp.zeros(query.shape, jnp.float32), d_keys_values
+        d_query, d_keys_values = jax.lax.fori_loop(*_key_range(queries, keys, mask, index), visit, start)
+        return d_keys_values, d_query
 
     numbered = jnp.arange(len(queries)), queries, d_output, largest, total, d_sum
     zeros = jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
     (d_keys, d_values), d_queries = jax.lax.scan(gradient_block, zeros, numbered)
-    weights = jnp.exp(sinks[None, None, ..., None] - largest) / total  # of the sinks, [T blocks, B, K, G, size]
-    d_sinks = -jnp.sum(weights * d_sum, axis=(0, 1, 4))
-    d_keys, d_values = d_keys.astype(keys.dtype), d_values.astype(values.dtype)
-    return (Blocks(d_queries, d_keys, d_values, None, d_sinks),)  # pyrefly: ignore  # no gradient of a mask
+    return d_queries, d_keys, d_values
 
 
 _attend.defvjp(_forward, _backward)

@@ -7,15 +7,18 @@ no weights but those of chosen experts are read. (The layout is that of Gale et 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxformer.backends.default import are_numbers
 from jaxformer.ops.routing import TopK
+from jaxformer.parallel import current_rules, mesh_axes, partition
 
 Expert = Callable[[Any, jax.Array], jax.Array]
 LARGEST_BLOCK = 128  # rows
@@ -48,7 +51,7 @@ def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: TopK, *, siz
             depend on nothing else.
         weights: Weights of all experts, leaves [E, ...].
         x: Tokens [R, D].
-        choice: Experts and weights [R, k].
+        choice: Experts and weights [R, k]. An expert E is on another device, and adds nothing here.
         size: Rows of a block. None: as many as an expert has on average, as a power of two between 8 and 128.
     """
     R, D = x.shape
@@ -61,7 +64,8 @@ def mix_experts(expert: Expert, weights: Any, x: jax.Array, choice: TopK, *, siz
     plan = sort_by_expert(choice.experts, E, size)
     # A place that stays empty reads beyond the tokens, which gives zeros.
     blocks = x.at[plan.rows // k].get(mode="fill", fill_value=0).reshape(-1, size, D)  # [blocks, size, D]
-    mixed = _apply(expert, weights, blocks, plan.block_expert, plan.used).reshape(-1, D)[plan.row_index]  # [R, k, D]
+    outputs = _apply(expert, weights, blocks, plan.block_expert, plan.used).reshape(-1, D)
+    mixed = outputs.at[plan.row_index].get(mode="fill", fill_value=0)  # [R, k, D]
     return jnp.einsum("RK,RKD->RD", choice.weights.astype(x.dtype), mixed)
 
 
@@ -83,12 +87,59 @@ def mix_grouped(
     order = jnp.argsort(flat)  # [R k]
     group_sizes = jnp.zeros(count, jnp.int32).at[flat].add(1)
     outputs = grouped(x[order // k], group_sizes)  # [R k, D]
+    outputs = jnp.where((flat[order] < count)[:, None], outputs, 0)  # those of experts that are elsewhere
     unsorted = jnp.zeros_like(outputs).at[order].set(outputs).reshape(*choice.experts.shape, -1)  # [R, k, D]
     return jnp.einsum("RK,RKD->RD", choice.weights.astype(x.dtype), unsorted)
 
 
+Mix = Callable[[Any, jax.Array, TopK], jax.Array]
+
+
+def mix_over_devices(mix: Mix, weights: Any, x: jax.Array, choice: TopK, count: int) -> jax.Array:
+    """Return the mixture of tokens whose experts the current mesh divides: [B, T, D].
+
+    Devices that have other experts and other tokens gather their tokens, each computes its experts for all of them, and
+    what the experts add is summed where a token came from. No token is dropped, whatever is chosen; rows sent by
+    all-to-all would need room for the case that all choose one device, which is more than all tokens.
+
+    Args:
+        mix: (weights, tokens [R, D], choice) -> mixture [R, D] of the experts that are there.
+        weights: Weights of all experts, leaves [E, ...].
+        x: Tokens [B, T, D].
+        choice: Experts and weights [B, T, k].
+        count: Number of experts E.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), current_rules()
+    sizes = dict(mesh.shape)
+    rows = partition("BT_", x.shape, sizes, rules)
+    owners = mesh_axes(partition("E", (count,), sizes, rules), 0)
+    apart = tuple(axis for axis in owners if axis in mesh_axes(rows, 0))  # along which tokens differ, too
+    same = tuple(axis for axis in owners if axis not in apart)
+    here = count // math.prod(sizes[axis] for axis in owners)
+
+    def local(weights: Any, x: jax.Array, choice: TopK) -> jax.Array:
+        shape = x.shape
+        tokens = (x.reshape(-1, shape[-1]), *(part.reshape(-1, part.shape[-1]) for part in choice))
+        if apart:
+            tokens = jax.lax.all_gather(tokens, apart, tiled=True)
+        x, experts, shares = tokens
+        first = jax.lax.axis_index(owners) * here if owners else 0
+        mine = (experts >= first) & (experts < first + here)
+        mixed = mix(weights, x, TopK(jnp.where(mine, experts - first, here), shares))
+        if apart:
+            mixed = jax.lax.psum_scatter(mixed, apart, tiled=True)
+        return (jax.lax.psum(mixed, same) if same else mixed).reshape(shape)
+
+    specs = (PartitionSpec(owners or None), rows, rows)
+    divided = jax.shard_map(local, in_specs=specs, out_specs=rows, check_vma=False)
+    return divided(weights, x, choice)
+
+
 def sort_by_expert(experts: jax.Array, count: int, size: int) -> DispatchPlan:
-    """Return the plan for chosen experts [R, k], out of `count`, in blocks of `size` rows."""
+    """Return the plan for chosen experts [R, k], out of `count`, in blocks of `size` rows.
+
+    Rows of an expert `count`, which is elsewhere, have no place.
+    """
     rows = experts.size
     flat = experts.reshape(-1)  # [R k]
     order = jnp.argsort(flat)  # stable: rows of an expert keep their order
@@ -98,9 +149,12 @@ def sort_by_expert(experts: jax.Array, count: int, size: int) -> DispatchPlan:
     first_place = (last_block - blocks_per_expert) * size
     first_sorted = jnp.cumsum(per_expert) - per_expert
     expert_of = flat[order]
-    row_index = first_place[expert_of] + jnp.arange(rows) - first_sorted[expert_of]
     blocks = rows // size + count  # enough, whatever was chosen
     blocks = min(rows, blocks) if are_numbers(rows) else blocks
+    row_index = (
+        first_place.at[expert_of].get(mode="clip") + jnp.arange(rows) - first_sorted.at[expert_of].get(mode="clip")
+    )
+    row_index = jnp.where(expert_of < count, row_index, blocks * size)
     return DispatchPlan(
         jnp.full(blocks * size, jnp.int32(rows)).at[row_index].set(order.astype(jnp.int32)),
         jnp.zeros(rows, jnp.int32).at[order].set(row_index.astype(jnp.int32)).reshape(experts.shape),  # [R, k]

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxformer import schema
+from jaxformer import parallel, schema
 from jaxformer.errors import InputError, shortened
 from jaxformer.extras import require_extra
 from jaxformer.generation import GenerationConfig
@@ -63,7 +64,9 @@ SCHEMA = {
 }
 
 
-def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None = None) -> Pretrained:
+def from_pretrained(
+    name: str | Path, *, dtype: Any = None, revision: str | None = None, mesh: Mesh | None = None
+) -> Pretrained:
     """Return the model in a folder as transformers writes it: config.json, safetensors files, tokenizer.json.
 
     Of the folder of an adapter, as peft writes it, the base model that it names, with the adapter in its weights.
@@ -73,18 +76,21 @@ def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None
             with the package huggingface_hub.
         dtype: The type that weights are brought to ("bfloat16", `jnp.float32`). None: they keep that of the file.
         revision: The revision of a repository on the hub.
+        mesh: Devices to divide the weights over, see `jaxformer.parallel`: each reads its part of the files. None: that
+            of the innermost `parallel.using`, else the default device alone.
 
     Raises:
         InputError: The family or a setting is not supported, a file is damaged, or the weights do not fit.
     """
     folder, dtype = folder_of(name, revision), None if dtype is None else floating(dtype)
+    mesh = mesh or parallel.current_mesh()
     if os.path.lexists(folder / lora.CONFIG) and not os.path.lexists(folder / CONFIG):
-        lm = from_pretrained(base_of(folder), dtype=dtype)
+        lm = from_pretrained(base_of(folder), dtype=dtype, mesh=mesh)
         return lora.merge(lm, lora.load(folder, lm))
     for _ in range(3):
         before = state_of(folder)
         try:
-            opened = open_folder(folder, dtype)
+            opened = open_folder(folder, dtype, mesh)
         except InputError:
             if state_of(folder) == before:
                 raise
@@ -94,7 +100,7 @@ def from_pretrained(name: str | Path, *, dtype: Any = None, revision: str | None
     raise InputError(f"{folder} changes while it is read: wait until whoever saves to it has finished")
 
 
-def open_folder(folder: Path, dtype: np.dtype | None) -> Pretrained:
+def open_folder(folder: Path, dtype: np.dtype | None, mesh: Mesh | None) -> Pretrained:
     """Return the model in a folder. Raises as `from_pretrained`."""
     hf = read_config(folder)
     with schema.located(folder / CONFIG):
@@ -106,7 +112,7 @@ def open_folder(folder: Path, dtype: np.dtype | None) -> Pretrained:
         tensors = named(tensors, family.table(config))
         config = as_stored(config, tensors, family.table)
         table = family.table(config)
-        model = build(config, tensors, table, dtype)
+        model = build(config, tensors, table, dtype, mesh)
         chat_template(files)  # raises where its files are damaged
     settings, vocabulary = folder / GENERATION, folder / TOKENIZER
     return Pretrained(

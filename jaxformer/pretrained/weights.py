@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
+from jax.sharding import Mesh, NamedSharding
 
+from jaxformer import parallel
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError, listed
 from jaxformer.layers import Linear, LinearMap
@@ -162,13 +164,36 @@ def layout_of(module: Any, leaf: str | int, axes: str, pattern: str | None) -> L
     return Layout.plain(len(axes))
 
 
-def build(config: TransformerConfig, tensors: Arrays, table: WeightTable, dtype: Any = None) -> Transformer:
-    """Return a model whose parameters are `tensors`, in their own types or all in `dtype`. Raises as `place`."""
-    leaves, structure = jax.tree.flatten(place(config, tensors, table))
+def build(
+    config: TransformerConfig, tensors: Arrays, table: WeightTable, dtype: Any = None, mesh: Mesh | None = None
+) -> Transformer:
+    """Return a model whose parameters are `tensors`, in their own types or all in `dtype`. Raises as `place`.
+
+    Args:
+        config: The configuration.
+        tensors: The tensors of the checkpoint, which may be views of mapped files.
+        table: Where they are in the model.
+        dtype: The type of the parameters. None: that of the tensors.
+        mesh: Devices that the parameters are divided over. None: the default device has them all.
+    """
+    model = place(config, tensors, table)
+    where = None if mesh is None else parallel.shardings(model, mesh, parallel.current_rules())
+    shardings = jax.tree.leaves(where)
+    leaves, structure = jax.tree.flatten(model)
+    del model
     for index, leaf in enumerate(leaves):  # one at a time, so that experts stacked by `place` are freed early
         # Copies: an array of a mapped file would change with the file, and a transposed one be copied at every call.
-        leaves[index] = jnp.array(leaf, dtype or leaf.dtype)
+        leaves[index] = copied(leaf, dtype or leaf.dtype, shardings[index] if shardings else None)
     return jax.tree.unflatten(structure, leaves)
+
+
+def copied(tensor: np.ndarray, dtype: Any, sharding: NamedSharding | None) -> jax.Array:
+    """Return a copy of a tensor, of which each device reads its part where a sharding divides it."""
+    if sharding is None:
+        return jnp.array(tensor, dtype)
+    return jax.make_array_from_callback(
+        tensor.shape, sharding, lambda index: np.array(tensor[index], jax.dtypes.canonicalize_dtype(dtype))
+    )
 
 
 def place(config: TransformerConfig, tensors: Arrays, table: WeightTable) -> Transformer:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxformer import parallel
 from jaxformer.config import TransformerConfig
 from jaxformer.data.pipeline import ALONE, IGNORED, Process
 from jaxformer.errors import InputError
@@ -130,8 +131,7 @@ class Task(ABC, Generic[S]):
             config: The model, as `config` gives it.
             abstract: Whether trained parameters may be shapes and types, because a checkpoint takes their place.
         """
-        seed = self.settings.seed
-        return all_trainable(abstract_model(config) if abstract else Transformer(config, rngs=nnx.Rngs(seed)))
+        return all_trainable(abstract_model(config) if abstract else new_model(config, self.settings.seed))
 
     @abstractmethod
     def batches(self, split: Split = "train", process: Process = ALONE) -> Iterator[Any]:
@@ -248,3 +248,15 @@ def first_line(thing: type) -> str:
 def first_row(maps: Sequence[jax.Array]) -> list[np.ndarray]:
     """Return the attention maps of the first sequence of a batch: L arrays [N, T, S] from arrays [B, N, T, S]."""
     return [np.asarray(layer[0]) for layer in maps]
+
+
+def new_model(config: TransformerConfig, seed: int) -> Transformer:
+    """Return a model of new weights, of which each device of the current mesh makes its part."""
+
+    def make() -> Transformer:
+        return Transformer(config, rngs=nnx.Rngs(seed))
+
+    mesh = parallel.current_mesh()
+    if mesh is None:
+        return make()
+    return jax.jit(make, out_shardings=parallel.shardings(abstract_model(config), mesh, parallel.current_rules()))()

@@ -118,7 +118,7 @@ class Checkpoints:
             for other, why in damaged.items():
                 self._pass_over(other, why, f"{'going on from' if self.writable else 'opening'} {step}")
             # A copy, because a training step donates its state, and what was restored may be shared.
-            return jax.tree.map(lambda leaf: jax.numpy.array(np.asarray(leaf)), state), position
+            return jax.tree.map(jax.numpy.copy, state), position
         if not damaged:
             raise InputError(f"{self.folder} holds no complete checkpoint: train again")
         newest, why = next(iter(damaged.items()))
@@ -145,9 +145,8 @@ class Checkpoints:
                     found.append(load(self.folder / str(step), like)[0].params)
 
         def mean(*leaves: Any) -> jax.Array:
-            return jax.numpy.asarray(
-                np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0), leaves[0].dtype
-            )
+            found = np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0).astype(leaves[0].dtype)
+            return jax.device_put(found, leaves[0].sharding)
 
         return jax.tree.map(mean, *found)
 

@@ -83,6 +83,7 @@ def make_train_step(
     *,
     accumulate: int = 1,
     adjust: Callable[[Params, Any], Params] | None = None,
+    shardings: Any = None,
 ) -> TrainStep:
     """Return the compiled step. Its state is donated: the memory of the old one becomes the new one.
 
@@ -97,6 +98,7 @@ def make_train_step(
         accumulate: Number of parts that a batch is cut into, whose gradients are computed one after the other and
             averaged by their numbers of labels: the gradient of the whole batch, in the memory of a part.
         adjust: (params, loads) -> params, what a step changes in the new parameters beside what the optimizer did.
+        shardings: Where each array of the new state lies, as `parallel.shardings` says. None: the compiler decides.
     """
     bound = loss_function if isinstance(loss_function, Partial) else Partial(loss_function)
 
@@ -117,7 +119,7 @@ def make_train_step(
         new = TrainState(params, optimizer_state, state.step + 1, skipped, state.key)
         return new, Metrics(loss, norm, ratio, rate, skipped, loads)
 
-    compiled = jax.jit(train_step, donate_argnums=0)
+    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
     return lambda state, batch: compiled(state, batch, bound)
 
 
