@@ -1,14 +1,19 @@
 """The folder of a run: chosen, made and locked, so that no two programs train in one."""
 
 import contextlib
+import shutil
 import sys
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from jaxformer import parallel
 from jaxformer.cli.runs import ROOT, runs_in
 from jaxformer.errors import InputError
 from jaxformer.locks import LOCK, holder, is_held, locked
 from jaxformer.tasks import NamedTask
+from jaxformer.training.record import EVALUATIONS, METRICS
 
 
 def choose(named: NamedTask, output: Path | None, *, existing: bool) -> Path:
@@ -69,3 +74,29 @@ def claim(task_name: str, output: Path | None, lock: ExitStack) -> Path:
             lock.enter_context(locked(folder))
             return folder
     raise InputError(f"all names in {ROOT}/ are taken: give an --output")
+
+
+def claim_for_all(task_name: str, output: Path | None, lock: ExitStack) -> Path:
+    """Return in all processes the folder that the first one claims; arguments and errors as of `claim`."""
+    folder, problem = None, None
+    if parallel.is_first():
+        try:
+            folder = str(claim(task_name, output, lock))
+        except (InputError, OSError) as error:
+            problem = error
+    folder = parallel.agree(folder)
+    if problem is not None:
+        raise problem
+    if folder is None:
+        raise InputError("process 0 has no folder for the run: see what it says")
+    return Path(folder)
+
+
+@contextmanager
+def scratch(folder: Path) -> Generator[Path]:
+    """Make a folder for what processes other than the first write, with the metrics so far, and remove it."""
+    with TemporaryDirectory() as name:
+        for file in (METRICS, EVALUATIONS):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy(folder / file, name)
+        yield Path(name)

@@ -42,8 +42,13 @@ def check_memory(state: Any, frozen: Any, task: Task[Any]) -> None:
 
 
 def bytes_of(tree: Any) -> int:
-    """Return the bytes of a tree of arrays, or of their shapes and types."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Return the bytes that a device has of a tree of arrays, or of their shapes and types."""
+
+    def shape(leaf: Any) -> tuple[int, ...]:
+        sharding = getattr(leaf, "sharding", None)
+        return leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+
+    return sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def numbers_per_token(config: TransformerConfig) -> int:
@@ -54,7 +59,7 @@ def numbers_per_token(config: TransformerConfig) -> int:
 
 def available() -> int | None:
     """Return the memory of the device, or of the machine where the device has none of its own; None if unknown."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     try:

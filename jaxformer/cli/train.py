@@ -1,13 +1,15 @@
 """`jaxformer train --task NAME`: settings, then the loop, then what came of it."""
 
 import json
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from shlex import quote
@@ -23,6 +25,7 @@ from jaxformer.cli.invocation import command_line
 from jaxformer.cli.memory import bytes_of, check_memory, size
 from jaxformer.cli.runs import CHECKPOINTS, ROOT, Description, Run
 from jaxformer.cli.streams import note
+from jaxformer.data import Process
 from jaxformer.errors import InputError, shortened
 from jaxformer.flags import optional
 from jaxformer.interrupts import FAREWELL
@@ -35,6 +38,7 @@ from jaxformer.training import (
     InterruptedRunError,
     LoopConfig,
     MetricLogger,
+    Trainable,
     draw_loss,
     fit,
     learning_rates,
@@ -63,6 +67,13 @@ class Arguments(Generic[S]):
     """train nothing: evaluate the run in --output, or else the newest run of the task, once more"""
     mesh: Annotated[str | None, optional("AXIS=SIZE,...")] = None
     """divide the training over devices: fsdp=8, data=2,tensor=4, or fsdp=-1 for all that are there"""
+    coordinator: Annotated[str | None, optional("HOST:PORT")] = None
+    """train with other processes, of which number 0 is reached here; under Slurm, Open MPI and on slices of TPUs they
+    are found without this"""
+    processes: Annotated[int | None, optional("N")] = None
+    """number of processes"""
+    process: Annotated[int | None, optional("I")] = None
+    """number of this process, from 0 on"""
     tensorboard: bool = False
     """write TensorBoard events into the run's folder as well"""
 
@@ -85,8 +96,20 @@ def train(argv: list[str]) -> None:
     flags = [part for argument in rest for part in argument.split("=", 1)]
     arguments = parse(named, rest, named.task.defaults_for(flags))
     folder = folders.choose(named, arguments.output, existing=arguments.resume or arguments.eval_only)
-    with parallel.using(None if arguments.mesh is None else parallel.make_mesh(arguments.mesh)):
+    parallel.join(arguments.coordinator, arguments.processes, arguments.process)
+    mesh = arguments.mesh or (None if jax.process_count() == 1 else "data=-1")
+    with quiet_but_for_the_first(), parallel.using(None if mesh is None else parallel.make_mesh(mesh)):
         train_in(folder, named, arguments, rest, start)
+
+
+@contextmanager
+def quiet_but_for_the_first() -> Generator[None]:
+    """Discard what processes other than the first print: all say the same."""
+    if parallel.is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def train_in(folder: Path, named: NamedTask, arguments: Any, rest: list[str], start: float) -> None:
@@ -108,22 +131,34 @@ def train_in(folder: Path, named: NamedTask, arguments: Any, rest: list[str], st
     with ExitStack() as lock:
         if arguments.resume:
             resumable(folder, named)  # a folder that is no run is not locked either
-            lock.enter_context(locked(folder))
+            if parallel.is_first():
+                lock.enter_context(locked(folder))
             arguments = read_saved(folder, named, rest)
         task, batches = prepare(named, arguments, folder)
         if arguments.resume:
             note_changed_code(folder, named)
         try:
-            folder = folder if arguments.resume else folders.claim(named.task.name, arguments.output, lock)
-            runs.write_description(folder, named, task.settings, task.config)
-            task.save(folder)
+            folder = folder if arguments.resume else folders.claim_for_all(named.task.name, arguments.output, lock)
+            home = folder if parallel.is_first() else lock.enter_context(folders.scratch(folder))
+            parallel.wait_for_all("folder")
+            runs.write_description(home, named, task.settings, task.config)
+            task.save(home)
         except OSError as error:
             raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
         advice = f"go on with: {command_line('train')} --task {quote(named.spec)} --resume --output {folder}"
         lock.enter_context(farewell(advice))
         try:
-            loss = train_run(folder, task, batches, tensorboard=arguments.tensorboard)
-            report(runs.restore(folder, task, task.config), named, loss, start)
+            loss = train_run(folder, home, task, batches, tensorboard=arguments.tensorboard)
+            run = runs.restore(folder, task, task.config)
+            run = replace(run, params=parallel.gather(run.params), model=parallel.gather(run.model))
+            if parallel.is_first():
+                with parallel.alone():
+                    report(run, named, loss, start)
+            parallel.wait_for_all("report")
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            raise OSError(f"another process has ended ({shortened(str(error), 100)}); {advice}") from error
         except (InterruptedRunError, KeyboardInterrupt) as interrupt:
             print(f"{str(interrupt) or 'stopped, as asked'}; {advice}", file=sys.stderr)
             sys.exit(128 + getattr(interrupt, "number", signal.SIGINT))
@@ -224,8 +259,16 @@ def refuse_changes(folder: Path, saved: Any, given: Any) -> None:
         raise InputError(f"{folder} has taken {taken} steps already: give --steps {taken} or more")
 
 
-def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: bool) -> float:
-    """Train, from the newest checkpoint if there is one, and return the mean loss of the last steps."""
+def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, *, tensorboard: bool) -> float:
+    """Train, from the newest checkpoint if there is one, and return the mean loss of the last steps.
+
+    Args:
+        folder: The folder of the run, with its checkpoints.
+        home: Where this process writes its metrics: the same folder, or one of its own.
+        task: What is trained.
+        batches: The part of the data that this process reads.
+        tensorboard: Whether to write events for TensorBoard.
+    """
     settings = task.settings
     trainable, state = runs.fresh_state(task, task.config)
     step = make_train_step(
@@ -243,21 +286,29 @@ def train_run(folder: Path, task: Task[Any], batches: Batches, *, tensorboard: b
         held = f"{size(bytes_of(trainable.frozen))} of memory"
         note(f"trains {trained:,} parameters; {frozen:,} are frozen, in {held}")
     every = task.evaluate_every
-    evaluate = None if every is None else (lambda params: task.validate(trainable.assemble(params, trainable.frozen)))
+    evaluate = None if every is None else partial(validate, task, trainable)
     plan = LoopConfig(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1)
     with Checkpoints(folder / CHECKPOINTS, keep=max(KEPT, settings.average)) as checkpoints:
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
             go_to(batches, position)
         taken = int(state.step)
-        with MetricLogger(folder, first_step=taken, steps=settings.steps, tensorboard=tensorboard) as recorder:
+        with MetricLogger(home, first_step=taken, steps=settings.steps, tensorboard=tensorboard) as recorder:
             on_devices = lambda state, batch: step(state, parallel.shard_batch(batch))  # noqa: E731
             return fit(state, on_devices, batches, plan, recorder, checkpoints)[1]
 
 
+def validate(task: Task[Any], trainable: Trainable, params: Any) -> dict[str, Any]:
+    """Return the metrics of held-out data, which the first process computes for all."""
+    params, frozen = parallel.gather((params, trainable.frozen))
+    with parallel.alone():
+        found = task.validate(trainable.assemble(params, frozen)) if parallel.is_first() else None
+    return parallel.agree(found)
+
+
 def training_batches(task: Task[Any]) -> Batches:
-    """Return the batches to train on. Raises InputError if they cannot be returned to."""
-    batches = task.batches("train")
+    """Return the batches to train on, this process's part. Raises InputError if they cannot be returned to."""
+    batches = task.batches("train", Process(jax.process_index(), jax.process_count()))
     if not isinstance(batches, Batches):
         raise InputError(
             f"the batches of the task {task.name} lack get_state and set_state: make them with "

@@ -11,6 +11,7 @@ say what is divided. Nothing in a model depends on the mesh.
 """
 
 from jaxformer.parallel.mesh import AXES, current_mesh, make_mesh, mesh_of, using
+from jaxformer.parallel.processes import agree, alone, gather, is_first, join, wait_for_all
 from jaxformer.parallel.rules import RULES, Rules, constrain, current_rules, divided, divided_by, mesh_axes, partition
 from jaxformer.parallel.sharding import letters_of, shard, shard_batch, shardings
 
@@ -18,11 +19,16 @@ __all__ = [
     "AXES",
     "RULES",
     "Rules",
+    "agree",
+    "alone",
     "constrain",
     "current_mesh",
     "current_rules",
     "divided",
     "divided_by",
+    "gather",
+    "is_first",
+    "join",
     "letters_of",
     "make_mesh",
     "mesh_axes",
@@ -32,4 +38,5 @@ __all__ = [
     "shard_batch",
     "shardings",
     "using",
+    "wait_for_all",
 ]

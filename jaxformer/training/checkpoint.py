@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
-import numpy as np
 
+from jaxformer import parallel
 from jaxformer.errors import InputError, shortened
 from jaxformer.training.record import say
 from jaxformer.training.storage import UNFINISHED, DamagedError, Writer, load, read_about
@@ -45,8 +45,10 @@ class Checkpoints:
         self.error: BaseException | None = None
         self.step = 0  # of the save in the background
         if writable:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._remove_remains()
+            if parallel.is_first():
+                folder.mkdir(parents=True, exist_ok=True)
+                self._remove_remains()
+            parallel.wait_for_all("checkpoints")
             self.writer = Writer(folder)
 
     def __enter__(self) -> Self:
@@ -77,7 +79,7 @@ class Checkpoints:
         assert self.writer is not None, "opened for reading"
         self.wait()
         needed, free = room(state), shutil.disk_usage(self.folder).free
-        if free < needed:
+        if free < needed and parallel.is_first():
             missing = f"{amount(needed)} needed, {amount(needed - free)} of them missing"
             raise self._failure(step, f"no space left on device ({missing})")
         try:
@@ -144,11 +146,10 @@ class Checkpoints:
                 with contextlib.suppress(DamagedError):
                     found.append(load(self.folder / str(step), like)[0].params)
 
-        def mean(*leaves: Any) -> jax.Array:
-            found = np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0).astype(leaves[0].dtype)
-            return jax.device_put(found, leaves[0].sharding)
+        def mean(*leaves: jax.Array) -> jax.Array:
+            return jax.numpy.mean(jax.numpy.stack(leaves).astype("float32"), axis=0).astype(leaves[0].dtype)
 
-        return jax.tree.map(mean, *found)
+        return jax.jit(lambda *states: jax.tree.map(mean, *states))(*found)
 
     def close(self) -> None:
         """Wait, and release the folder. Raises OSError as `wait` does."""
@@ -164,7 +165,8 @@ class Checkpoints:
         try:
             self.writer.wait()
             self.losses[step] = loss
-            self._prune()
+            if parallel.is_first():
+                self._prune()
         except BaseException as error:
             self.error = error
             self._remove_remains()

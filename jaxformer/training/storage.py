@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxformer import parallel
 from jaxformer.errors import InputError, shortened
 from jaxformer.schema import load_json, mapping, number, read
 
@@ -62,7 +63,9 @@ class Writer:
             self.orbax.close()
 
     def _seal(self) -> None:
-        """Write the checksums of a complete checkpoint, before its folder gets its name."""
+        """Write the checksums of a complete checkpoint, before its folder gets its name; once for all processes."""
+        if not parallel.is_first():
+            return
         (folder,) = self.folder.glob(f"*{UNFINISHED}*")
         files = {str(path.relative_to(folder)): checksum(path) for path in sorted(contents(folder))}
         (folder / SEAL).write_text(json.dumps({"files": files}) + "\n")
