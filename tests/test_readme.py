@@ -17,6 +17,7 @@ from hf_models import save_decoder
 import jaxformer
 from jaxformer.__main__ import COMMANDS
 from jaxformer.__main__ import main as program
+from jaxformer.data import train_tokenizer
 from jaxformer.pretrained import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +128,14 @@ def test_the_loop_of_ones_own_trains_and_goes_on(folder: Path, capsys: pytest.Ca
     exec(code.replace("STEPS, folder = 60", "STEPS, folder = 8"), again := {})
     assert int(again["state"].step) == 8
     assert len((folder / "my-run/metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_the_guide_to_many_devices_runs(tmp_path: Path) -> None:
+    save_decoder("gpt2", tmp_path)
+    train_tokenizer("word", ["one two"], 5).backend.save(str(tmp_path / "tokenizer.json"))
+    (code,), variables = blocks(ROOT / "docs/guides/scale.md"), {}
+    exec(code.replace("my-gpt2", str(tmp_path)), variables)
+    assert variables["logits"].shape[0] == 2
 
 
 def test_compiled_programs_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:

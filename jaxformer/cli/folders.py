@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from jaxformer import parallel
-from jaxformer.cli.runs import ROOT, runs_in
+from jaxformer.cli.runs import RESULTS, ROOT, runs_in
 from jaxformer.errors import InputError
 from jaxformer.locks import LOCK, holder, is_held, locked
 from jaxformer.tasks import NamedTask
@@ -90,6 +90,12 @@ def claim_for_all(task_name: str, output: Path | None, lock: ExitStack) -> Path:
     if folder is None:
         raise InputError("process 0 has no folder for the run: see what it says")
     return Path(folder)
+
+
+def described(home: Path) -> bytes:
+    """Return what a run says of itself and of its data, to be compared between processes."""
+    files = sorted(path for path in home.glob("*.json") if path.name != RESULTS)
+    return b"".join(path.name.encode() + path.read_bytes() for path in files)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from flax import nnx
 
 from jaxformer.cli import terminal
 from jaxformer.cli.accounting import Costs, Row, Sizes, abstract_model, costs, module_rows
@@ -16,6 +17,8 @@ from jaxformer.cli.runs import read_description
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.flags import optional
+from jaxformer.parallel import RULES, mesh_axes, partition
+from jaxformer.parallel.mesh import read_sizes
 from jaxformer.presets import PRESETS
 from jaxformer.pretrained import from_pretrained
 from jaxformer.schema import INT32_MAX, shown
@@ -40,6 +43,8 @@ class Arguments:
     """tokens that an encoder reads, S"""
     length: int = 64
     """tokens that a decoder reads, T, and slots of its cache"""
+    mesh: Annotated[str | None, optional("AXIS=SIZE,...")] = None
+    """say how a mesh such as fsdp=8,tensor=2 divides the parameters, which needs no such devices"""
 
 
 def main(argv: list[str]) -> None:
@@ -57,6 +62,8 @@ def main(argv: list[str]) -> None:
     print(table(fold(module_rows(config))))
     print()
     print(summary(costs(config, sizes)))
+    if arguments.mesh is not None:
+        print(division(config, arguments.mesh))
 
 
 def choose(arguments: Arguments) -> tuple[str, TransformerConfig]:
@@ -153,6 +160,27 @@ def summary(costs: Costs) -> str:
     if costs.cross:
         lines.append(("cross-attention", f"{quantity(costs.cross, 'B')} more, keys and values of B x S source tokens"))
     return "\n".join(f"{name:17}{value}" for name, value in lines)
+
+
+def division(config: TransformerConfig, mesh: str) -> str:
+    """Return how a mesh divides the parameters of a model, a line each. Raises InputError for what is no mesh."""
+    sizes = read_sizes(mesh)
+    if -1 in sizes.values():
+        raise InputError(f"--mesh {mesh}: give all sizes, because no devices are looked for")
+    variables = [variable for _, variable in nnx.to_flat_state(nnx.state(abstract_model(config)))]
+    total, part, whole = sum(variable.size for variable in variables), 0.0, {}
+    for variable in variables:
+        matrix = len(variable.shape) > 1  # vectors stay whole
+        letters = variable.axes if matrix else "_" * len(variable.shape)
+        spec = partition(letters, variable.shape, sizes, RULES)
+        taken = [axis for place in range(len(spec)) for axis in mesh_axes(spec, place)]
+        part += variable.size / math.prod(sizes[axis] for axis in taken)
+        for letter, size in zip(letters, variable.shape, strict=True):
+            left = [axis for axis in getattr(RULES, letter, ()) if sizes.get(axis, 1) > 1 and axis not in taken]
+            whole |= {f"{letter} = {size} is not divided by {axis}={sizes[axis]}": None for axis in left}
+    devices = math.prod(sizes.values())
+    share = f"{part:,.0f} of {total:,} parameters on each of {devices} devices"
+    return "\n".join(f"{name:17}{text}" for name, text in [("mesh", share), *(("whole", each) for each in whole)])
 
 
 def quantity(value: float, unit: str) -> str:

@@ -143,6 +143,7 @@ def train_in(folder: Path, named: NamedTask, arguments: Any, rest: list[str], st
             parallel.wait_for_all("folder")
             runs.write_description(home, named, task.settings, task.config)
             task.save(home)
+            parallel.check_same(folders.described(home), "settings or data")
         except OSError as error:
             raise InputError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
         advice = f"go on with: {command_line('train')} --task {quote(named.spec)} --resume --output {folder}"

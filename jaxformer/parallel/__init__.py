@@ -11,7 +11,7 @@ say what is divided. Nothing in a model depends on the mesh.
 """
 
 from jaxformer.parallel.mesh import AXES, current_mesh, make_mesh, mesh_of, using
-from jaxformer.parallel.processes import agree, alone, gather, is_first, join, wait_for_all
+from jaxformer.parallel.processes import agree, alone, check_same, gather, is_first, join, wait_for_all
 from jaxformer.parallel.rules import RULES, Rules, constrain, current_rules, divided, divided_by, mesh_axes, partition
 from jaxformer.parallel.sharding import letters_of, shard, shard_batch, shardings
 
@@ -21,6 +21,7 @@ __all__ = [
     "Rules",
     "agree",
     "alone",
+    "check_same",
     "constrain",
     "current_mesh",
     "current_rules",

@@ -4,8 +4,11 @@ Each process computes on its own devices, and all together on a mesh of them all
 one, process 0, prints and writes for all.
 """
 
+import hashlib
 import json
 import os
+import socket
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +21,7 @@ from jaxformer.errors import InputError
 from jaxformer.parallel.mesh import make_mesh, using
 
 HEARTBEAT = 30  # seconds after which a process that says nothing is taken for dead
+PATIENCE = 60  # seconds for all processes to start
 MESSAGE = 1 << 16  # bytes that `agree` can send
 
 
@@ -42,10 +46,34 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
             raise InputError("--coordinator needs --processes N and --process I, I from 0 to N - 1")
         if not coordinator.rpartition(":")[2].isdecimal():
             raise InputError(f"--coordinator {coordinator} must be HOST:PORT")
+        if process > 0:
+            wait_for_answer(coordinator)
     try:
-        jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=PATIENCE,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the other processes cannot be reached: {str(error).splitlines()[0]}") from error
+        raise InputError(f"the other processes cannot be reached: {str(error).splitlines()[0][:200]}") from error
+
+
+def wait_for_answer(coordinator: str) -> None:
+    """Return when process 0 can be reached. Raises InputError where it cannot: the runtime would end the process."""
+    host, _, port = coordinator.rpartition(":")
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"process 0 does not answer at {coordinator} ({error}): is it running there?"
+                ) from None
+            time.sleep(0.2)
 
 
 def started_by_a_manager(environment: Mapping[str, str]) -> bool:
@@ -73,6 +101,17 @@ def agree(value: Any) -> Any:
     with using(None):
         found = np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8)
     return json.loads(found.tobytes().rstrip(b"\0"))
+
+
+def check_same(value: bytes, what: str) -> None:
+    """Raise InputError in all processes unless all have the same value; `what` says what differs."""
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(value).digest(), np.uint8)
+    digests = np.asarray(multihost_utils.process_allgather(digest)).reshape(jax.process_count(), -1)
+    different = [index for index, other in enumerate(digests) if not np.array_equal(other, digests[0])]
+    if different:
+        raise InputError(f"process {different[0]} has other {what} than process 0: start all with the same")
 
 
 def gather(tree: Any) -> Any:

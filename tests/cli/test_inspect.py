@@ -237,3 +237,12 @@ def test_errors_are_one_line_and_exit_status_2(argv, message):
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_a_mesh_divides_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+    inspect.main(["tiny", "--mesh", "fsdp=8,tensor=4"])
+    said = capsys.readouterr().out
+    assert "parameters on each of 32 devices" in said
+    assert "N = 2 is not divided by tensor=4" in said
+    with pytest.raises(InputError, match="give all sizes"):
+        inspect.main(["tiny", "--mesh", "fsdp=-1"])

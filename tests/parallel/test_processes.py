@@ -122,6 +122,24 @@ def test_a_kill_of_one_process_ends_the_other(tmp_path: Path) -> None:
     go_on(tmp_path, checkpoints(tmp_path / "run")[-1] + 2)
 
 
+def test_processes_with_other_settings_are_refused(tmp_path: Path) -> None:
+    together = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
+    processes = [
+        subprocess.Popen(
+            [*command("train.py", "--task", "copy", *TINY, "--output", "run", "--seed", seed), *together, seed],
+            cwd=tmp_path,
+            env=environment() | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("0", "1")
+    ]
+    (status, _, said), (other, _, _) = finish(processes)
+    assert (status, other) == (2, 2)
+    assert "error: process 1 has other settings or data than process 0: start all with the same" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
