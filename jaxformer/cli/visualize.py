@@ -23,6 +23,7 @@ from jaxformer.tasks.observing import observe_text
 from jaxformer.tasks.task import AttentionView
 from jaxformer.visualize import (
     Observation,
+    alignment_figure,
     attention_figure,
     attention_page,
     graph_figure,
@@ -113,6 +114,8 @@ def pictures(model: Transformer, observations: tuple[Observation, ...]) -> Itera
     for seen in observations:
         labels = {"title": seen.title, "query_label": seen.query_label, "key_label": seen.key_label}
         yield f"{seen.name}-attention", attention_figure(seen.maps, seen.queries, seen.sources, **labels)
+        if seen.keys is not None:
+            yield "words", alignment_figure(seen)
     yield "masks", mask_figure(example_masks())
     stack = model.decoder or model.encoder
     if stack is not None and isinstance(stack.positions, LearnedPositionEmbedding | Sinusoids):

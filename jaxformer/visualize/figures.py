@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
 
-from jaxformer.visualize.observation import check_tokens, visible
+from jaxformer.visualize.observation import Observation, alignment, check_tokens, visible
 
 COLOURS = "magma_r"
 LABELS = 32  # the most tokens an axis names
@@ -73,6 +73,22 @@ def attention_figure(
     figure.suptitle(title, fontsize=FONT + 4)
     figure.supxlabel(key_label, fontsize=FONT + 2)
     figure.supylabel(query_label, fontsize=FONT + 2)
+    return figure
+
+
+def alignment_figure(observation: Observation) -> Figure:
+    """Draw how much words attend to words, the mean over all heads of all layers: see `alignment`."""
+    weights, queries, keys = alignment(observation)
+    width, height = (2 * panel_size(len(words)) for words in (keys, queries))
+    figure = Figure(figsize=(width + 2.2, height + 1.4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(weights, norm=PowerNorm(0.5, 0, 1), cmap=COLOURS, aspect="auto", interpolation="nearest")
+    label_axis(axes, "x", keys)
+    label_axis(axes, "y", queries)
+    axes.set_title(f"{observation.title} of words, mean over all heads", fontsize=FONT + 3)
+    axes.set_xlabel(observation.key_label, fontsize=FONT + 2)
+    axes.set_ylabel(observation.query_label, fontsize=FONT + 2)
+    figure.colorbar(image, label="weight", ticks=(0, 0.01, 0.1, 0.25, 0.5, 1), aspect=25, pad=0.02)
     return figure
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxformer.errors import InputError
 
 LETTERS = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "": "\u2205"}  # open box, return, tab, empty set
+SPACES = (" ", "\u2581", LETTERS[" "])
 UNSEEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}  # Unicode categories of characters without a shape
 
 
@@ -52,6 +53,39 @@ def check_tokens(maps: Sequence[np.ndarray], queries: Sequence[str], keys: Seque
     shapes = {np.shape(layer)[1:] for layer in maps}
     if shapes != {(len(queries), len(keys))}:
         raise InputError(f"{len(queries)} query and {len(keys)} key tokens do not label maps of shape {shapes}")
+
+
+def alignment(observation: Observation) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return how much words attend to words [t, s], the mean over all heads of all layers, and the words of both axes.
+
+    Of the tokens of a word, those that attend are averaged, those that are attended to are summed (Clark et al. 2019,
+    section 4.1).
+    """
+    mean = np.mean([np.mean(layer, axis=0) for layer in observation.maps], axis=0)  # [T, S]
+    rows, columns = words_in(observation.queries), words_in(observation.sources)
+    mean = np.stack([mean[place].mean(axis=0) for place in rows.values()])  # [t, S]
+    mean = np.stack([mean[:, place].sum(axis=1) for place in columns.values()], axis=1)  # [t, s]
+    return mean, [text for _, text in rows], [text for _, text in columns]
+
+
+def words_in(tokens: Sequence[str]) -> dict[tuple[int, str], slice]:
+    """Return the words that tokens spell, numbered, and where the tokens of each are.
+
+    A word begins at a space, or where SentencePiece writes its mark for one; texts without any have a word per token.
+    """
+    begins = [token.startswith(SPACES) or special(token) for token in tokens]
+    apart = not any(token.startswith(SPACES) for token in tokens)
+    starts = [place for place, begin in enumerate(begins) if place == 0 or begin or apart or special(tokens[place - 1])]
+    stops = [*starts[1:], len(tokens)]
+    return {
+        (number, "".join(tokens[start:stop]).lstrip("".join(SPACES))): slice(start, stop)
+        for number, (start, stop) in enumerate(zip(starts, stops, strict=True))
+    }
+
+
+def special(token: str) -> bool:
+    """Return whether a token is written like one that stands for no text: <|endoftext|>, </s>, [SEP]."""
+    return len(token) > 2 and (token[0], token[-1]) in (("<", ">"), ("[", "]"))
 
 
 def entropies(heads: np.ndarray) -> np.ndarray:

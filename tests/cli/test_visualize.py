@@ -13,7 +13,7 @@ from jaxformer.data import BOS, EOS
 from jaxformer.visualize import attention_page, heat_map
 
 pytestmark = pytest.mark.xdist_group("pictures")  # one worker makes what they share
-PICTURES = ["encoder-attention", "decoder-attention", "cross-attention", "masks", "positions", "layers"]
+PICTURES = ["encoder-attention", "decoder-attention", "cross-attention", "words", "masks", "positions", "layers"]
 
 
 @pytest.fixture(scope="module")

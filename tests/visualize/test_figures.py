@@ -6,7 +6,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxformer import InputError, causal_mask, sinusoidal_positions
-from jaxformer.visualize import attention_figure, mask_figure, positions_figure
+from jaxformer.visualize import (
+    Observation,
+    alignment,
+    alignment_figure,
+    attention_figure,
+    mask_figure,
+    positions_figure,
+)
 from jaxformer.visualize.figures import LABELS
 
 
@@ -126,3 +133,19 @@ def test_positions_are_drawn_as_they_are(dim):
         dimension = int(line.get_label().removeprefix("dimension "))
         np.testing.assert_array_equal(line.get_ydata(), encoding[:, dimension])
     assert len(waves.lines) == min(4, 1 + dim // 4)
+
+
+def test_words_are_joined_where_spaces_are() -> None:
+    first = np.array([[0.5, 0.3, 0.2, 0.0], [0.1, 0.1, 0.2, 0.6], [0.3, 0.3, 0.4, 0.0]])
+    seen = Observation(
+        "cross", "Cross-attention", [first[None], first[None]], ["ein", " Ter", "rier"], ["a", " t", "er", "</s>"]
+    )
+    weights, queries, keys = alignment(seen)
+    assert (queries, keys) == (["ein", "Terrier"], ["a", "ter", "</s>"])
+    np.testing.assert_allclose(weights, [[0.5, 0.5, 0.0], [0.2, 0.5, 0.3]], atol=1e-12)
+    assert alignment_figure(seen).axes[0].get_title() == "Cross-attention of words, mean over all heads"
+
+
+def test_symbols_without_spaces_are_words_of_their_own() -> None:
+    seen = Observation("cross", "Cross-attention", [np.full((1, 2, 2), 0.5)], ["3", "1"], ["1", "3"])
+    assert alignment(seen)[1:] == (["3", "1"], ["1", "3"])
