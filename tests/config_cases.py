@@ -145,4 +145,43 @@ LATENT = TransformerConfig(
         None,
     ),
 )
-BASES = {"mixture": MIXTURE, "latent": LATENT, "both": BOTH, "decoder": DECODER, "encoder": ENCODER, "counted": COUNTED}
+# Small numbers of GPT-J, OLMo, Cohere, HunYuan and Granite.
+NUMBERS = TransformerConfig(
+    20,
+    decoder=StackConfig(
+        EmbeddingConfig(29, multiplier=0.7),
+        (
+            BlockConfig(
+                AttentionConfig(
+                    2,
+                    head_dim=10,
+                    query_key_norm=LayerNormConfig(1e-2, scale=True, bias=False),
+                    normed="separate heads",
+                    clip_qkv=3.0,
+                    rope=Rope(9.0, 4),
+                ),
+                FeedForwardConfig(13, "relu2"),
+                norm=LayerNormConfig(1e-2, scale=True, bias=False),
+                norm_order="pre",
+                parallel=True,
+                shared_norm=True,
+                residual_multiplier=0.6,
+            ),
+            BlockConfig(
+                AttentionConfig(2, head_dim=10, query_key_norm=RMSNormConfig(), rotate_first=True, rope=Rope(9.0, 4)),
+                FeedForwardConfig(13),
+                norm_order="pre",
+            ),
+        ),
+        None,
+    ),
+)
+BASES = {
+    "mixture": MIXTURE,
+    "latent": LATENT,
+    "both": BOTH,
+    "decoder": DECODER,
+    "encoder": ENCODER,
+    "counted": COUNTED,
+    "numbers": NUMBERS,
+}

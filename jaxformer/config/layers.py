@@ -127,7 +127,9 @@ class BlockConfig:
             "post_sublayer", as in OLMo 2: x + Norm(Sublayer(x)); "pre_and_post", as in Gemma 2:
             x + Norm(Sublayer(Norm(x))). Post-LN gradients grow towards the output layers, so deep models need a slow
             warm-up; pre-LN leaves the residual path untouched and trains stably when deep (Xiong et al. 2020).
-        parallel: Whether attention and feed-forward network read the same states, as in GPT-J.
+        parallel: Whether attention and feed-forward network read the same states, as in GPT-NeoX.
+        shared_norm: Whether parallel sub-layers share the norm before them, as in GPT-J.
+        residual_multiplier: Factor on the output of each sub-layer, before it is added to its input.
         dropout: Rate on the output of each sub-layer, before it is added to its input (section 5.4).
     """
 
@@ -137,6 +139,8 @@ class BlockConfig:
     norm: NormConfig = LayerNormConfig()
     norm_order: NormOrder = "post"
     parallel: bool = False
+    shared_norm: bool = False
+    residual_multiplier: float = 1.0
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -144,6 +148,8 @@ class BlockConfig:
         check_rate(self.dropout)
         if self.parallel and (self.norm_order == "post" or self.cross):
             raise InputError("parallel blocks need a norm before the sum, and no cross-attention")
+        if self.shared_norm and not (self.parallel and self.norm_order == "pre"):
+            raise InputError('shared_norm needs parallel sub-layers with norm_order="pre"')
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class EmbeddingConfig:
             1/width (which suit an output projection that shares the table) are not drowned by the positions, whose
             entries are of order one. Modern models start their tables at the size that they want, or learn positions of
             the same small size, and leave the factor out.
+        multiplier: A further factor on the vectors, as in Granite.
         types: Number of kinds of token, each with a vector that is added, as for BERT's first and second sentence.
             None: one kind, nothing added.
     """
@@ -28,6 +29,7 @@ class EmbeddingConfig:
     vocab_size: int
     dim: int | None = None
     scale: bool = True
+    multiplier: float = 1.0
     types: int | None = None
 
     def __post_init__(self) -> None:

@@ -53,7 +53,8 @@ class Block(nnx.Module):
         self.cross = make_attention(config.cross, dim, rngs=rngs) if config.cross else None
         self.cross_norm, self.cross_output_norm = self._norms(dim) if config.cross else (None, None)
         self.feed_forward = make_feed_forward(config.feed_forward, dim, rngs=rngs)
-        self.feed_forward_norm, self.feed_forward_output_norm = self._norms(dim)
+        shared = config.shared_norm
+        self.feed_forward_norm, self.feed_forward_output_norm = (None, None) if shared else self._norms(dim)
 
     def __call__(
         self,
@@ -107,11 +108,12 @@ class Block(nnx.Module):
             x = self._leave(x, crossed.states, self.cross_norm, self.cross_output_norm, keys[3])
             cross_map = crossed.weights
 
-        states = self._enter(entered if self.config.parallel else x, self.feed_forward_norm)
+        norm = self.attention_norm if self.feed_forward_norm is None else self.feed_forward_norm
+        states = self._enter(entered if self.config.parallel else x, norm)
         if return_intermediates and isinstance(self.feed_forward, Experts):
             routing = self.feed_forward.routing(states)
         mixed = self.feed_forward(states, dropout_key=keys[5])
-        x = self._leave(x, mixed, self.feed_forward_norm, self.feed_forward_output_norm, keys[4])
+        x = self._leave(x, mixed, norm, self.feed_forward_output_norm, keys[4])
         return BlockOutput(x, attended.cache, attended.weights, cross_map, routing)
 
     def _norms(self, dim: int) -> tuple[Norm, Norm | None]:
@@ -135,6 +137,8 @@ class Block(nnx.Module):
             mixed = norm(mixed)
         elif output_norm is not None:
             mixed = output_norm(mixed)
+        if self.config.residual_multiplier != 1:
+            mixed = mixed * self.config.residual_multiplier
         total = x + dropout(mixed, self.config.dropout, key)
         return norm(total) if self.config.norm_order == "post" else total
 

@@ -25,7 +25,7 @@ class Embedding(nnx.Module):
         axes = "VD" if width == dim else "V_"
         vectors = jax.random.normal(rngs.params(), (config.vocab_size, width)) / math.sqrt(width)
         self.embedding = nnx.Param(vectors, axes=axes)
-        self.scale = math.sqrt(dim) if config.scale else 1.0
+        self.scale = config.multiplier * (math.sqrt(dim) if config.scale else 1.0)
         self.projection = Linear(width, dim, axes="_D", bias=False, rngs=rngs) if width != dim else None
         types = 0.02 * jax.random.normal(rngs.params(), (config.types, width)) if config.types else None
         self.token_type_embedding = None if types is None else nnx.Param(types, axes="_" + axes[1])

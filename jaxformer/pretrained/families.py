@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
-from jaxformer.pretrained import bart, bert, deepseek, gemma, gpt2, llama, mixture, neox, opt, t5
+from jaxformer.pretrained import bart, bert, deepseek, gemma, gpt2, gptj, llama, mixture, neox, opt, phi, t5
 from jaxformer.pretrained.weights import WeightTable
 from jaxformer.schema import Schema
 
@@ -56,6 +56,12 @@ FAMILIES = {
     "roberta": Family("Roberta", bert.ROBERTA, bert.roberta_config, bert.roberta_table),
     "smollm3": Family("SmolLM3", llama.SMOLLM3, llama.smollm3_config, llama.llama_table),
     "xlm-roberta": Family("XLMRoberta", bert.ROBERTA, bert.roberta_config, bert.roberta_table),
+    "codegen": Family("CodeGen", gptj.GPTJ, gptj.codegen_config, gptj.codegen_table),
+    "gpt_neo": Family("GPTNeo", gptj.GPT_NEO, gptj.gpt_neo_config, gptj.gpt_neo_table),
+    "gptj": Family("GPTJ", gptj.GPTJ, gptj.gptj_config, gptj.gptj_table),
+    "phi": Family("Phi", phi.PHI, phi.phi_config, phi.phi_table),
+    "stablelm": Family("StableLm", phi.STABLELM, phi.stablelm_config, phi.stablelm_table),
+    "starcoder2": Family("Starcoder2", phi.STARCODER2, phi.starcoder2_config, phi.starcoder2_table),
 }
 
 

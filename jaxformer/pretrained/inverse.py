@@ -176,16 +176,24 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "pad_token_id": lambda shape: getattr(shape.stack.position_ids_from, "pad_id", None),
     # Attention.
     **names_of("num_attention_heads", "n_head", "n_heads", "num_heads", value=of_attention("heads")),
+    "attention_types": lambda shape: [[["global" if window is None else "local" for window in shape.windows], 1]],
     "encoder_attention_heads": lambda shape: shape.first.blocks[0].attention.heads,
     "decoder_attention_heads": of_attention("heads"),
     "num_key_value_heads": lambda shape: getattr(shape.attention, "kv_heads", None) or shape.attention.heads,
     **names_of("head_dim", "d_kv", value=lambda shape: shape.head_width),
-    **names_of("attention_bias", "enable_bias", value=of_attention("bias")),
+    **names_of("attention_bias", "enable_bias", "use_bias", "use_qkv_bias", value=of_attention("bias")),
+    "attention_out_bias": of_attention("output_bias"),
+    **names_of(
+        *("qk_layernorm", "use_qk_norm"),
+        value=lambda shape: getattr(shape.attention, "query_key_norm", None) is not None,
+    ),
+    "clip_qkv": of_attention("clip_qkv"),
+    "attention_multiplier": lambda shape: score_scale(shape.attention, shape.head_width or 1),
     "attn_logit_softcapping": of_attention("softcap"),
     "query_pre_attn_scalar": lambda shape: inverse_square(score_scale(shape.attention, shape.head_width or 1)),
     "scale_attn_weights": lambda shape: shape.attention.scale != 1.0,
     "scale_attn_by_inverse_layer_idx": lambda shape: len({layer.scale for layer in shape.attentions}) > 1,
-    "sliding_window": lambda shape: shape.window,
+    **names_of("sliding_window", "window_size", value=lambda shape: shape.window),
     "use_sliding_window": lambda shape: shape.window is not None,
     "layer_types": lambda shape: shape.layer_types,
     "no_rope_layers": lambda shape: [int(layer.rope is not None) for layer in shape.attentions],
@@ -196,6 +204,7 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "original_max_position_embeddings": lambda shape: shape.rope and getattr(shape.rope.scaling, "length", None),
     "rotary_emb_base": lambda shape: shape.rope and shape.rope.base,
     "rotary_pct": lambda shape: shape.rope and rotated_share(shape, shape.rope),
+    "rotary_dim": lambda shape: shape.rope and (shape.rope.width or shape.head_width),
     # Feed-forward networks and mixtures of experts.
     **names_of("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", value=lambda shape: shape.d_ff),
     "encoder_ffn_dim": lambda shape: getattr(shape.first.blocks[0].feed_forward, "d_ff", None) or 4 * shape.config.dim,
@@ -222,16 +231,20 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "routed_scaling_factor": of_router("scale"),
     # Blocks.
     **names_of(
-        *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"),
+        *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_epsilon"),
         value=lambda shape: shape.stack.blocks[0].norm.epsilon,
     ),
     "do_layer_norm_before": lambda shape: shape.stack.blocks[0].norm_order == "pre",
     "_remove_final_layer_norm": lambda shape: shape.stack.final_norm is None,
     "use_parallel_residual": lambda shape: shape.stack.blocks[0].parallel,
+    "embedding_multiplier": lambda shape: shape.stack.embedding.multiplier,
+    "residual_multiplier": lambda shape: shape.stack.blocks[0].residual_multiplier,
     # The head.
     "tie_word_embeddings": lambda shape: shape.head and shape.head.tied,
     "final_logit_softcapping": lambda shape: shape.head and shape.head.softcap,
     "scale_decoder_outputs": lambda shape: shape.head and shape.head.scale != 1.0,
+    "logit_scale": lambda shape: shape.head and shape.head.scale,
+    "logits_scaling": lambda shape: shape.head and shape.head.scale and 1 / shape.head.scale,
     "id2label": lambda shape: (
         shape.classifier and {str(number): f"LABEL_{number}" for number in range(shape.classifier.classes)}
     ),
@@ -242,9 +255,10 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     ),
     **names_of(
         *("resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "dropout", "dropout_rate"),
+        *("residual_dropout", "resid_dropout"),
         value=lambda shape: shape.stack.blocks[0].dropout,
     ),
-    "embd_pdrop": lambda shape: shape.stack.dropout,
+    **names_of("embd_pdrop", "embedding_dropout", "embed_dropout", value=lambda shape: shape.stack.dropout),
     "activation_dropout": lambda shape: shape.network.dropout,
     **names_of(
         *("classifier_dropout", "seq_classif_dropout"),
@@ -271,6 +285,9 @@ def settings_of(config: TransformerConfig, schema: Schema, longest: int) -> Sett
         local = next((layer.rope for layer in shape.attentions if getattr(layer, "window", None)), None)
         kinds = {"full_attention": shape.rope, "sliding_attention": local or shape.rope}
         settings["rope_parameters"] = {name: rope_parameters(shape, rope) for name, rope in kinds.items()}
+    share = schema.get("partial_rotary_factor")
+    if share and share.default and shape.rope:  # where the family's default is another share than all
+        settings["rope_parameters"] = {"partial_rotary_factor": 1.0} | settings["rope_parameters"]
     return settings
 
 

@@ -280,7 +280,8 @@ def sub_layers(block: BlockConfig, config: TransformerConfig, length: str) -> li
         found.append(SubLayer(box, norm, norm_order, sees_source=True))
     box = feed_forward_box(block.feed_forward, config.dim)
     if block.parallel:
-        box = replace(box, details=(*box.details, "reads what attention reads"))
+        what = "what attention reads" + ", through its norm" * block.shared_norm
+        box = replace(box, details=(*box.details, f"reads {what}"))
     return [*found, SubLayer(box, norm, norm_order)]
 
 
@@ -314,7 +315,9 @@ def feed_forward_box(config: FeedForwardConfig | MoEConfig, dim: int) -> Box:
             details.append(f"and for all {feed_forward_box(config.shared, dim).details[0]}")
         return Box("Experts", tuple(details), FEED_FORWARD)
     d_ff = 4 * dim if config.d_ff is None else config.d_ff
-    activation = {"relu": "ReLU", "silu": "SiLU"}.get(config.activation, config.activation.upper().replace("_", " "))
+    activation = {"relu": "ReLU", "silu": "SiLU", "relu2": "ReLU\u00b2"}.get(
+        config.activation, config.activation.upper().replace("_", " ")
+    )
     kind = f"{activation} gate" if config.gated else activation
     return Box("Feed-forward", (f"{dim} \u2192 {d_ff} \u2192 {dim}, {kind}",), FEED_FORWARD)
 
@@ -330,6 +333,7 @@ def embedding_box(stack: StackConfig, config: TransformerConfig) -> Box:
     width = embedding.dim or dim
     table = f"table [{embedding.vocab_size}, {width}]" + ", shared" * config.share_embeddings
     changes = [f"{width} \u2192 {dim}"] * (width != dim) + [f"times \u221a{dim}"] * embedding.scale
+    changes += [f"times {embedding.multiplier:g}"] * (embedding.multiplier != 1)
     return Box("Embedding", (", ".join([table, *changes]),), EMBEDDING)
 
 

@@ -16,6 +16,7 @@ from hf_encoders import ENCODERS
 from hf_models import DECODERS, EAGER, EOS, MODELS, save_decoder
 from hf_pairs import (
     BOUND,
+    SELDOM,
     Pair,
     assert_close,
     assert_saved_copy_is_the_same,
@@ -23,6 +24,7 @@ from hf_pairs import (
     gradient_distance,
     make_batch,
     make_labels,
+    marked,
     open_pair,
 )
 from transformers import AutoModelForCausalLM
@@ -39,7 +41,7 @@ SOMETIMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slo
 USUAL = [name for name in DECODERS if f"{name}-unusual" in DECODERS]
 USUAL += ["mixtral-unusual", "qwen3-moe-unusual"]  # gpt-oss shows experts
 USUAL += ["deepseek-v2-unusual", "deepseek-v3-unusual"]  # latent attention has tests of its own
-ONE_OF_EACH = [pytest.param(name, marks=pytest.mark.slow) if name in USUAL else name for name in DECODERS]
+ONE_OF_EACH = marked(DECODERS, {*USUAL, *SELDOM})
 
 
 @pytest.fixture(scope="module", params=ONE_OF_EACH)

@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 from flax import nnx
-from hf_pairs import SAVERS, Batch, Pair, as_tensors, assert_close, make_batch, open_pair, our_loss
+from hf_pairs import SAVERS, Batch, Pair, as_tensors, assert_close, make_batch, marked, open_pair, our_loss
 from safetensors.numpy import load_file, save_file
 
 from jaxformer import InputError, Transformer, as_pretrained, decoder_only, lora
@@ -49,7 +49,7 @@ def real(batch: Batch, ours: np.ndarray) -> Any:
     return mask if mask.shape == ours.shape[:2] and "decoder_input_ids" not in batch else ...
 
 
-@pytest.mark.parametrize("name", SAVERS)
+@pytest.mark.parametrize("name", marked(SAVERS))
 def test_peft_opens_an_adapter_made_here(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
     pair = open_pair(name, tmp_path / "base")
     adapter = drawn(lora.init(pair.ours, NO_HEAD, key=jax.random.key(0)))
