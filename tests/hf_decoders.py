@@ -3,10 +3,22 @@
 from typing import Any
 
 from transformers import (
+    ArceeConfig,
     CodeGenConfig,
+    Cohere2Config,
+    CohereConfig,
+    Ernie4_5Config,
+    Glm4Config,
+    GlmConfig,
     GPTJConfig,
     GPTNeoConfig,
+    GraniteConfig,
+    HunYuanDenseV1Config,
+    MinistralConfig,
+    Olmo3Config,
+    OlmoConfig,
     PhiConfig,
+    SeedOssConfig,
     StableLmConfig,
     Starcoder2Config,
 )
@@ -22,6 +34,13 @@ LLAMA_SHAPE = {
 }
 THETA = {"rope_theta": 77.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+# What hardly any of Llama's kin has by default.
+OTHER = {
+    "hidden_act": "gelu",
+    "rms_norm_eps": 1e-3,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default"} | THETA,
+}
 GPTJ_SHAPE = {"n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3, "rotary_dim": 6}
 GPT_NEO_SHAPE = {
     "max_position_embeddings": 37,
@@ -33,6 +52,93 @@ GPT_NEO_SHAPE = {
 }
 # Two of each, so that between them no setting keeps its default.
 FURTHER: dict[str, tuple[type, dict[str, Any]]] = {
+    "arcee": (ArceeConfig, LLAMA_SHAPE),
+    "arcee-unusual": (ArceeConfig, LLAMA_SHAPE | OTHER | {"attention_bias": True, "mlp_bias": True, "head_dim": 6}),
+    "cohere": (CohereConfig, LLAMA_SHAPE),
+    "cohere-unusual": (
+        CohereConfig,
+        LLAMA_SHAPE
+        | {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3}
+        | {"hidden_act": "relu", "tie_word_embeddings": False, "rope_parameters": {"rope_type": "default"} | THETA},
+    ),
+    "cohere2": (Cohere2Config, LLAMA_SHAPE | {"sliding_window": 3, "num_hidden_layers": 4}),
+    "cohere2-unusual": (
+        Cohere2Config,
+        LLAMA_SHAPE
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "sliding_window": 4}
+        | {"attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3, "hidden_act": "relu"}
+        | {"tie_word_embeddings": False, "rope_parameters": {"rope_type": "default"} | THETA},
+    ),
+    "ernie4-5": (Ernie4_5Config, LLAMA_SHAPE | {"head_dim": 4}),
+    "ernie4-5-unusual": (
+        Ernie4_5Config,
+        LLAMA_SHAPE | OTHER | {"use_bias": True, "head_dim": 6, "tie_word_embeddings": False},
+    ),
+    "glm": (GlmConfig, LLAMA_SHAPE | {"head_dim": 4}),
+    "glm-unusual": (
+        GlmConfig,
+        LLAMA_SHAPE
+        | OTHER
+        | {"head_dim": 8, "attention_bias": False}
+        | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75} | THETA},
+    ),
+    "glm4": (Glm4Config, LLAMA_SHAPE | {"head_dim": 8}),
+    "glm4-unusual": (
+        Glm4Config,
+        LLAMA_SHAPE
+        | OTHER
+        | {"head_dim": 4, "attention_bias": False}
+        | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0} | THETA},
+    ),
+    "granite": (GraniteConfig, LLAMA_SHAPE),
+    "granite-unusual": (
+        GraniteConfig,
+        LLAMA_SHAPE
+        | OTHER
+        | {"attention_bias": True, "mlp_bias": True, "embedding_multiplier": 1.7, "residual_multiplier": 0.6}
+        | {"attention_multiplier": 0.3, "logits_scaling": 1.3},
+    ),
+    "hunyuan-v1-dense": (HunYuanDenseV1Config, LLAMA_SHAPE | {"head_dim": 4}),
+    "hunyuan-v1-dense-unusual": (
+        HunYuanDenseV1Config,
+        LLAMA_SHAPE
+        | OTHER
+        | {"head_dim": 6, "attention_bias": True}
+        | {"rope_parameters": {"rope_type": "dynamic", "alpha": 3.0, "factor": 1.0} | THETA},
+    ),
+    "ministral": (MinistralConfig, LLAMA_SHAPE | {"head_dim": 4, "sliding_window": 3}),
+    "ministral-unusual": (
+        MinistralConfig,
+        LLAMA_SHAPE
+        | OTHER
+        | {"head_dim": 6, "sliding_window": 4}
+        | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    ),
+    "olmo": (OlmoConfig, LLAMA_SHAPE),
+    "olmo-unusual": (
+        OlmoConfig,
+        LLAMA_SHAPE
+        | {"attention_bias": True, "clip_qkv": 1.1, "hidden_act": "relu", "tie_word_embeddings": True}
+        | {"rope_parameters": {"rope_type": "default"} | THETA},
+    ),
+    "olmo3": (Olmo3Config, LLAMA_SHAPE | {"num_hidden_layers": 4, "sliding_window": 3, "intermediate_size": 23}),
+    "olmo3-unusual": (
+        Olmo3Config,
+        LLAMA_SHAPE
+        | {"attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 1e-3, "hidden_act": "relu"}
+        | {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "sliding_window": 4}
+        | {
+            "rope_parameters": {
+                "full_attention": YARN | {"rope_theta": 99.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 33.0},
+            }
+        },
+    ),
+    "seed-oss": (SeedOssConfig, LLAMA_SHAPE | {"head_dim": 4}),
+    "seed-oss-unusual": (
+        SeedOssConfig,
+        LLAMA_SHAPE | OTHER | {"head_dim": 6, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+    ),
     "codegen": (CodeGenConfig, GPTJ_SHAPE | {"n_head": 4, "rotary_dim": 4}),
     "codegen-unusual": (
         CodeGenConfig,

@@ -93,7 +93,7 @@ def family_settings(config: TransformerConfig, name: str, generation: Generation
         del tokens["decoder_start_token_id"]  # Marian's class refuses null
     architecture = f"{family.classes}{task_of(config)}"
     about = {"model_type": name, "architectures": [CLASSES.get(architecture, architecture)]}
-    return about | tokens | settings_of(config, family.schema, longest)
+    return about | tokens | settings_of(config, family.schema, longest, family.ropes_by_layer_type)
 
 
 def sinusoids(config: TransformerConfig, name: str, settings: Settings) -> Arrays:

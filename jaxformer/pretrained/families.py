@@ -5,7 +5,23 @@ from typing import Any, NamedTuple
 
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError
-from jaxformer.pretrained import bart, bert, deepseek, gemma, gpt2, gptj, llama, mixture, neox, opt, phi, t5
+from jaxformer.pretrained import (
+    bart,
+    bert,
+    cohere,
+    deepseek,
+    gemma,
+    gpt2,
+    gptj,
+    granite,
+    llama,
+    mixture,
+    neox,
+    olmo,
+    opt,
+    phi,
+    t5,
+)
 from jaxformer.pretrained.weights import WeightTable
 from jaxformer.schema import Schema
 
@@ -18,12 +34,14 @@ class Family(NamedTuple):
         schema: The keys of its config.json that are read.
         config: Returns our configuration of a config.json.
         table: Returns where the weights of such a model are.
+        ropes_by_layer_type: Whether rope_parameters of a config.json has an object for each type of layer.
     """
 
     classes: str
     schema: Schema
     config: Callable[[dict[str, Any]], TransformerConfig]
     table: Callable[[TransformerConfig], WeightTable]
+    ropes_by_layer_type: bool = False
 
 
 # Of several that have the shape of a model, `as_pretrained` takes the first.
@@ -35,7 +53,7 @@ FAMILIES = {
     "distilbert": Family("DistilBert", bert.DISTILBERT, bert.distilbert_config, bert.distilbert_table),
     "gemma": Family("Gemma", gemma.GEMMA, gemma.gemma_config, llama.llama_table),
     "gemma2": Family("Gemma2", gemma.GEMMA2, gemma.gemma2_config, gemma.gemma2_table),
-    "gemma3_text": Family("Gemma3", gemma.GEMMA3, gemma.gemma3_config, gemma.gemma2_table),
+    "gemma3_text": Family("Gemma3", gemma.GEMMA3, gemma.gemma3_config, gemma.gemma2_table, ropes_by_layer_type=True),
     "gpt2": Family("GPT2", gpt2.GPT2, gpt2.gpt2_config, gpt2.gpt2_table),
     "gpt_oss": Family("GptOss", mixture.GPT_OSS, mixture.gpt_oss_config, mixture.gpt_oss_table),
     "gpt_neox": Family("GPTNeoX", neox.NEOX, neox.neox_config, neox.neox_table),
@@ -56,10 +74,22 @@ FAMILIES = {
     "roberta": Family("Roberta", bert.ROBERTA, bert.roberta_config, bert.roberta_table),
     "smollm3": Family("SmolLM3", llama.SMOLLM3, llama.smollm3_config, llama.llama_table),
     "xlm-roberta": Family("XLMRoberta", bert.ROBERTA, bert.roberta_config, bert.roberta_table),
+    "arcee": Family("Arcee", granite.ARCEE, granite.arcee_config, llama.llama_table),
+    "cohere": Family("Cohere", cohere.COHERE, cohere.cohere_config, cohere.cohere_table),
+    "cohere2": Family("Cohere2", cohere.COHERE2, cohere.cohere2_config, cohere.cohere_table),
     "codegen": Family("CodeGen", gptj.GPTJ, gptj.codegen_config, gptj.codegen_table),
     "gpt_neo": Family("GPTNeo", gptj.GPT_NEO, gptj.gpt_neo_config, gptj.gpt_neo_table),
     "gptj": Family("GPTJ", gptj.GPTJ, gptj.gptj_config, gptj.gptj_table),
+    "ernie4_5": Family("Ernie4_5", granite.ERNIE4_5, granite.ernie4_5_config, llama.llama_table),
+    "glm": Family("Glm", granite.GLM, granite.glm_config, granite.glm_table),
+    "glm4": Family("Glm4", granite.GLM, granite.glm4_config, granite.glm_table),
+    "granite": Family("Granite", granite.GRANITE, granite.granite_config, llama.llama_table),
+    "hunyuan_v1_dense": Family("HunYuanDenseV1", granite.HUNYUAN, granite.hunyuan_config, granite.hunyuan_table),
+    "ministral": Family("Ministral", granite.MINISTRAL, granite.ministral_config, llama.llama_table),
+    "olmo": Family("Olmo", olmo.OLMO, olmo.olmo_config, llama.llama_table),
+    "olmo3": Family("Olmo3", olmo.OLMO3, olmo.olmo3_config, llama.olmo2_table, ropes_by_layer_type=True),
     "phi": Family("Phi", phi.PHI, phi.phi_config, phi.phi_table),
+    "seed_oss": Family("SeedOss", granite.SEED_OSS, granite.seed_oss_config, llama.llama_table),
     "stablelm": Family("StableLm", phi.STABLELM, phi.stablelm_config, phi.stablelm_table),
     "starcoder2": Family("Starcoder2", phi.STARCODER2, phi.starcoder2_config, phi.starcoder2_table),
 }

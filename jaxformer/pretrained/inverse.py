@@ -267,13 +267,14 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
 }
 
 
-def settings_of(config: TransformerConfig, schema: Schema, longest: int) -> Settings:
+def settings_of(config: TransformerConfig, schema: Schema, longest: int, by_layer_type: bool = False) -> Settings:
     """Return what the keys of a schema are for a model; a key that the model has no value for is left out.
 
     Args:
         config: The configuration of the model, which need not be of the family.
         schema: What a family reads.
         longest: Number of tokens that the model is meant for, where its positions have no table.
+        by_layer_type: Whether the family's rope_parameters has an object for each type of layer.
     """
     shape = Shape(config, longest)
     values = {key: KEYS[key](shape) for key in schema if key in KEYS}
@@ -281,7 +282,8 @@ def settings_of(config: TransformerConfig, schema: Schema, longest: int) -> Sett
     for key, value in values.items():
         if schema[key].accepts(value) and (value, schema[key].default) != (None, None):
             settings[key] = converted(schema[key], value) if key != "query_pre_attn_scalar" else value
-    if "rope_local_base_freq" in schema and shape.rope:  # Gemma 3 has a kind of positions for each type of layer
+    # Gemma 3 and OLMo 3 have a kind of positions for each type of layer.
+    if shape.rope and by_layer_type:
         local = next((layer.rope for layer in shape.attentions if getattr(layer, "window", None)), None)
         kinds = {"full_attention": shape.rope, "sliding_attention": local or shape.rope}
         settings["rope_parameters"] = {name: rope_parameters(shape, rope) for name, rope in kinds.items()}
