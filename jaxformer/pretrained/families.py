@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxformer.config import TransformerConfig
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, listed
 from jaxformer.pretrained import (
     bart,
     bert,
@@ -23,7 +23,7 @@ from jaxformer.pretrained import (
     t5,
 )
 from jaxformer.pretrained.weights import WeightTable
-from jaxformer.schema import Schema
+from jaxformer.schema import Schema, shown
 
 
 class Family(NamedTuple):
@@ -94,11 +94,58 @@ FAMILIES = {
     "starcoder2": Family("Starcoder2", phi.STARCODER2, phi.starcoder2_config, phi.starcoder2_table),
 }
 
+# Families that are not supported, and what they have that is missing here.
+STATES = "state-space layers beside attention"
+LINEAR = "layers with linear attention"
+LOCAL = "attention in blocks, with tokens that all others see"
+REFUSED = {
+    "bamba": STATES,
+    "big_bird": LOCAL,
+    "deberta": "attention that scores contents and distances apart",
+    "deberta-v2": "attention that scores contents and distances apart",
+    "deepseek_v32": "an indexer that selects keys",
+    "deepseek_v4": "an indexer that selects keys",
+    "falcon_h1": STATES,
+    "falcon_mamba": "state-space layers in place of attention",
+    "gemma3n": "embeddings for each layer, and caches that layers share",
+    "gemma3n_text": "embeddings for each layer, and caches that layers share",
+    "gemma4": "embeddings for each layer, and caches that layers share",
+    "gemma4_text": "embeddings for each layer, and caches that layers share",
+    "granitemoehybrid": STATES,
+    "jamba": STATES,
+    "kimi_linear": LINEAR,
+    "led": LOCAL,
+    "lfm2": "convolutions in place of most attention",
+    "lfm2_moe": "convolutions in place of most attention",
+    "llama4": "attention in chunks, and tokens that experts weigh at their input",
+    "llama4_text": "attention in chunks, and tokens that experts weigh at their input",
+    "longformer": LOCAL,
+    "longt5": LOCAL,
+    "mamba": "state-space layers in place of attention",
+    "mamba2": "state-space layers in place of attention",
+    "ministral3": "queries that grow with their position",
+    "nemotron_h": STATES,
+    "olmo_hybrid": LINEAR,
+    "qwen3_5": LINEAR,
+    "qwen3_5_moe": LINEAR,
+    "qwen3_5_text": LINEAR,
+    "qwen3_next": LINEAR,
+    "recurrent_gemma": "recurrent layers beside attention",
+    "reformer": "attention by hashes",
+    "rwkv": "recurrent layers in place of attention",
+    "xlnet": "attention in two streams",
+    "zamba": STATES,
+    "zamba2": STATES,
+}
+
 
 def family_of(hf: dict[str, Any]) -> Family:
     """Return the family that a config.json names. Raises InputError for one that is not supported."""
     if hf.get("model_type") not in FAMILIES:
-        raise InputError(f"model_type {hf.get('model_type')!r} is not supported: known are {', '.join(FAMILIES)}")
+        name = shown(hf.get("model_type"))
+        if reason := REFUSED.get(hf.get("model_type") or ""):
+            raise InputError(f"model_type={name} is not supported: it has {reason}")
+        raise InputError(f"model_type={name} is not supported: known are {listed(FAMILIES)}")
     if quantized := hf.get("quantization_config"):
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
         raise InputError(
