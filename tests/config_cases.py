@@ -7,6 +7,7 @@ from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
     ClassifierConfig,
+    DiscriminatorConfig,
     DynamicScaling,
     EmbeddingConfig,
     FeedForwardConfig,
@@ -176,6 +177,24 @@ NUMBERS = TransformerConfig(
         None,
     ),
 )
+SCORED = TransformerConfig(
+    20,
+    encoder=StackConfig(EmbeddingConfig(29), (BlockConfig(AttentionConfig(2, head_dim=10)),), None),
+    head=DiscriminatorConfig("relu"),
+)
+# An encoder of one block that is applied twice, with two kinds of positions and a narrow embedding.
+REPEATED = TransformerConfig(
+    20,
+    encoder=StackConfig(
+        EmbeddingConfig(29, dim=10, project="sum", scale=False, types=2),
+        (BlockConfig(AttentionConfig(2, head_dim=10), norm_order="pre", attention_norm=False),),
+        LearnedPositions(19),
+        score_positions=RelativePositions(8, 5),
+        order=(0, 0),
+        embedding_norm=LayerNormConfig(),
+    ),
+    head=HeadConfig(bias=True, transform=TransformConfig("gelu", LayerNormConfig(1e-2), bias=False)),
+)
 BASES = {
     "mixture": MIXTURE,
     "latent": LATENT,
@@ -184,4 +203,6 @@ BASES = {
     "encoder": ENCODER,
     "counted": COUNTED,
     "numbers": NUMBERS,
+    "repeated": REPEATED,
+    "scored": SCORED,
 }

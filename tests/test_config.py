@@ -93,6 +93,9 @@ OTHER = {
     "shared_norm": False,
     "residual_multiplier": 0.3,
     "multiplier": 1.7,
+    "attention_norm": False,
+    "score_positions": None,
+    "order": None,
 }
 # Of these, one that is not there already.
 CHOICES = {
@@ -101,6 +104,7 @@ CHOICES = {
     "position_ids_from": ("slot", "mask"),
     "normed": ("each head", "separate heads"),
     "layout": ("halves", "interleaved"),
+    "project": ("tokens", "sum"),
 }
 # Structure rather than values: covered by the models of every shape, or by the fields inside them.
 COMPOSED = {"attention", "feed_forward", "expert", "router", "cross", "norm", "encoder", "decoder", "embedding"}
@@ -117,6 +121,8 @@ OPTIONAL = {
     "embedding_norm",
     "final_norm",
     "head",
+    "score_positions",
+    "order",
 }
 
 
@@ -131,6 +137,10 @@ def changes(config: object, name: str, value: object) -> list[object]:
     if name == "shared_norm" and not (config.parallel and config.norm_order == "pre"):
         return []  # refused
     if name in ("parallel", "norm_order") and config.shared_norm:
+        return []  # refused
+    if name == "attention_norm" and (config.norm_order != "pre" or config.shared_norm):
+        return []  # refused
+    if name == "norm_order" and not config.attention_norm:
         return []  # refused
     if name == "rotate_first" and not (config.query_key_norm and config.rope):
         return []  # the order of one thing

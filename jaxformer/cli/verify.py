@@ -121,7 +121,8 @@ def kind(model: Transformer) -> str:
     """Return the kind of a model: of encoders alone, by their head."""
     if model.decoder is not None:
         return "decoder" if model.encoder is None else "encoder-decoder"
-    return {"Head": "head", "Classifier": "classifier"}.get(type(model.head).__name__, "bare")
+    kinds = {"Head": "head", "Classifier": "classifier", "Discriminator": "discriminator"}
+    return kinds.get(type(model.head).__name__, "bare")
 
 
 def load_reference(folder: Path, model: Transformer) -> Any:
@@ -136,6 +137,7 @@ def load_reference(folder: Path, model: Transformer) -> Any:
     opener = {
         "head": transformers.AutoModelForMaskedLM,
         "classifier": transformers.AutoModelForSequenceClassification,
+        "discriminator": transformers.AutoModelForPreTraining,
         "bare": transformers.AutoModel,
         "decoder": transformers.AutoModelForCausalLM,
         "encoder-decoder": transformers.AutoModelForSeq2SeqLM,

@@ -26,6 +26,7 @@ from jaxformer.config.layers import (
 )
 from jaxformer.config.model import (
     ClassifierConfig,
+    DiscriminatorConfig,
     EmbeddingConfig,
     HeadConfig,
     StackConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "AttentionConfig",
     "BlockConfig",
     "ClassifierConfig",
+    "DiscriminatorConfig",
     "DynamicScaling",
     "EmbeddingConfig",
     "FeedForwardConfig",

@@ -60,11 +60,11 @@ class AttentionConfig:
         query_key_norm: Norm of queries and keys before they are rotated (Henry et al. 2020). None: none.
         normed: Whether that norm is over each head by itself, or over all heads of a token as one vector. "separate
             heads": over each by itself, and each has its own scale.
-        rotate_first: Whether that norm comes after the rotation, as in HunYuan.
-        clip_qkv: Bound on the size of every number in queries, keys and values, before they are rotated. None: none.
         rope: Rotary positions. None: the stack's positions are all there is.
         sinks: Whether each head has a learned score for looking at nothing.
         dropout: Rate on the attention weights.
+        rotate_first: Whether that norm comes after the rotation, as in HunYuan.
+        clip_qkv: Bound on the size of every number in queries, keys and values, before they are rotated. None: none.
     """
 
     heads: int = 8
@@ -77,11 +77,11 @@ class AttentionConfig:
     output_bias: bool | None = None
     query_key_norm: NormConfig | None = None
     normed: Literal["each head", "all heads", "separate heads"] = "each head"
-    rotate_first: bool = False
-    clip_qkv: float | None = None
     rope: Rope | None = None
     sinks: bool = False
     dropout: float = 0.0
+    rotate_first: bool = False
+    clip_qkv: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse heads that cannot be formed."""

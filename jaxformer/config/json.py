@@ -20,6 +20,7 @@ from jaxformer.config.layers import (
 )
 from jaxformer.config.model import (
     ClassifierConfig,
+    DiscriminatorConfig,
     EmbeddingConfig,
     HeadConfig,
     StackConfig,
@@ -65,6 +66,7 @@ CONFIGS = (
     TransformConfig,
     HeadConfig,
     ClassifierConfig,
+    DiscriminatorConfig,
     TransformerConfig,
 )
 

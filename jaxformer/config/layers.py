@@ -128,9 +128,11 @@ class BlockConfig:
             x + Norm(Sublayer(Norm(x))). Post-LN gradients grow towards the output layers, so deep models need a slow
             warm-up; pre-LN leaves the residual path untouched and trains stably when deep (Xiong et al. 2020).
         parallel: Whether attention and feed-forward network read the same states, as in GPT-NeoX.
+        dropout: Rate on the output of each sub-layer, before it is added to its input (section 5.4).
+        attention_norm: Whether the order's norm is before self-attention too; ModernBERT's first block reads what is
+            normed already.
         shared_norm: Whether parallel sub-layers share the norm before them, as in GPT-J.
         residual_multiplier: Factor on the output of each sub-layer, before it is added to its input.
-        dropout: Rate on the output of each sub-layer, before it is added to its input (section 5.4).
     """
 
     attention: AnyAttentionConfig = AttentionConfig()
@@ -139,27 +141,32 @@ class BlockConfig:
     norm: NormConfig = LayerNormConfig()
     norm_order: NormOrder = "post"
     parallel: bool = False
+    dropout: float = 0.0
+    attention_norm: bool = True
     shared_norm: bool = False
     residual_multiplier: float = 1.0
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse an impossible rate, and sub-layers side by side where one has to wait for the other."""
         check_rate(self.dropout)
         if self.parallel and (self.norm_order == "post" or self.cross):
             raise InputError("parallel blocks need a norm before the sum, and no cross-attention")
+        if not self.attention_norm and (self.norm_order != "pre" or self.shared_norm):
+            raise InputError('attention_norm=False needs norm_order="pre" and no shared norm')
         if self.shared_norm and not (self.parallel and self.norm_order == "pre"):
             raise InputError('shared_norm needs parallel sub-layers with norm_order="pre"')
 
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """Layer in BERT's head before its map to the vocabulary: Norm(activation(x W + b)), as wide as the model.
+    """Layer in BERT's head before its map to the vocabulary: Norm(activation(x W + b)), as wide as what the map reads.
 
     Attributes:
         activation: Name of the activation.
         norm: Norm of the output.
+        bias: Whether there is a bias b.
     """
 
     activation: Activation = "gelu"
     norm: NormConfig = LayerNormConfig()
+    bias: bool = True

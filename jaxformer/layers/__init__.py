@@ -5,7 +5,7 @@ from jaxformer.layers.attention import Attention, AttentionOutput
 from jaxformer.layers.block import Block, BlockOutput, EncoderKV, split_key
 from jaxformer.layers.embedding import Embedding, LearnedPositionEmbedding, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
-from jaxformer.layers.head import Classifier, Head
+from jaxformer.layers.head import Classifier, Discriminator, Head
 from jaxformer.layers.latent_attention import LatentAttention, MLACache
 from jaxformer.layers.linear import Linear, LinearMap, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
@@ -18,6 +18,7 @@ __all__ = [
     "Block",
     "BlockOutput",
     "Classifier",
+    "Discriminator",
     "Embedding",
     "EncoderKV",
     "FeedForward",

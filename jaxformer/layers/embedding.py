@@ -26,12 +26,15 @@ class Embedding(nnx.Module):
         vectors = jax.random.normal(rngs.params(), (config.vocab_size, width)) / math.sqrt(width)
         self.embedding = nnx.Param(vectors, axes=axes)
         self.scale = config.multiplier * (math.sqrt(dim) if config.scale else 1.0)
-        self.projection = Linear(width, dim, axes="_D", bias=False, rngs=rngs) if width != dim else None
+        at_once = width != dim and config.project == "tokens"
+        self.projection = Linear(width, dim, axes="_D", bias=False, rngs=rngs) if at_once else None
         types = 0.02 * jax.random.normal(rngs.params(), (config.types, width)) if config.types else None
         self.token_type_embedding = None if types is None else nnx.Param(types, axes="_" + axes[1])
 
     def __call__(self, tokens: jax.Array, token_types: jax.Array | None = None) -> jax.Array:
-        """Return the vectors [B, T, D] of tokens. An id outside the vocabulary gives NaN.
+        """Return the vectors [B, T, D] of tokens, or [B, T, width] where the stack projects them.
+
+        An id outside the vocabulary gives NaN.
 
         Args:
             tokens: Integers [B, T].

@@ -54,16 +54,24 @@ class Stack(nnx.Module):
 
     def __init__(self, config: StackConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
+        narrow = config.embedding.project == "sum"
+        width = config.embedding.dim or dim if narrow else dim
         match config.positions:
             case LearnedPositions() as learned:
-                self.positions = LearnedPositionEmbedding(learned, dim, rngs=rngs)
+                self.positions = LearnedPositionEmbedding(learned, width, rngs=rngs)
             case SinusoidalPositions() as sinusoidal:
-                self.positions = Sinusoids(sinusoidal, dim)
+                self.positions = Sinusoids(sinusoidal, width)
             case RelativePositions() as relative:
                 self.positions = RelativePositionBias(relative, config.blocks[0].attention.heads, rngs=rngs)
             case None:
                 self.positions = None
-        self.embedding_norm = make_norm(config.embedding_norm, dim) if config.embedding_norm else None
+        axes = "D" if width == dim else "_"
+        self.embedding_norm = make_norm(config.embedding_norm, width, axes=axes) if config.embedding_norm else None
+        self.embedding_projection = Linear(width, dim, axes="_D", rngs=rngs) if narrow else None
+        score = config.score_positions
+        self.score_positions = (
+            RelativePositionBias(score, config.blocks[0].attention.heads, rngs=rngs) if score else None
+        )
         self.blocks = nnx.List([Block(block, dim, rngs=rngs) for block in config.blocks])
         self.final_norm = make_norm(config.final_norm, dim) if config.final_norm else None
 
@@ -89,19 +97,18 @@ class Stack(nnx.Module):
             dropout_key: Key for dropout. None: no dropout.
             return_intermediates: Whether to return hidden states, attention maps and routing.
         """
-        first_key, *keys = split_key(dropout_key, 1 + len(self.blocks))
-        x, bias = embedded, None
-        if isinstance(self.positions, RelativePositionBias):
-            T = x.shape[1]
-            S = mask.num_visible_keys(T, caches[0].capacity) if caches else T
-            bias = self.positions(T, S, first=mask.offset, causal=mask.causal)
-        elif self.positions is not None:
+        blocks = self.applied
+        first_key, *keys = split_key(dropout_key, 1 + len(blocks))
+        x, bias = embedded, self._score_bias(embedded.shape[1], mask, caches)
+        if not isinstance(self.positions, RelativePositionBias | None):
             x += self.positions(position_ids).astype(x.dtype)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = dropout(x, self.config.dropout, first_key)
+        if self.embedding_projection is not None:
+            x = self.embedding_projection(x)
         states, outputs = [x], []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(blocks):
             forward = partial(
                 block,
                 mask=mask,
@@ -127,6 +134,20 @@ class Stack(nnx.Module):
             return StackOutput(x, written, Intermediates())
         cross_maps = cross_maps if encoder else ()
         return StackOutput(x, written, Intermediates(tuple(states), maps, cross_maps, routing))
+
+    @property
+    def applied(self) -> list[Block]:
+        """The blocks in the order in which they are applied."""
+        order = self.config.order
+        return list(self.blocks) if order is None else [self.blocks[number] for number in order]
+
+    def _score_bias(self, T: int, mask: AttentionMask, caches: tuple[LayerCache, ...]) -> jax.Array | None:
+        """Return what positions add to the scores [B|1, N, T, S] of T queries, None where they add nothing."""
+        positions = self.positions if self.score_positions is None else self.score_positions
+        if not isinstance(positions, RelativePositionBias):
+            return None
+        S = mask.num_visible_keys(T, caches[0].capacity) if caches else T
+        return positions(T, S, first=mask.offset, causal=mask.causal)
 
     def position_ids(self, tokens: jax.Array, valid: jax.Array | None, start: int | jax.Array = 0) -> jax.Array:
         """Return the positions of tokens by the rule of the configuration, see `make_position_ids`.

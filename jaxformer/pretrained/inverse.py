@@ -6,139 +6,27 @@ that it reads. Nothing is lost silently, because `as_pretrained` reads the setti
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from jaxformer.config import (
     AnyAttentionConfig,
-    ClassifierConfig,
     DynamicScaling,
-    FeedForwardConfig,
-    HeadConfig,
     LatentAttentionConfig,
-    LearnedPositions,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
     MoEConfig,
-    NonPadPositions,
     Rope,
     SoftmaxRouter,
-    StackConfig,
     TransformerConfig,
     YarnScaling,
-    head_width,
 )
 from jaxformer.ops import Activation
 from jaxformer.pretrained.settings import ACTIVATIONS
+from jaxformer.pretrained.shape import Shape
 from jaxformer.schema import Field, Schema
 
 Settings = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Properties of a model that keys of a config.json ask for; None where a model has no such thing.
-
-    Attributes:
-        config: The configuration of the model.
-        longest: Number of tokens that the model is meant for, where its positions have no table.
-    """
-
-    config: TransformerConfig
-    longest: int
-
-    @property
-    def stack(self) -> StackConfig:
-        """The stack that logits come from."""
-        return self.config.main
-
-    @property
-    def first(self) -> StackConfig:
-        """The encoder, or the only stack."""
-        return self.config.encoder or self.stack
-
-    @cached_property
-    def attentions(self) -> list[AnyAttentionConfig]:
-        """The attention of each block."""
-        return [block.attention for block in self.stack.blocks]
-
-    @property
-    def attention(self) -> AnyAttentionConfig:
-        """The attention of the first block."""
-        return self.attentions[0]
-
-    @property
-    def head_width(self) -> int | None:
-        """The width of a head."""
-        if isinstance(self.attention, LatentAttentionConfig):
-            return None
-        return head_width(self.attention, self.config.dim)
-
-    @cached_property
-    def mixture(self) -> MoEConfig | None:
-        """The first mixture of experts."""
-        networks = (block.feed_forward for block in self.stack.blocks)
-        return next((network for network in networks if isinstance(network, MoEConfig)), None)
-
-    @cached_property
-    def network(self) -> FeedForwardConfig:
-        """The first plain feed-forward network; an expert where there is none."""
-        networks = [block.feed_forward for block in self.stack.blocks]
-        experts = [network.expert for network in networks if isinstance(network, MoEConfig)]
-        return next((network for network in networks if isinstance(network, FeedForwardConfig)), *experts[:1])
-
-    @property
-    def d_ff(self) -> int:
-        """The inner width of that network."""
-        return self.network.d_ff or 4 * self.config.dim
-
-    @cached_property
-    def windows(self) -> list[int | None]:
-        """The window of each block."""
-        return [getattr(attention, "window", None) for attention in self.attentions]
-
-    @property
-    def window(self) -> int | None:
-        """The first window."""
-        return next((window for window in self.windows if window is not None), None)
-
-    @property
-    def layer_types(self) -> list[str]:
-        """What each block sees, in transformers' words."""
-        return ["full_attention" if window is None else "sliding_attention" for window in self.windows]
-
-    @property
-    def plain_blocks(self) -> list[int]:
-        """The blocks without experts."""
-        return [i for i, block in enumerate(self.stack.blocks) if isinstance(block.feed_forward, FeedForwardConfig)]
-
-    @cached_property
-    def rope(self) -> Rope | None:
-        """The first rotary positions of a block that sees everything, or else of any."""
-        everywhere = [block for block, window in enumerate(self.windows) if window is None]
-        order = [*everywhere, *range(len(self.windows))]
-        return next((rope for block in order if (rope := self.attentions[block].rope)), None)
-
-    @property
-    def head(self) -> HeadConfig | None:
-        """The map to the vocabulary."""
-        return self.config.head if isinstance(self.config.head, HeadConfig) else None
-
-    @property
-    def classifier(self) -> ClassifierConfig | None:
-        """The map to classes."""
-        return self.config.head if isinstance(self.config.head, ClassifierConfig) else None
-
-    @property
-    def length(self) -> int:
-        """The number of positions that a file gives."""
-        positions, scaling = self.stack.positions, self.rope.scaling if self.rope else None
-        if isinstance(positions, LearnedPositions):
-            counted = isinstance(self.stack.position_ids_from, NonPadPositions)
-            return positions.length + (positions.offset if counted else 0)
-        return scaling.length if isinstance(scaling, DynamicScaling) else self.longest
 
 
 def names_of(*names: str, value: Callable[[Shape], Any]) -> dict[str, Callable[[Shape], Any]]:
@@ -162,12 +50,16 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "vocab_size": lambda shape: shape.first.embedding.vocab_size,
     "decoder_vocab_size": lambda shape: shape.stack.embedding.vocab_size,
     "share_encoder_decoder_embeddings": lambda shape: shape.config.share_embeddings,
-    "word_embed_proj_dim": lambda shape: shape.stack.embedding.dim or shape.config.dim,
+    "num_hidden_groups": lambda shape: len(shape.first.blocks),
+    **names_of(
+        *("word_embed_proj_dim", "embedding_size"),
+        value=lambda shape: shape.stack.embedding.dim or shape.config.dim,
+    ),
     "type_vocab_size": lambda shape: shape.stack.embedding.types,
     "scale_embedding": lambda shape: shape.stack.embedding.scale,
     **names_of(
         *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"),
-        value=lambda shape: len(shape.first.blocks),
+        value=lambda shape: len(shape.first.applied),
     ),
     **names_of("num_decoder_layers", "decoder_layers", value=lambda shape: len(shape.stack.blocks)),
     **names_of("max_position_embeddings", "n_positions", value=lambda shape: shape.length),
@@ -194,6 +86,7 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "scale_attn_weights": lambda shape: shape.attention.scale != 1.0,
     "scale_attn_by_inverse_layer_idx": lambda shape: len({layer.scale for layer in shape.attentions}) > 1,
     **names_of("sliding_window", "window_size", value=lambda shape: shape.window),
+    "local_attention": lambda shape: shape.window and max(1, 2 * (shape.window - 1)),
     "use_sliding_window": lambda shape: shape.window is not None,
     "layer_types": lambda shape: shape.layer_types,
     "no_rope_layers": lambda shape: [int(layer.rope is not None) for layer in shape.attentions],
@@ -231,9 +124,10 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "routed_scaling_factor": of_router("scale"),
     # Blocks.
     **names_of(
-        *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_epsilon"),
+        *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_epsilon", "norm_eps"),
         value=lambda shape: shape.stack.blocks[0].norm.epsilon,
     ),
+    "norm_bias": lambda shape: getattr(shape.stack.blocks[0].norm, "bias", False),
     "do_layer_norm_before": lambda shape: shape.stack.blocks[0].norm_order == "pre",
     "_remove_final_layer_norm": lambda shape: shape.stack.final_norm is None,
     "use_parallel_residual": lambda shape: shape.stack.blocks[0].parallel,
@@ -242,6 +136,11 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     # The head.
     "tie_word_embeddings": lambda shape: shape.head and shape.head.tied,
     "final_logit_softcapping": lambda shape: shape.head and shape.head.softcap,
+    "decoder_bias": lambda shape: shape.head and shape.head.bias,
+    "classifier_bias": lambda shape: shape.head and shape.head.transform and shape.head.transform.bias,
+    "classifier_activation": lambda shape: (
+        shape.head and shape.head.transform and activation_name(shape.head.transform.activation)
+    ),
     "scale_decoder_outputs": lambda shape: shape.head and shape.head.scale != 1.0,
     "logit_scale": lambda shape: shape.head and shape.head.scale,
     "logits_scaling": lambda shape: shape.head and shape.head.scale and 1 / shape.head.scale,
@@ -259,9 +158,9 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
         value=lambda shape: shape.stack.blocks[0].dropout,
     ),
     **names_of("embd_pdrop", "embedding_dropout", "embed_dropout", value=lambda shape: shape.stack.dropout),
-    "activation_dropout": lambda shape: shape.network.dropout,
+    **names_of("activation_dropout", "mlp_dropout", value=lambda shape: shape.network.dropout),
     **names_of(
-        *("classifier_dropout", "seq_classif_dropout"),
+        *("classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob"),
         value=lambda shape: shape.classifier and shape.classifier.dropout,
     ),
 }

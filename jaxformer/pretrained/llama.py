@@ -218,18 +218,19 @@ def phi3_config(hf: dict[str, Any]) -> TransformerConfig:
     return decoder_config(hf, lambda _: attention, dropout=hf["resid_pdrop"])
 
 
-def decoder_table(*block: Row, kept: str = "") -> WeightTable:
+def decoder_table(*block: Row, kept: str = "", stack: str = "decoder") -> WeightTable:
     """Describe the checkpoints of a family whose names are Llama's.
 
     Args:
         block: The rows of a block.
         kept: As in `WeightTable`.
+        stack: Our name of the stack.
     """
     rows = (
         Row("embedding.embedding", "model.embed_tokens.weight"),
-        Row("decoder.final_norm", "model.norm"),
+        Row(f"{stack}.final_norm", "model.norm"),
         Row("head.output", "lm_head"),
-        *nested("decoder.blocks.#", "model.layers.#", *block),
+        *nested(f"{stack}.blocks.#", "model.layers.#", *block),
     )
     return WeightTable(rows, UNUSED, TIES, prefix="model.", kept=kept)
 

@@ -12,6 +12,7 @@ from jaxformer.config import (
     AnyAttentionConfig,
     BlockConfig,
     ClassifierConfig,
+    DiscriminatorConfig,
     FeedForwardConfig,
     HeadConfig,
     LatentAttentionConfig,
@@ -189,7 +190,7 @@ def draw_stack(pen: Pen, config: TransformerConfig, stack: StackConfig, length: 
     if stack.embedding_norm:
         pen.climb()
         pen.box(norm_box(stack.embedding_norm))
-    for blocks, count in folded(stack.blocks):
+    for blocks, count in folded(stack.applied):
         pen.climb(states)
         bottom = pen.y
         for sub_layer in itertools.chain.from_iterable(sub_layers(block, config, length) for block in blocks):
@@ -247,7 +248,10 @@ def draw_head(pen: Pen, config: TransformerConfig) -> None:
     if config.head is None:
         pen.text("hidden states", pen.x, pen.y + 0.14, size=9.5, colour=INK, ha="center")
         return
-    if isinstance(config.head, ClassifierConfig):
+    if isinstance(config.head, DiscriminatorConfig):
+        pen.box(Box("Discriminator", (f"{config.dim} \u2192 {config.dim} \u2192 1",), HEAD))
+        pen.climb(f"[B, {length}]")
+    elif isinstance(config.head, ClassifierConfig):
         classes = config.head.classes
         pen.box(Box("Classifier", (f"of the first token, {config.dim} \u2192 {config.dim} \u2192 {classes}",), HEAD))
         pen.climb(f"[B, {classes}]")

@@ -5,7 +5,7 @@ from typing import Any
 from hf_encoders import ENCODER, ENCODERS
 from hf_models import DECODER, DECODERS, MODELS, TOKENS
 
-from jaxformer.config import ClassifierConfig, HeadConfig, MoEConfig, TransformerConfig
+from jaxformer.config import ClassifierConfig, DiscriminatorConfig, HeadConfig, MoEConfig, TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.pretrained.families import FAMILIES, REFUSED
 
@@ -35,6 +35,7 @@ HEADS = {
     "ForConditionalGeneration": "language model",
     "ForMaskedLM": "masked tokens",
     "ForSequenceClassification": "classes of sequences",
+    "ForPreTraining": "replaced tokens",
 }
 
 
@@ -78,7 +79,7 @@ def row(family: str, given: dict[str, Any]) -> str:
 
 def fits(config: TransformerConfig, head: str) -> bool:
     """Return whether a class with this head has it here."""
-    kinds = {"Model": type(None), "ForSequenceClassification": ClassifierConfig}
+    kinds = {"Model": type(None), "ForSequenceClassification": ClassifierConfig, "ForPreTraining": DiscriminatorConfig}
     return isinstance(config.head, kinds.get(head, HeadConfig))
 
 

@@ -16,7 +16,8 @@ from hf_encoders import ENCODERS
 from hf_models import DECODERS, EAGER, EOS, MODELS, save_decoder
 from hf_pairs import (
     BOUND,
-    SELDOM,
+    FURTHER_NAMES,
+    NEW_FIELDS,
     Pair,
     assert_close,
     assert_saved_copy_is_the_same,
@@ -41,7 +42,7 @@ SOMETIMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slo
 USUAL = [name for name in DECODERS if f"{name}-unusual" in DECODERS]
 USUAL += ["mixtral-unusual", "qwen3-moe-unusual"]  # gpt-oss shows experts
 USUAL += ["deepseek-v2-unusual", "deepseek-v3-unusual"]  # latent attention has tests of its own
-ONE_OF_EACH = marked(DECODERS, {*USUAL, *SELDOM})
+ONE_OF_EACH = marked(DECODERS, {*USUAL, *FURTHER_NAMES} - NEW_FIELDS)
 
 
 @pytest.fixture(scope="module", params=ONE_OF_EACH)
