@@ -9,15 +9,19 @@ from transformers import (
     CohereConfig,
     Ernie4_5Config,
     Glm4Config,
+    Glm4MoeConfig,
     GlmConfig,
     GPTJConfig,
     GPTNeoConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     HunYuanDenseV1Config,
     MinistralConfig,
     Olmo3Config,
     OlmoConfig,
+    OlmoeConfig,
     PhiConfig,
+    Qwen2MoeConfig,
     SeedOssConfig,
     StableLmConfig,
     Starcoder2Config,
@@ -40,6 +44,17 @@ OTHER = {
     "rms_norm_eps": 1e-3,
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default"} | THETA,
+}
+GLM4_MOE = {
+    "moe_intermediate_size": 11,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+}
+QWEN2_MOE = {
+    "num_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 11,
+    "shared_expert_intermediate_size": 9,
 }
 GPTJ_SHAPE = {"n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3, "rotary_dim": 6}
 GPT_NEO_SHAPE = {
@@ -89,6 +104,43 @@ FURTHER: dict[str, tuple[type, dict[str, Any]]] = {
         | OTHER
         | {"head_dim": 4, "attention_bias": False}
         | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0} | THETA},
+    ),
+    "glm4-moe": (Glm4MoeConfig, LLAMA_SHAPE | GLM4_MOE | {"head_dim": 8, "n_group": 2, "topk_group": 1}),
+    "glm4-moe-unusual": (
+        Glm4MoeConfig,
+        LLAMA_SHAPE
+        | GLM4_MOE
+        | OTHER
+        | {"head_dim": 4, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 3, "n_shared_experts": 2}
+        | {"norm_topk_prob": False, "routed_scaling_factor": 0.6, "attention_bias": True, "use_qk_norm": True}
+        | {"first_k_dense_replace": 2}
+        | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0} | THETA},
+    ),
+    "granitemoe": (GraniteMoeConfig, LLAMA_SHAPE | {"num_local_experts": 5}),
+    "granitemoe-unusual": (
+        GraniteMoeConfig,
+        LLAMA_SHAPE
+        | OTHER
+        | {"attention_bias": True, "embedding_multiplier": 1.7, "residual_multiplier": 0.6}
+        | {"attention_multiplier": 0.3, "logits_scaling": 1.3, "num_local_experts": 4, "num_experts_per_tok": 3},
+    ),
+    "olmoe": (OlmoeConfig, LLAMA_SHAPE | {"num_experts": 7, "num_experts_per_tok": 3}),
+    "olmoe-unusual": (
+        OlmoeConfig,
+        LLAMA_SHAPE
+        | OTHER
+        | {"num_experts": 4, "num_experts_per_tok": 2, "attention_bias": True, "clip_qkv": 0.8}
+        | {"norm_topk_prob": True},
+    ),
+    "qwen2-moe": (Qwen2MoeConfig, LLAMA_SHAPE | QWEN2_MOE),
+    "qwen2-moe-unusual": (
+        Qwen2MoeConfig,
+        LLAMA_SHAPE
+        | QWEN2_MOE
+        | OTHER
+        | {"num_hidden_layers": 5, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 13}
+        | {"norm_topk_prob": True, "decoder_sparse_step": 2, "mlp_only_layers": [3], "qkv_bias": False}
+        | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 3},
     ),
     "granite": (GraniteConfig, LLAMA_SHAPE),
     "granite-unusual": (

@@ -94,6 +94,7 @@ OTHER = {
     "residual_multiplier": 0.3,
     "multiplier": 1.7,
     "attention_norm": False,
+    "shared_gate": True,
     "score_positions": None,
     "order": None,
 }
@@ -137,6 +138,10 @@ def changes(config: object, name: str, value: object) -> list[object]:
     if name == "shared_norm" and not (config.parallel and config.norm_order == "pre"):
         return []  # refused
     if name in ("parallel", "norm_order") and config.shared_norm:
+        return []  # refused
+    if (name == "shared_gate" and config.shared is None) or (
+        name == "shared" and getattr(config, "shared_gate", False)
+    ):
         return []  # refused
     if name == "attention_norm" and (config.norm_order != "pre" or config.shared_norm):
         return []  # refused

@@ -92,6 +92,7 @@ class MoEConfig:
         expert: Configuration of an expert.
         router: How experts are chosen.
         shared: Network that every token goes through as well (Dai et al. 2024). None: none.
+        shared_gate: Whether its output is multiplied by the sigmoid of a linear map of the token, as in Qwen2-MoE.
     """
 
     experts: int
@@ -99,6 +100,7 @@ class MoEConfig:
     expert: FeedForwardConfig = FeedForwardConfig()
     router: Router = SoftmaxRouter()
     shared: FeedForwardConfig | None = None
+    shared_gate: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a choice of more experts than there are, and dropout inside of them."""
@@ -110,6 +112,8 @@ class MoEConfig:
             raise InputError(f"{self.experts} experts cannot be split into {groups} groups of {smallest} or more")
         if not 1 <= kept <= groups or self.top_k > kept * (self.experts // groups):
             raise InputError(f"{self.top_k} experts cannot be chosen from {kept} of {groups} groups")
+        if self.shared_gate and self.shared is None:
+            raise InputError("shared_gate needs a shared network: give `shared` a FeedForwardConfig")
         if self.expert.dropout:
             raise InputError("experts have no dropout of inner units: give expert.dropout=0")
 

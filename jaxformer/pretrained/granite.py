@@ -1,9 +1,10 @@
 """Llama in all but small numbers: Granite, Arcee, Seed-OSS, Ministral, ERNIE 4.5, HunYuan, GLM and GLM-4."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from jaxformer.config import AttentionConfig, FeedForwardConfig, RMSNormConfig, TransformerConfig
+from jaxformer.config import AttentionConfig, FeedForwardConfig, MoEConfig, RMSNormConfig, TransformerConfig
 from jaxformer.errors import InputError
 from jaxformer.pretrained.llama import (
     ATTENTION,
@@ -99,11 +100,17 @@ GLM: Schema = {
 
 def granite_config(hf: dict[str, Any]) -> TransformerConfig:
     """Return our configuration of a Granite `config.json`: factors on embeddings, sub-layers, scores and logits."""
-    hf = read_settings(hf, GRANITE)
+    return granite_decoder(read_settings(hf, GRANITE))
+
+
+def granite_decoder(
+    hf: dict[str, Any], feed_forward: Callable[[int], FeedForwardConfig | MoEConfig] | None = None
+) -> TransformerConfig:
+    """Return Granite of these settings, with a gated feed-forward network in layers where no other is given."""
     attention = attention_config(hf, bias=hf["attention_bias"], output_bias=hf["attention_bias"])
     attention = replace(attention, scale=hf["attention_multiplier"])
     return changed(
-        decoder_config(hf, lambda _: attention),
+        decoder_config(hf, lambda _: attention, feed_forward=feed_forward),
         block={"residual_multiplier": hf["residual_multiplier"]},
         embedding={"multiplier": hf["embedding_multiplier"]},
         head={"scale": 1 / hf["logits_scaling"]},

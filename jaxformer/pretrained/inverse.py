@@ -73,7 +73,7 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "decoder_attention_heads": of_attention("heads"),
     "num_key_value_heads": lambda shape: getattr(shape.attention, "kv_heads", None) or shape.attention.heads,
     **names_of("head_dim", "d_kv", value=lambda shape: shape.head_width),
-    **names_of("attention_bias", "enable_bias", "use_bias", "use_qkv_bias", value=of_attention("bias")),
+    **names_of("attention_bias", "enable_bias", "use_bias", "use_qkv_bias", "qkv_bias", value=of_attention("bias")),
     "attention_out_bias": of_attention("output_bias"),
     **names_of(
         *("qk_layernorm", "use_qk_norm"),
@@ -111,8 +111,16 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "mlp_bias": lambda shape: ((shape.mixture and shape.mixture.shared) or shape.network).bias,
     "swiglu_limit": lambda shape: shape.network.limit,
     "moe_intermediate_size": lambda shape: shape.mixture and (shape.mixture.expert.d_ff or 4 * shape.config.dim),
-    **names_of("num_local_experts", "n_routed_experts", value=lambda shape: shape.mixture and shape.mixture.experts),
+    **names_of(
+        "num_local_experts",
+        "n_routed_experts",
+        "num_experts",
+        value=lambda shape: shape.mixture and shape.mixture.experts,
+    ),
     "num_experts_per_tok": lambda shape: shape.mixture.top_k if shape.mixture else 1,
+    "shared_expert_intermediate_size": lambda shape: (
+        shape.mixture and shape.mixture.shared and (shape.mixture.shared.d_ff or 4 * shape.config.dim)
+    ),
     "n_shared_experts": lambda shape: shape.mixture and shared_experts(shape.mixture, 4 * shape.config.dim),
     "mlp_only_layers": lambda shape: shape.plain_blocks,
     "first_k_dense_replace": lambda shape: len(shape.plain_blocks),
