@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxformer import TransformerConfig
 from jaxformer.config import (
+    AlibiPositions,
     AttentionConfig,
     BlockConfig,
     ClassifierConfig,
@@ -195,6 +196,12 @@ REPEATED = TransformerConfig(
     ),
     head=HeadConfig(bias=True, transform=TransformConfig("gelu", LayerNormConfig(1e-2), bias=False)),
 )
+SLOPED = TransformerConfig(
+    20,
+    decoder=StackConfig(
+        EmbeddingConfig(29), (BlockConfig(AttentionConfig(2, head_dim=10), norm_order="pre"),), AlibiPositions()
+    ),
+)
 BASES = {
     "mixture": MIXTURE,
     "latent": LATENT,
@@ -205,4 +212,5 @@ BASES = {
     "numbers": NUMBERS,
     "repeated": REPEATED,
     "scored": SCORED,
+    "sloped": SLOPED,
 }

@@ -4,10 +4,12 @@ from typing import Any
 
 from transformers import (
     ArceeConfig,
+    BloomConfig,
     CodeGenConfig,
     Cohere2Config,
     CohereConfig,
     Ernie4_5Config,
+    FalconConfig,
     Glm4Config,
     Glm4MoeConfig,
     GlmConfig,
@@ -17,6 +19,7 @@ from transformers import (
     GraniteMoeConfig,
     HunYuanDenseV1Config,
     MinistralConfig,
+    MptConfig,
     Olmo3Config,
     OlmoConfig,
     OlmoeConfig,
@@ -56,6 +59,14 @@ QWEN2_MOE = {
     "moe_intermediate_size": 11,
     "shared_expert_intermediate_size": 9,
 }
+BLOOM_SHAPE = {"hidden_size": 24, "n_layer": 3, "n_head": 6}
+FALCON_SHAPE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+}
+MPT_SHAPE = {"d_model": 24, "n_layers": 2, "n_heads": 6, "max_seq_len": 64}
 GPTJ_SHAPE = {"n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3, "rotary_dim": 6}
 GPT_NEO_SHAPE = {
     "max_position_embeddings": 37,
@@ -89,6 +100,19 @@ FURTHER: dict[str, tuple[type, dict[str, Any]]] = {
         Ernie4_5Config,
         LLAMA_SHAPE | OTHER | {"use_bias": True, "head_dim": 6, "tie_word_embeddings": False},
     ),
+    "falcon": (FalconConfig, FALCON_SHAPE),
+    "falcon-unusual": (
+        FalconConfig,
+        FALCON_SHAPE
+        | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "ffn_hidden_size": 19}
+        | {"activation": "relu", "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False}
+        | {"rope_parameters": {"rope_type": "default"} | THETA},
+    ),
+    "falcon-one-norm": (
+        FalconConfig,
+        FALCON_SHAPE | {"new_decoder_architecture": True, "num_kv_heads": 3, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon-in-turn": (FalconConfig, FALCON_SHAPE | {"multi_query": False, "parallel_attn": False}),
     "glm": (GlmConfig, LLAMA_SHAPE | {"head_dim": 4}),
     "glm-unusual": (
         GlmConfig,
@@ -166,6 +190,13 @@ FURTHER: dict[str, tuple[type, dict[str, Any]]] = {
         | {"head_dim": 6, "sliding_window": 4}
         | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
     ),
+    "mpt": (MptConfig, MPT_SHAPE),
+    "mpt-unusual": (
+        MptConfig,
+        MPT_SHAPE
+        | {"n_heads": 4, "attn_config": {"clip_qkv": 0.8, "softmax_scale": 0.3}, "layer_norm_epsilon": 1e-3}
+        | {"tie_word_embeddings": False},
+    ),
     "olmo": (OlmoConfig, LLAMA_SHAPE),
     "olmo-unusual": (
         OlmoConfig,
@@ -190,6 +221,11 @@ FURTHER: dict[str, tuple[type, dict[str, Any]]] = {
     "seed-oss-unusual": (
         SeedOssConfig,
         LLAMA_SHAPE | OTHER | {"head_dim": 6, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+    ),
+    "bloom": (BloomConfig, BLOOM_SHAPE),
+    "bloom-unusual": (
+        BloomConfig,
+        BLOOM_SHAPE | {"n_head": 8, "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False},
     ),
     "codegen": (CodeGenConfig, GPTJ_SHAPE | {"n_head": 4, "rotary_dim": 4}),
     "codegen-unusual": (

@@ -37,7 +37,7 @@ SAVERS: dict[str, Callable[[Path], Any]] = {
 # shown every time by some.
 FURTHER_NAMES = {*FURTHER, *(f"{name}-{head}" for name in FURTHER_ENCODERS for head in heads(name))}
 NEW_FIELDS = {"stablelm-unusual", "olmo-unusual", "hunyuan-v1-dense-unusual", "granite-unusual", "arcee"}
-NEW_FIELDS |= {"albert-masked", "mpnet-masked", "modernbert-masked", "qwen2-moe"}
+NEW_FIELDS |= {"albert-masked", "mpnet-masked", "modernbert-masked", "qwen2-moe", "bloom"}
 BOUND = 1e-5
 ASKED = {"output_hidden_states": True, "output_attentions": True}
 

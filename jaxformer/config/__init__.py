@@ -33,6 +33,7 @@ from jaxformer.config.model import (
     TransformerConfig,
 )
 from jaxformer.config.positions import (
+    AlibiPositions,
     DynamicScaling,
     LearnedPositions,
     LinearScaling,
@@ -50,6 +51,7 @@ from jaxformer.config.positions import (
 
 __all__ = [
     "CONFIGS",
+    "AlibiPositions",
     "AnyAttentionConfig",
     "AttentionConfig",
     "BlockConfig",

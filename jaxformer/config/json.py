@@ -27,6 +27,7 @@ from jaxformer.config.model import (
     TransformerConfig,
 )
 from jaxformer.config.positions import (
+    AlibiPositions,
     DynamicScaling,
     LearnedPositions,
     LinearScaling,
@@ -46,6 +47,7 @@ CONFIGS = (
     RMSNormConfig,
     LearnedPositions,
     SinusoidalPositions,
+    AlibiPositions,
     RelativePositions,
     NonPadPositions,
     LinearScaling,

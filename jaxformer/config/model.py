@@ -5,7 +5,7 @@ from typing import Literal
 
 from jaxformer.config.attention import NormConfig, check_attention, check_rate
 from jaxformer.config.layers import BlockConfig, TransformConfig
-from jaxformer.config.positions import NonPadPositions, PositionIdsFrom, Positions, RelativePositions
+from jaxformer.config.positions import AlibiPositions, NonPadPositions, PositionIdsFrom, Positions, RelativePositions
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
 from jaxformer.schema import check_range
@@ -84,7 +84,7 @@ class StackConfig:
         check_rate(self.final_dropout)
         if self.order is not None and set(self.order) != set(range(len(self.blocks))):
             raise InputError(f"order must have each of the {len(self.blocks)} blocks, and no others")
-        if self.score_positions and isinstance(self.positions, RelativePositions):
+        if self.score_positions and isinstance(self.positions, RelativePositions | AlibiPositions):
             raise InputError("scores have one kind of positions: leave score_positions out")
 
     @property
@@ -182,9 +182,9 @@ class TransformerConfig:
                 for attention in filter(None, (block.attention, block.cross)):
                     check_attention(attention, self.dim)
                 if (
-                    stack.score_positions or isinstance(stack.positions, RelativePositions)
+                    stack.score_positions or isinstance(stack.positions, RelativePositions | AlibiPositions)
                 ) and block.attention.heads != stack.blocks[0].attention.heads:
-                    raise InputError("one table of relative positions serves all blocks: give them equally many heads")
+                    raise InputError("one bias of distances serves all blocks: give them equally many heads")
                 if block.cross and block.cross.rope:
                     raise InputError("two sequences share no positions: cross-attention needs rope=None")
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxformer.config import EmbeddingConfig, LearnedPositions, RelativePositions, SinusoidalPositions
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import Linear
-from jaxformer.ops import distance_buckets, sinusoidal_positions
+from jaxformer.ops import alibi_slopes, distance_buckets, sinusoidal_positions
 
 
 class Embedding(nnx.Module):
@@ -91,6 +91,19 @@ class RelativePositionBias(nnx.Module):
             distances, buckets=self.config.buckets, max_distance=self.config.max_distance, causal=causal
         )
         return jnp.moveaxis(self.bias[...][buckets], -1, 1)  # [B|1, N, T, S]
+
+
+class AlibiBias(nnx.Module):
+    """What distances take from the scores of each head, computed, never a parameter: `AlibiPositions`."""
+
+    def __init__(self, heads: int):
+        self.heads = heads
+
+    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Return the bias of scores [B|1, N, T, S] for positions of queries [B|1, T] and of keys [B|1, S]."""
+        distances = jnp.abs(keys[:, None, None] - queries[:, None, :, None])  # [B|1, 1, T, S]
+        slopes = jnp.asarray(alibi_slopes(self.heads))[None, :, None, None]  # [1, N, 1, 1]
+        return -slopes * distances.astype(jnp.float32)
 
 
 def look_up(table: jax.Array, index: jax.Array) -> jax.Array:

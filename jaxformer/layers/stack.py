@@ -7,12 +7,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.config import LearnedPositions, NonPadPositions, RelativePositions, SinusoidalPositions, StackConfig
+from jaxformer.config import (
+    AlibiPositions,
+    LearnedPositions,
+    NonPadPositions,
+    RelativePositions,
+    SinusoidalPositions,
+    StackConfig,
+)
 from jaxformer.config.positions import PositionIdsFrom
 from jaxformer.errors import InputError
 from jaxformer.layers.any_attention import LayerCache
 from jaxformer.layers.block import Block, EncoderKV, split_key
-from jaxformer.layers.embedding import LearnedPositionEmbedding, RelativePositionBias, Sinusoids
+from jaxformer.layers.embedding import AlibiBias, LearnedPositionEmbedding, RelativePositionBias, Sinusoids
 from jaxformer.layers.latent_attention import LatentAttention
 from jaxformer.layers.linear import Linear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
@@ -63,6 +70,8 @@ class Stack(nnx.Module):
                 self.positions = Sinusoids(sinusoidal, width)
             case RelativePositions() as relative:
                 self.positions = RelativePositionBias(relative, config.blocks[0].attention.heads, rngs=rngs)
+            case AlibiPositions():
+                self.positions = AlibiBias(config.blocks[0].attention.heads)
             case None:
                 self.positions = None
         axes = "D" if width == dim else "_"
@@ -100,7 +109,7 @@ class Stack(nnx.Module):
         blocks = self.applied
         first_key, *keys = split_key(dropout_key, 1 + len(blocks))
         x, bias = embedded, self._score_bias(embedded.shape[1], mask, caches)
-        if not isinstance(self.positions, RelativePositionBias | None):
+        if not isinstance(self.positions, RelativePositionBias | AlibiBias | None):
             x += self.positions(position_ids).astype(x.dtype)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
@@ -144,10 +153,18 @@ class Stack(nnx.Module):
     def _score_bias(self, T: int, mask: AttentionMask, caches: tuple[LayerCache, ...]) -> jax.Array | None:
         """Return what positions add to the scores [B|1, N, T, S] of T queries, None where they add nothing."""
         positions = self.positions if self.score_positions is None else self.score_positions
-        if not isinstance(positions, RelativePositionBias):
-            return None
         S = mask.num_visible_keys(T, caches[0].capacity) if caches else T
-        return positions(T, S, first=mask.offset, causal=mask.causal)
+        if isinstance(positions, AlibiBias):
+            keys = jnp.arange(S)[None]
+            if self.config.position_ids_from == "mask" and mask.key_valid is not None:
+                keys = count_positions(mask.key_valid)[:, :S]
+            slots = jnp.atleast_1d(jnp.asarray(mask.offset))[:, None] + jnp.arange(T)[None]  # [B|1, T]
+            rows = max(len(keys), len(slots))
+            spread = (jnp.broadcast_to(each, (rows, each.shape[1])) for each in (keys, slots))
+            return positions(jnp.take_along_axis(*spread, axis=1), keys)
+        if isinstance(positions, RelativePositionBias):
+            return positions(T, S, first=mask.offset, causal=mask.causal)
+        return None
 
     def position_ids(self, tokens: jax.Array, valid: jax.Array | None, start: int | jax.Array = 0) -> jax.Array:
         """Return the positions of tokens by the rule of the configuration, see `make_position_ids`.

@@ -68,12 +68,20 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "pad_token_id": lambda shape: getattr(shape.stack.position_ids_from, "pad_id", None),
     # Attention.
     **names_of("num_attention_heads", "n_head", "n_heads", "num_heads", value=of_attention("heads")),
+    "num_kv_heads": lambda shape: getattr(shape.attention, "kv_heads", None) or shape.attention.heads,
+    "multi_query": lambda shape: getattr(shape.attention, "kv_heads", None) == 1,
+    "attn_config": lambda shape: {
+        "clip_qkv": of_attention("clip_qkv")(shape),
+        "softmax_scale": score_scale(shape.attention, shape.head_width or 1),
+    },
     "attention_types": lambda shape: [[["global" if window is None else "local" for window in shape.windows], 1]],
     "encoder_attention_heads": lambda shape: shape.first.blocks[0].attention.heads,
     "decoder_attention_heads": of_attention("heads"),
     "num_key_value_heads": lambda shape: getattr(shape.attention, "kv_heads", None) or shape.attention.heads,
     **names_of("head_dim", "d_kv", value=lambda shape: shape.head_width),
-    **names_of("attention_bias", "enable_bias", "use_bias", "use_qkv_bias", "qkv_bias", value=of_attention("bias")),
+    **names_of(
+        "attention_bias", "enable_bias", "use_bias", "use_qkv_bias", "qkv_bias", "bias", value=of_attention("bias")
+    ),
     "attention_out_bias": of_attention("output_bias"),
     **names_of(
         *("qk_layernorm", "use_qk_norm"),
@@ -99,7 +107,15 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "rotary_pct": lambda shape: shape.rope and rotated_share(shape, shape.rope),
     "rotary_dim": lambda shape: shape.rope and (shape.rope.width or shape.head_width),
     # Feed-forward networks and mixtures of experts.
-    **names_of("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", value=lambda shape: shape.d_ff),
+    **names_of(
+        "intermediate_size",
+        "n_inner",
+        "d_ff",
+        "ffn_dim",
+        "hidden_dim",
+        "ffn_hidden_size",
+        value=lambda shape: shape.d_ff,
+    ),
     "encoder_ffn_dim": lambda shape: getattr(shape.first.blocks[0].feed_forward, "d_ff", None) or 4 * shape.config.dim,
     "decoder_ffn_dim": lambda shape: shape.d_ff,
     **names_of(
@@ -138,7 +154,15 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "norm_bias": lambda shape: getattr(shape.stack.blocks[0].norm, "bias", False),
     "do_layer_norm_before": lambda shape: shape.stack.blocks[0].norm_order == "pre",
     "_remove_final_layer_norm": lambda shape: shape.stack.final_norm is None,
-    "use_parallel_residual": lambda shape: shape.stack.blocks[0].parallel,
+    **names_of("use_parallel_residual", "parallel_attn", value=lambda shape: shape.stack.blocks[0].parallel),
+    "num_ln_in_parallel_attn": lambda shape: 1 if shape.stack.blocks[0].shared_norm else None,
+    "new_decoder_architecture": lambda shape: (
+        shape.stack.blocks[0].parallel
+        and not (
+            shape.stack.blocks[0].shared_norm
+            and getattr(shape.attention, "kv_heads", None) in (None, 1, shape.attention.heads)
+        )
+    ),
     "embedding_multiplier": lambda shape: shape.stack.embedding.multiplier,
     "residual_multiplier": lambda shape: shape.stack.blocks[0].residual_multiplier,
     # The head.

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from jaxformer.config import (
+    AlibiPositions,
     AnyAttentionConfig,
     BlockConfig,
     ClassifierConfig,
@@ -354,5 +355,7 @@ def positions_text(positions: Positions) -> str:
             return f"{length} learned\npositions"
         case SinusoidalPositions():
             return "sinusoidal\npositions"
+        case AlibiPositions():
+            return "distances,\nin all scores"
         case RelativePositions(buckets):
             return f"{buckets} distances,\nin all scores"
