@@ -8,7 +8,7 @@ from jaxformer.errors import InputError
 from jaxformer.pretrained.bert import BERT, BLOCKS, COMMON, encoder_config, table
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import Row, WeightTable, nested
-from jaxformer.schema import Schema, count, layers, number, only, probability
+from jaxformer.schema import Schema, count, integer, layers, number, only, probability
 
 ELECTRA: Schema = {
     **BERT,
@@ -22,7 +22,7 @@ ALBERT: Schema = {
     "vocab_size": count(30000),
     "embedding_size": count(128),
     "hidden_size": count(4096),
-    "num_hidden_layers": layers(12),
+    "num_hidden_layers": integer(12, 1, 256),  # any number of them has the weights of one
     "num_hidden_groups": layers(1),
     "inner_group_num": only(1),
     "num_attention_heads": count(64),

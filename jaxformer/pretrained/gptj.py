@@ -92,9 +92,11 @@ def gpt_neo_config(hf: dict[str, Any]) -> TransformerConfig:
     hf = read_settings(hf, GPT_NEO, GPT_NEO_ALIASES)
     head_width(hf, "hidden_size", "num_heads")
     norm = LayerNormConfig(hf["layer_norm_epsilon"])
-    kinds = hf["attention_layers"] or [kind for some, times in hf["attention_types"] for kind in some * times]
-    if len(kinds) != hf["num_layers"]:
-        raise InputError(f"attention_types names {len(kinds)} layers, but num_layers={hf['num_layers']}")
+    pattern = hf["attention_types"] if hf["attention_layers"] is None else [(hf["attention_layers"], 1)]
+    named = sum(len(some) * times for some, times in pattern)
+    if named != hf["num_layers"]:
+        raise InputError(f"attention_types names {named} layers, but num_layers={hf['num_layers']}")
+    kinds = [kind for some, times in pattern for kind in some * times]
 
     def block(kind: str) -> BlockConfig:
         window = hf["window_size"] if kind == "local" else None

@@ -94,6 +94,15 @@ def test_any_chunking_of_the_cache(pair: Pair, rng: np.random.Generator) -> None
     assert_close(model.logits(jnp.concatenate(states, axis=1)), pair.ours(tokens).logits)
 
 
+def test_alibi_counts_real_tokens(tmp_path: Path, rng: np.random.Generator) -> None:
+    theirs, lm = save_decoder("bloom", tmp_path), from_pretrained(tmp_path)
+    tokens, mask = rng.integers(3, 53, (2, 9)), rng.random((2, 9)) < 0.6
+    mask[:, 0] = True
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(int))).logits
+    assert_close(lm(tokens, mask).logits, expected, mask)
+
+
 def test_the_bundle_answers_by_known_names(gpt2: Pretrained, rng: np.random.Generator) -> None:
     tokens, mask = rng.integers(3, 53, (2, 7)), np.arange(7) < np.array([[7], [4]])
     plain = gpt2(tokens, attention_mask=mask)

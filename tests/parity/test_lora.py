@@ -90,7 +90,15 @@ def make_peft(pair: Pair, **settings: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("name", "targets"), TARGETS.items())
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        *TARGETS.items(),
+        # Queries, keys and values side by side within groups of heads.
+        pytest.param("codegen", ["qkv_proj"], marks=pytest.mark.slow),
+        pytest.param("falcon-unusual", ["query_key_value"], marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_adapter_of_peft_opens_here(
     name: str, targets: Any, rslora: bool, tmp_path: Path, rng: np.random.Generator
