@@ -56,7 +56,11 @@ BOTH = TransformerConfig(
     encoder=stack(None, SinusoidalPositions("interleaved", 1000.0)),
     decoder=stack(CROSS, LearnedPositions(19, offset=2)),
     head=HeadConfig(
-        tied=True, bias=True, scale=0.5, transform=TransformConfig("silu", LayerNormConfig(1e-2)), softcap=5.0
+        tied=True,
+        bias=True,
+        scale=0.5,
+        transform=TransformConfig("silu", LayerNormConfig(1e-2), bias=False),
+        softcap=5.0,
     ),
     share_embeddings=True,
 )
@@ -98,14 +102,19 @@ ENCODER = TransformerConfig(
     ),
     head=ClassifierConfig(3, "relu", dropout=0.2),
 )
+# An encoder of one block that is applied twice, with two kinds of positions and a narrow embedding.
 COUNTED = TransformerConfig(
     20,
     encoder=StackConfig(
-        EmbeddingConfig(29),
-        (BlockConfig(AttentionConfig(2, head_dim=10)),),
+        EmbeddingConfig(29, dim=10, project="sum"),
+        (BlockConfig(AttentionConfig(2, head_dim=10), norm_order="pre", attention_norm=False),),
         LearnedPositions(19, offset=1),
+        embedding_norm=LayerNormConfig(),
         position_ids_from=NonPadPositions(3),
+        score_positions=RelativePositions(8, 5),
+        order=(0, 0),
     ),
+    head=DiscriminatorConfig("relu"),
 )
 MIXTURE = TransformerConfig(
     20,
@@ -144,7 +153,7 @@ LATENT = TransformerConfig(
                 norm_order="pre",
             ),
         ),
-        None,
+        AlibiPositions(),
     ),
 )
 # Small numbers of GPT-J, OLMo, Cohere, HunYuan and Granite.
@@ -178,30 +187,6 @@ NUMBERS = TransformerConfig(
         None,
     ),
 )
-SCORED = TransformerConfig(
-    20,
-    encoder=StackConfig(EmbeddingConfig(29), (BlockConfig(AttentionConfig(2, head_dim=10)),), None),
-    head=DiscriminatorConfig("relu"),
-)
-# An encoder of one block that is applied twice, with two kinds of positions and a narrow embedding.
-REPEATED = TransformerConfig(
-    20,
-    encoder=StackConfig(
-        EmbeddingConfig(29, dim=10, project="sum", scale=False, types=2),
-        (BlockConfig(AttentionConfig(2, head_dim=10), norm_order="pre", attention_norm=False),),
-        LearnedPositions(19),
-        score_positions=RelativePositions(8, 5),
-        order=(0, 0),
-        embedding_norm=LayerNormConfig(),
-    ),
-    head=HeadConfig(bias=True, transform=TransformConfig("gelu", LayerNormConfig(1e-2), bias=False)),
-)
-SLOPED = TransformerConfig(
-    20,
-    decoder=StackConfig(
-        EmbeddingConfig(29), (BlockConfig(AttentionConfig(2, head_dim=10), norm_order="pre"),), AlibiPositions()
-    ),
-)
 BASES = {
     "mixture": MIXTURE,
     "latent": LATENT,
@@ -210,7 +195,4 @@ BASES = {
     "encoder": ENCODER,
     "counted": COUNTED,
     "numbers": NUMBERS,
-    "repeated": REPEATED,
-    "scored": SCORED,
-    "sloped": SLOPED,
 }
