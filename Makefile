@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo smoke test test-slow lint parity calls faults configs walkthrough clean help
+.PHONY: demo smoke test test-slow lint parity families calls faults configs walkthrough clean help
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ lint: .venv/linted ## style, format and types
 
 parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
 	PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/report.py > docs/parity.md
+
+families: .venv/tested ## list the families that open and those that do not, in docs/families.md
+	PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/family_list.py > docs/families.md
 
 # Compiled as the tests are: quickly.
 QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1 OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/parity:tests/faults \

@@ -5,7 +5,7 @@ empty cache of exactly T slots, generation extends a longer one token by token.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import nnx
 from jaxformer.cache import Cache, mark_valid
 from jaxformer.config import (
     ClassifierConfig,
+    DiscriminatorConfig,
     LongRopeScaling,
     TransformerConfig,
 )
@@ -21,12 +22,14 @@ from jaxformer.config.positions import PositionIdsFrom
 from jaxformer.errors import InputError
 from jaxformer.layers import (
     Classifier,
+    Discriminator,
     Embedding,
     EncoderKV,
     Head,
     Intermediates,
     LayerCache,
     Linear,
+    ModelOutput,
     QuantizedLinear,
     Stack,
     StackOutput,
@@ -36,20 +39,6 @@ from jaxformer.layers import (
 )
 from jaxformer.ops import AttentionMask, segment_positions, token_mask
 from jaxformer.rereading import AnyCache, RereadingCache, step_across
-
-
-class ModelOutput(NamedTuple):
-    """Result of a model with `return_intermediates=True`.
-
-    Attributes:
-        logits: float32 [B, T, V]; of a classifier [B, classes]; the hidden states where the model has no head.
-        encoder: Hidden states and attention maps of the encoder; empty where there is none.
-        decoder: The same of the decoder.
-    """
-
-    logits: jax.Array
-    encoder: Intermediates
-    decoder: Intermediates
 
 
 class Transformer(nnx.Module):
@@ -74,6 +63,8 @@ class Transformer(nnx.Module):
         match config.head:
             case ClassifierConfig() as classifier:
                 self.head = Classifier(classifier, config.dim, rngs=rngs)
+            case DiscriminatorConfig() as discriminator:
+                self.head = Discriminator(discriminator, config.dim, rngs=rngs)
             case None:
                 self.head = None
             case head:
@@ -111,7 +102,7 @@ class Transformer(nnx.Module):
         dropout_key: jax.Array | None = None,
         return_intermediates: bool = False,
     ) -> Any:
-        """Return the logits of every position, float32 [B, T, V]; of a classifier [B, classes].
+        """Return the logits of every position, float32 [B, T, V]; of a classifier [B, classes]; scores [B, T].
 
         Args:
             inputs: Token ids [B, S]: the source of an encoder-decoder, else all there is.
@@ -189,9 +180,9 @@ class Transformer(nnx.Module):
         decoder = self._decoder
         cross: tuple[LayerCache, ...] = ()
         if encoded is not None:
-            cross = tuple(block.cross.project_kv(encoded) for block in decoder.blocks if block.cross is not None)
+            cross = tuple(block.cross.project_kv(encoded) for block in decoder.applied if block.cross is not None)
         dtype = self.embedding.embedding[...].dtype
-        layers = tuple(block.attention.init_cache(batch, capacity, dtype) for block in decoder.blocks)
+        layers = tuple(block.attention.init_cache(batch, capacity, dtype) for block in decoder.applied)
         encoder_valid = None if encoded is None else token_mask("encoded_mask", encoded_mask, encoded.shape[:2])
         cache = Cache(layers, cross, encoder_valid)
         return cache if self._switch is None else RereadingCache(cache, jnp.zeros((batch, capacity), jnp.int32))
@@ -220,6 +211,8 @@ class Transformer(nnx.Module):
     def logits(self, hidden: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return float32 logits [..., V]; of a classifier [B, classes]; the states themselves if there is no head.
 
+        A discriminator gives scores [...].
+
         Args:
             hidden: Hidden states [..., D]; of a classifier those of the tokens that it reads, [B, D].
             dropout_key: Key for the dropout of a classifier. None: no dropout.
@@ -229,6 +222,8 @@ class Transformer(nnx.Module):
                 return hidden
             case Classifier() as classifier:
                 return classifier(hidden, dropout_key=dropout_key)
+            case Discriminator() as discriminator:
+                return discriminator(hidden)
             case head:
                 return head(hidden, self.embedding.embedding[...])
 

@@ -4,9 +4,11 @@ import dataclasses
 
 from jaxformer import TransformerConfig
 from jaxformer.config import (
+    AlibiPositions,
     AttentionConfig,
     BlockConfig,
     ClassifierConfig,
+    DiscriminatorConfig,
     DynamicScaling,
     EmbeddingConfig,
     FeedForwardConfig,
@@ -55,7 +57,11 @@ BOTH = TransformerConfig(
     encoder=stack(None, SinusoidalPositions("interleaved", 1000.0)),
     decoder=stack(CROSS, LearnedPositions(19, offset=2)),
     head=HeadConfig(
-        tied=True, bias=True, scale=0.5, transform=TransformConfig("silu", LayerNormConfig(1e-2)), softcap=5.0
+        tied=True,
+        bias=True,
+        scale=0.5,
+        transform=TransformConfig("silu", LayerNormConfig(1e-2), bias=False),
+        softcap=5.0,
     ),
     share_embeddings=True,
 )
@@ -97,14 +103,19 @@ ENCODER = TransformerConfig(
     ),
     head=ClassifierConfig(3, "relu", dropout=0.2),
 )
+# An encoder of one block that is applied twice, with two kinds of positions and a narrow embedding.
 COUNTED = TransformerConfig(
     20,
     encoder=StackConfig(
-        EmbeddingConfig(29),
-        (BlockConfig(AttentionConfig(2, head_dim=10)),),
+        EmbeddingConfig(29, dim=10, project="sum"),
+        (BlockConfig(AttentionConfig(2, head_dim=10), norm_order="pre", attention_norm=False),),
         LearnedPositions(19, offset=1),
+        embedding_norm=LayerNormConfig(),
         position_ids_from=NonPadPositions(3),
+        score_positions=RelativePositions(8, 5),
+        order=(0, 0),
     ),
+    head=DiscriminatorConfig("relu"),
 )
 MIXTURE = TransformerConfig(
     20,
@@ -143,8 +154,47 @@ LATENT = TransformerConfig(
                 norm_order="pre",
             ),
         ),
+        AlibiPositions(),
+    ),
+)
+# Small numbers of GPT-J, OLMo, Cohere, HunYuan and Granite.
+NUMBERS = TransformerConfig(
+    20,
+    decoder=StackConfig(
+        EmbeddingConfig(29, multiplier=0.7),
+        (
+            BlockConfig(
+                AttentionConfig(
+                    2,
+                    head_dim=10,
+                    query_key_norm=LayerNormConfig(1e-2, scale=True, bias=False),
+                    normed="separate heads",
+                    clip_qkv=3.0,
+                    rope=Rope(9.0, 4),
+                ),
+                FeedForwardConfig(13, "relu2"),
+                norm=LayerNormConfig(1e-2, scale=True, bias=False),
+                norm_order="pre",
+                parallel=True,
+                shared_norm=True,
+                residual_multiplier=0.6,
+            ),
+            BlockConfig(
+                AttentionConfig(2, head_dim=10, query_key_norm=RMSNormConfig(), rotate_first=True, rope=Rope(9.0, 4)),
+                FeedForwardConfig(13),
+                norm_order="pre",
+            ),
+        ),
         None,
     ),
     head=ClassifierConfig(3, None, dropout=0.2, pooled=LastToken(5)),
 )
-BASES = {"mixture": MIXTURE, "latent": LATENT, "both": BOTH, "decoder": DECODER, "encoder": ENCODER, "counted": COUNTED}
+BASES = {
+    "mixture": MIXTURE,
+    "latent": LATENT,
+    "both": BOTH,
+    "decoder": DECODER,
+    "encoder": ENCODER,
+    "counted": COUNTED,
+    "numbers": NUMBERS,
+}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hf_decoders import FURTHER, GPT2_SHAPE, LLAMA_SHAPE, THETA, YARN
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -119,17 +120,6 @@ DECODER = {"vocab_size": VOCAB, "pad_token_id": PAD, "eos_token_id": EOS, "bos_t
 # As written down, without kernels: those for experts refuse sizes that are no multiples of four.
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 DECODER |= EAGER
-GPT2_SHAPE = {"n_positions": 37, "n_embd": 14, "n_layer": 3, "n_head": 7}
-LLAMA_SHAPE = {
-    "hidden_size": 24,
-    "intermediate_size": 19,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-THETA = {"rope_theta": 77.0}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 # Keys of MLA as usual: those for all heads alike, and of experts few for each token.
 DEEPSEEK_SHAPE = LLAMA_SHAPE | {
     "num_key_value_heads": 6,
@@ -338,6 +328,7 @@ DECODERS: dict[str, tuple[type, dict[str, Any]]] = {
         | {"do_layer_norm_before": False, "word_embed_proj_dim": 10, "activation_function": "gelu"}
         | {"enable_bias": False},
     ),
+    **FURTHER,
 }
 
 

@@ -3,7 +3,7 @@
 Distances are the largest differences, relative to the largest reference entry where that exceeds 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,10 @@ from unittest import mock
 import jax
 import numpy as np
 import optax
+import pytest
 import torch
-from hf_encoders import ENCODERS, HEADS, save_encoder
+from hf_decoders import FURTHER
+from hf_encoders import ENCODERS, FURTHER_ENCODERS, heads, save_encoder
 from hf_models import DECODERS, MODELS, PAD, VOCAB, save_decoder, save_model
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -29,8 +31,13 @@ Batch = dict[str, np.ndarray]
 SAVERS: dict[str, Callable[[Path], Any]] = {
     **{name: partial(save_decoder, name) for name in DECODERS},
     **{name: partial(save_model, name) for name in MODELS},
-    **{f"{name}-{head}": partial(save_encoder, name, head) for name in ENCODERS for head in HEADS},
+    **{f"{name}-{head}": partial(save_encoder, name, head) for name in ENCODERS for head in heads(name)},
 }
+# Models of further families, which tests of the slow run open. The fields of our configuration that came with them are
+# shown every time by some.
+FURTHER_NAMES = {*FURTHER, *(f"{name}-{head}" for name in FURTHER_ENCODERS for head in heads(name))}
+NEW_FIELDS = {"stablelm-unusual", "olmo-unusual", "hunyuan-v1-dense-unusual", "granite-unusual", "arcee"}
+NEW_FIELDS |= {"albert-masked", "mpnet-masked", "modernbert-masked", "qwen2-moe", "bloom"}
 BOUND = 1e-5
 ASKED = {"output_hidden_states": True, "output_attentions": True}
 
@@ -63,6 +70,11 @@ def distance(ours: Any, theirs: Any, chosen: Any = ...) -> float:
 def assert_close(ours: Any, theirs: Any, chosen: Any = ...) -> None:
     """Equal within the bound."""
     assert distance(ours, theirs, chosen) <= BOUND
+
+
+def marked(names: Iterable[str], slow: Iterable[str] = FURTHER_NAMES) -> list[Any]:
+    """The names as parameters of a test, some of them for the slow run."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
 def make_batch(pair: Pair, rng: np.random.Generator, side: str = "right", types: bool = True) -> Batch:
@@ -150,7 +162,7 @@ def gradient_distance(pair: Pair, batch: Batch, labels: np.ndarray) -> float:
     """
     reference, softmax = deepcopy(pair.theirs).double(), torch.nn.functional.softmax
     # Some ask for a softmax in float32, where the least float64, which hides padding, would be -inf.
-    with mock.patch("torch.nn.functional.softmax", lambda scores, dim, dtype=None: softmax(scores, dim)):
+    with mock.patch("torch.nn.functional.softmax", lambda scores, dim, **_: softmax(scores, dim)):
         expected = reference(**as_tensors(batch), labels=torch.tensor(labels)).loss
     expected.backward()
     loss, ours = gradient_of(pair.ours.model, batch, labels)

@@ -89,15 +89,25 @@ OTHER = {
     "q_lora_rank": 8,
     "qk_rope_head_dim": 8,
     "v_head_dim": 3,
+    "clip_qkv": 0.3,
+    "rotate_first": True,
+    "shared_norm": False,
+    "residual_multiplier": 0.3,
+    "multiplier": 1.7,
+    "attention_norm": False,
+    "shared_gate": True,
+    "score_positions": None,
+    "order": None,
 }
 # Of these, one that is not there already.
 CHOICES = {
     "activation": ("relu", "silu"),
     "norm_order": ("pre", "post_sublayer"),
     "position_ids_from": ("slot", "mask"),
-    "normed": ("each head", "all heads"),
+    "normed": ("each head", "separate heads"),
     "layout": ("halves", "interleaved"),
     "pooled": ("first", LastToken()),
+    "project": ("tokens", "sum"),
 }
 # Structure rather than values: covered by the models of every shape, or by the fields inside them.
 COMPOSED = {"attention", "feed_forward", "expert", "router", "cross", "norm", "encoder", "decoder", "embedding"}
@@ -114,6 +124,8 @@ OPTIONAL = {
     "embedding_norm",
     "final_norm",
     "head",
+    "score_positions",
+    "order",
 }
 
 
@@ -125,6 +137,20 @@ def changes(config: object, name: str, value: object) -> list[object]:
         return []  # refused
     if name == "gated" and config.limit is not None:
         return []  # refused
+    if name == "shared_norm" and not (config.parallel and config.norm_order == "pre"):
+        return []  # refused
+    if name in ("parallel", "norm_order") and config.shared_norm:
+        return []  # refused
+    if (name == "shared_gate" and config.shared is None) or (
+        name == "shared" and getattr(config, "shared_gate", False)
+    ):
+        return []  # refused
+    if name == "attention_norm" and (config.norm_order != "pre" or config.shared_norm):
+        return []  # refused
+    if name == "norm_order" and not config.attention_norm:
+        return []  # refused
+    if name == "rotate_first" and not (config.query_key_norm and config.rope):
+        return []  # the order of one thing
     if name == "share_embeddings" and not value:
         return []  # one stack, or two vocabularies
     if name == "width" and isinstance(config.scaling, LongRopeScaling):

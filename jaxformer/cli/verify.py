@@ -124,7 +124,8 @@ def kind(model: Transformer) -> str:
         return "classifier"
     if model.decoder is not None:
         return "decoder" if model.encoder is None else "encoder-decoder"
-    return "bare" if model.head is None else "head"
+    kinds = {"Head": "head", "Discriminator": "discriminator"}
+    return kinds.get(type(model.head).__name__, "bare")
 
 
 def load_reference(folder: Path, model: Transformer) -> Any:
@@ -139,6 +140,7 @@ def load_reference(folder: Path, model: Transformer) -> Any:
     opener = {
         "head": transformers.AutoModelForMaskedLM,
         "classifier": transformers.AutoModelForSequenceClassification,
+        "discriminator": transformers.AutoModelForPreTraining,
         "bare": transformers.AutoModel,
         "decoder": transformers.AutoModelForCausalLM,
         "encoder-decoder": transformers.AutoModelForSeq2SeqLM,

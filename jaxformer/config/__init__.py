@@ -26,6 +26,7 @@ from jaxformer.config.layers import (
 )
 from jaxformer.config.model import (
     ClassifierConfig,
+    DiscriminatorConfig,
     EmbeddingConfig,
     HeadConfig,
     LastToken,
@@ -33,6 +34,7 @@ from jaxformer.config.model import (
     TransformerConfig,
 )
 from jaxformer.config.positions import (
+    AlibiPositions,
     DynamicScaling,
     LearnedPositions,
     LinearScaling,
@@ -50,10 +52,12 @@ from jaxformer.config.positions import (
 
 __all__ = [
     "CONFIGS",
+    "AlibiPositions",
     "AnyAttentionConfig",
     "AttentionConfig",
     "BlockConfig",
     "ClassifierConfig",
+    "DiscriminatorConfig",
     "DynamicScaling",
     "EmbeddingConfig",
     "FeedForwardConfig",

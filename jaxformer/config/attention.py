@@ -19,9 +19,13 @@ class LayerNormConfig:
 
     Attributes:
         epsilon: A small number that is added to the variance, below the root.
+        scale: Whether there is a learned scale. False: vectors of variance one, as in OLMo 1.
+        bias: Whether there is a learned shift.
     """
 
     epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,13 @@ class AttentionConfig:
         bias: Whether the projections to queries, keys and values have biases.
         output_bias: Whether the output projection has one. None: as bias.
         query_key_norm: Norm of queries and keys before they are rotated (Henry et al. 2020). None: none.
-        normed: Whether that norm is over each head by itself, or over all heads of a token as one vector.
+        normed: Whether that norm is over each head by itself, or over all heads of a token as one vector. "separate
+            heads": over each by itself, and each has its own scale.
         rope: Rotary positions. None: the stack's positions are all there is.
         sinks: Whether each head has a learned score for looking at nothing.
         dropout: Rate on the attention weights.
+        rotate_first: Whether that norm comes after the rotation, as in HunYuan.
+        clip_qkv: Bound on the size of every number in queries, keys and values, before they are rotated. None: none.
     """
 
     heads: int = 8
@@ -69,10 +76,12 @@ class AttentionConfig:
     bias: bool = True
     output_bias: bool | None = None
     query_key_norm: NormConfig | None = None
-    normed: Literal["each head", "all heads"] = "each head"
+    normed: Literal["each head", "all heads", "separate heads"] = "each head"
     rope: Rope | None = None
     sinks: bool = False
     dropout: float = 0.0
+    rotate_first: bool = False
+    clip_qkv: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse heads that cannot be formed."""
@@ -80,6 +89,8 @@ class AttentionConfig:
             raise InputError(f"attention needs at least one head, not heads={self.heads}, kv_heads={self.kv_heads}")
         if self.heads % (self.kv_heads or self.heads):
             raise InputError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        if self.clip_qkv is not None and not self.clip_qkv > 0:
+            raise InputError(f"clip_qkv must be positive, not {self.clip_qkv}")
         check_rate(self.dropout)
 
 

@@ -20,6 +20,7 @@ from jaxformer.config.layers import (
 )
 from jaxformer.config.model import (
     ClassifierConfig,
+    DiscriminatorConfig,
     EmbeddingConfig,
     HeadConfig,
     LastToken,
@@ -27,6 +28,7 @@ from jaxformer.config.model import (
     TransformerConfig,
 )
 from jaxformer.config.positions import (
+    AlibiPositions,
     DynamicScaling,
     LearnedPositions,
     LinearScaling,
@@ -46,6 +48,7 @@ CONFIGS = (
     RMSNormConfig,
     LearnedPositions,
     SinusoidalPositions,
+    AlibiPositions,
     RelativePositions,
     NonPadPositions,
     LinearScaling,
@@ -67,6 +70,7 @@ CONFIGS = (
     HeadConfig,
     LastToken,
     ClassifierConfig,
+    DiscriminatorConfig,
     TransformerConfig,
 )
 

@@ -92,6 +92,7 @@ class MoEConfig:
         expert: Configuration of an expert.
         router: How experts are chosen.
         shared: Network that every token goes through as well (Dai et al. 2024). None: none.
+        shared_gate: Whether its output is multiplied by the sigmoid of a linear map of the token, as in Qwen2-MoE.
     """
 
     experts: int
@@ -99,6 +100,7 @@ class MoEConfig:
     expert: FeedForwardConfig = FeedForwardConfig()
     router: Router = SoftmaxRouter()
     shared: FeedForwardConfig | None = None
+    shared_gate: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a choice of more experts than there are, and dropout inside of them."""
@@ -110,6 +112,8 @@ class MoEConfig:
             raise InputError(f"{self.experts} experts cannot be split into {groups} groups of {smallest} or more")
         if not 1 <= kept <= groups or self.top_k > kept * (self.experts // groups):
             raise InputError(f"{self.top_k} experts cannot be chosen from {kept} of {groups} groups")
+        if self.shared_gate and self.shared is None:
+            raise InputError("shared_gate needs a shared network: give `shared` a FeedForwardConfig")
         if self.expert.dropout:
             raise InputError("experts have no dropout of inner units: give expert.dropout=0")
 
@@ -127,8 +131,12 @@ class BlockConfig:
             "post_sublayer", as in OLMo 2: x + Norm(Sublayer(x)); "pre_and_post", as in Gemma 2:
             x + Norm(Sublayer(Norm(x))). Post-LN gradients grow towards the output layers, so deep models need a slow
             warm-up; pre-LN leaves the residual path untouched and trains stably when deep (Xiong et al. 2020).
-        parallel: Whether attention and feed-forward network read the same states, as in GPT-J.
+        parallel: Whether attention and feed-forward network read the same states, as in GPT-NeoX.
         dropout: Rate on the output of each sub-layer, before it is added to its input (section 5.4).
+        attention_norm: Whether the order's norm is before self-attention too; ModernBERT's first block reads what is
+            normed already.
+        shared_norm: Whether parallel sub-layers share the norm before them, as in GPT-J.
+        residual_multiplier: Factor on the output of each sub-layer, before it is added to its input.
     """
 
     attention: AnyAttentionConfig = AttentionConfig()
@@ -138,22 +146,31 @@ class BlockConfig:
     norm_order: NormOrder = "post"
     parallel: bool = False
     dropout: float = 0.0
+    attention_norm: bool = True
+    shared_norm: bool = False
+    residual_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse an impossible rate, and sub-layers side by side where one has to wait for the other."""
         check_rate(self.dropout)
         if self.parallel and (self.norm_order == "post" or self.cross):
             raise InputError("parallel blocks need a norm before the sum, and no cross-attention")
+        if not self.attention_norm and (self.norm_order != "pre" or self.shared_norm):
+            raise InputError('attention_norm=False needs norm_order="pre" and no shared norm')
+        if self.shared_norm and not (self.parallel and self.norm_order == "pre"):
+            raise InputError('shared_norm needs parallel sub-layers with norm_order="pre"')
 
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """Layer in BERT's head before its map to the vocabulary: Norm(activation(x W + b)), as wide as the model.
+    """Layer in BERT's head before its map to the vocabulary: Norm(activation(x W + b)), as wide as what the map reads.
 
     Attributes:
         activation: Name of the activation.
         norm: Norm of the output.
+        bias: Whether there is a bias b.
     """
 
     activation: Activation = "gelu"
     norm: NormConfig = LayerNormConfig()
+    bias: bool = True

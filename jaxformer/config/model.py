@@ -5,7 +5,14 @@ from typing import Literal
 
 from jaxformer.config.attention import NormConfig, check_attention, check_rate
 from jaxformer.config.layers import BlockConfig, TransformConfig
-from jaxformer.config.positions import LearnedPositions, NonPadPositions, PositionIdsFrom, Positions, RelativePositions
+from jaxformer.config.positions import (
+    AlibiPositions,
+    LearnedPositions,
+    NonPadPositions,
+    PositionIdsFrom,
+    Positions,
+    RelativePositions,
+)
 from jaxformer.errors import InputError
 from jaxformer.ops.activations import Activation
 from jaxformer.schema import check_range
@@ -24,12 +31,17 @@ class EmbeddingConfig:
             the same small size, and leave the factor out.
         types: Number of kinds of token, each with a vector that is added, as for BERT's first and second sentence.
             None: one kind, nothing added.
+        multiplier: A further factor on the vectors, as in Granite.
+        project: Where narrower vectors are projected: "tokens", at once and without a bias, as in OPT; "sum", behind
+            positions and norm and with a bias, as in ELECTRA, even where the width is that of the model.
     """
 
     vocab_size: int
     dim: int | None = None
     scale: bool = True
     types: int | None = None
+    multiplier: float = 1.0
+    project: Literal["tokens", "sum"] = "tokens"
 
     def __post_init__(self) -> None:
         """Refuse an empty vocabulary."""
@@ -54,6 +66,9 @@ class StackConfig:
         final_dropout: Rate on the output of the stack, as in T5.
         rematerialize: Whether the backward pass computes the inside of a block again instead of storing it: memory then
             grows with one vector per token and block.
+        score_positions: Positions that are added to scores beside those that are added to embeddings, as in MPNet.
+        order: Numbers of the blocks in the order in which they are applied, as in ALBERT, which applies one block many
+            times. None: each once.
     """
 
     embedding: EmbeddingConfig
@@ -65,6 +80,8 @@ class StackConfig:
     dropout: float = 0.0
     final_dropout: float = 0.0
     rematerialize: bool = False
+    score_positions: RelativePositions | None = None
+    order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty stack and an impossible rate."""
@@ -72,6 +89,15 @@ class StackConfig:
             raise InputError("a stack needs at least one block: give `blocks` at least one BlockConfig")
         check_rate(self.dropout)
         check_rate(self.final_dropout)
+        if self.order is not None and set(self.order) != set(range(len(self.blocks))):
+            raise InputError(f"order must have each of the {len(self.blocks)} blocks, and no others")
+        if self.score_positions and isinstance(self.positions, RelativePositions | AlibiPositions):
+            raise InputError("scores have one kind of positions: leave score_positions out")
+
+    @property
+    def applied(self) -> tuple[BlockConfig, ...]:
+        """The blocks in the order in which they are applied."""
+        return self.blocks if self.order is None else tuple(self.blocks[number] for number in self.order)
 
     @property
     def max_length(self) -> int | None:
@@ -143,6 +169,17 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Score of each token, that it is none of the text's, as in ELECTRA: activation(x W + b) W_out + b_out.
+
+    Attributes:
+        activation: Name of the activation.
+    """
+
+    activation: Activation = "gelu"
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """Whole Transformer: encoder-decoder, or decoder-only or encoder-only where the other stack is None.
 
@@ -150,14 +187,14 @@ class TransformerConfig:
         dim: Model width D.
         encoder: The encoder. None: none.
         decoder: The decoder. None: none.
-        head: Map to logits of the vocabulary or of classes. None: hidden states are returned.
+        head: Map to logits of the vocabulary of classes, or scores of tokens. None: hidden states are returned.
         share_embeddings: Whether encoder and decoder read one embedding table.
     """
 
     dim: int
     encoder: StackConfig | None = None
     decoder: StackConfig | None = None
-    head: HeadConfig | ClassifierConfig | None = HeadConfig()
+    head: HeadConfig | ClassifierConfig | DiscriminatorConfig | None = HeadConfig()
     share_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -180,10 +217,9 @@ class TransformerConfig:
                 for attention in filter(None, (block.attention, block.cross)):
                     check_attention(attention, self.dim)
                 if (
-                    isinstance(stack.positions, RelativePositions)
-                    and block.attention.heads != stack.blocks[0].attention.heads
-                ):
-                    raise InputError("one table of relative positions serves all blocks: give them equally many heads")
+                    stack.score_positions or isinstance(stack.positions, RelativePositions | AlibiPositions)
+                ) and block.attention.heads != stack.blocks[0].attention.heads:
+                    raise InputError("one bias of distances serves all blocks: give them equally many heads")
                 if block.cross and block.cross.rope:
                     raise InputError("two sequences share no positions: cross-attention needs rope=None")
 

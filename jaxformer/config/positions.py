@@ -48,7 +48,15 @@ class RelativePositions:
     max_distance: int = 128
 
 
-Positions = LearnedPositions | SinusoidalPositions | RelativePositions
+@dataclass(frozen=True)
+class AlibiPositions:
+    """Scores fall in proportion to the distance of a key, faster in some heads than in others (Press et al. 2022).
+
+    Nothing is learned: see `jaxformer.ops.alibi_slopes`.
+    """
+
+
+Positions = LearnedPositions | SinusoidalPositions | RelativePositions | AlibiPositions
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from jaxformer.layers.attention import Attention, AttentionOutput
 from jaxformer.layers.block import Block, BlockOutput, EncoderKV, split_key
 from jaxformer.layers.embedding import Embedding, LearnedPositionEmbedding, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
-from jaxformer.layers.head import Classifier, Head
+from jaxformer.layers.head import Classifier, Discriminator, Head
 from jaxformer.layers.latent_attention import LatentAttention, MLACache
 from jaxformer.layers.linear import AdaptedLinear, Linear, LinearMap, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import LayerNorm, RMSNorm, make_norm
-from jaxformer.layers.stack import Intermediates, Stack, StackOutput, make_position_ids
+from jaxformer.layers.stack import Intermediates, ModelOutput, Stack, StackOutput, make_position_ids
 from jaxformer.layers.variables import Frozen, freeze
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Block",
     "BlockOutput",
     "Classifier",
+    "Discriminator",
     "Embedding",
     "EncoderKV",
     "FeedForward",
@@ -32,6 +33,7 @@ __all__ = [
     "Linear",
     "LinearMap",
     "MLACache",
+    "ModelOutput",
     "QuantizedLinear",
     "RMSNorm",
     "Sinusoids",

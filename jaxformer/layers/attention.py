@@ -46,16 +46,14 @@ class Attention(nnx.Module):
         self.value = Linear(dim, (kv_heads, width), axes="DKH", bias=config.bias, rngs=rngs)
         output_bias = config.bias if config.output_bias is None else config.output_bias
         self.output = Linear((heads, width), dim, axes="NHD", bias=output_bias, rngs=rngs)
-        norm, together = config.query_key_norm, config.normed == "all heads"
-        axes, query_width, key_width = ("_", heads * width, kv_heads * width) if together else ("H", width, width)
-        self.query_norm = make_norm(norm, query_width, axes=axes) if norm else None
-        self.key_norm = make_norm(norm, key_width, axes=axes) if norm else None
+        self.query_norm = make_heads_norm(config, heads, "NH", width)
+        self.key_norm = make_heads_norm(config, kv_heads, "KH", width)
         self.sinks = nnx.Param(jnp.zeros(heads), axes="N") if config.sinks else None
 
     def project_kv(self, x: jax.Array, position_ids: jax.Array | None = None) -> KVCache | PackedKVCache:
         """Return keys and values of the states x [B, S, D] at positions [1|B, S]; rotary keys are rotated here."""
-        key = rotate_heads(self._normed(self.key(x), self.key_norm), position_ids, self.config.rope)
-        return kv_cache(key, self.value(x))
+        key = self._placed(self.key(x), self.key_norm, position_ids)
+        return kv_cache(key, self._clipped(self.value(x)))
 
     def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> KVCache | PackedKVCache:
         """Return an empty cache for `batch` sequences of up to `capacity` tokens."""
@@ -90,8 +88,7 @@ class Attention(nnx.Module):
             return_weights: Whether to return the attention map too.
         """
         kv, cache, mask, position_ids = attended_kv(self, x, mask, position_ids, cache, kv)
-        query = self._normed(self.query(x), self.query_norm)
-        query = fold_beams(rotate_heads(query, position_ids, self.config.rope), kv.rows)
+        query = fold_beams(self._placed(self.query(x), self.query_norm, position_ids), kv.rows)
         key, value = kv.unpack()
         options = self._options(mask) | {"bias": bias}
         mixed = attend(query, key, value, options, self.config.dropout, dropout_key)  # [B, R/B T, N, H]
@@ -99,12 +96,21 @@ class Attention(nnx.Module):
         weights = unfolded_weights(query, key, options, x.shape[0]) if return_weights else None
         return AttentionOutput(states, cache, weights)
 
+    def _placed(self, heads: jax.Array, norm: Norm | None, position_ids: jax.Array | None) -> jax.Array:
+        """Return queries or keys [B, T, N, H], normalized, clipped and rotated where the configuration says so."""
+        if self.config.rotate_first:
+            return self._normed(rotate_heads(self._clipped(heads), position_ids, self.config.rope), norm)
+        return rotate_heads(self._clipped(self._normed(heads, norm)), position_ids, self.config.rope)
+
+    def _clipped(self, heads: jax.Array) -> jax.Array:
+        """Return queries, keys or values [B, T, N, H] within the bounds of the configuration."""
+        bound = self.config.clip_qkv
+        return heads if bound is None else jnp.clip(heads, -bound, bound)
+
     def _normed(self, heads: jax.Array, norm: Norm | None) -> jax.Array:
         """Return queries or keys [B, T, N, H], normalized where the configuration says so."""
-        if norm is None:
-            return heads
-        if self.config.normed == "each head":
-            return norm(heads)
+        if norm is None or self.config.normed != "all heads":
+            return heads if norm is None else norm(heads)
         return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)  # [B, T, N H] -> [B, T, N, H]
 
     def _options(self, mask: AttentionMask) -> dict[str, Any]:
@@ -117,6 +123,26 @@ class Attention(nnx.Module):
             "softcap": self.config.softcap,
             "sinks": None if self.sinks is None else self.sinks[...],
         }
+
+
+def make_heads_norm(config: AttentionConfig, heads: int, axes: str, width: int) -> Norm | None:
+    """Return the norm of queries or keys, None where the configuration has none.
+
+    Args:
+        config: The attention.
+        heads: How many heads there are.
+        axes: Letters of the axes of heads and of their width.
+        width: Width H of a head.
+    """
+    if config.query_key_norm is None:
+        return None
+    match config.normed:
+        case "each head":
+            return make_norm(config.query_key_norm, width, axes="H")
+        case "all heads":
+            return make_norm(config.query_key_norm, heads * width, axes="_")
+        case "separate heads":
+            return make_norm(config.query_key_norm, (heads, width), axes=axes)
 
 
 class AttendedKV(NamedTuple):

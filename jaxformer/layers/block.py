@@ -50,11 +50,12 @@ class Block(nnx.Module):
     def __init__(self, config: BlockConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
         self.attention = make_attention(config.attention, dim, rngs=rngs)
-        self.attention_norm, self.attention_output_norm = self._norms(dim)
+        self.attention_norm, self.attention_output_norm = self._norms(dim) if config.attention_norm else (None, None)
         self.cross = make_attention(config.cross, dim, rngs=rngs) if config.cross else None
         self.cross_norm, self.cross_output_norm = self._norms(dim) if config.cross else (None, None)
         self.feed_forward = make_feed_forward(config.feed_forward, dim, rngs=rngs)
-        self.feed_forward_norm, self.feed_forward_output_norm = self._norms(dim)
+        shared = config.shared_norm
+        self.feed_forward_norm, self.feed_forward_output_norm = (None, None) if shared else self._norms(dim)
 
     def __call__(
         self,
@@ -108,11 +109,12 @@ class Block(nnx.Module):
             x = self._leave(x, crossed.states, self.cross_norm, self.cross_output_norm, keys[3])
             cross_map = crossed.weights
 
-        states = self._enter(entered if self.config.parallel else x, self.feed_forward_norm)
+        norm = self.attention_norm if self.feed_forward_norm is None else self.feed_forward_norm
+        states = self._enter(entered if self.config.parallel else x, norm)
         if return_intermediates and isinstance(self.feed_forward, Experts):
             routing = self.feed_forward.routing(states)
         mixed = self.feed_forward(states, dropout_key=keys[5])
-        x = self._leave(x, mixed, self.feed_forward_norm, self.feed_forward_output_norm, keys[4])
+        x = self._leave(x, mixed, norm, self.feed_forward_output_norm, keys[4])
         return BlockOutput(x, attended.cache, attended.weights, cross_map, routing)
 
     def _norms(self, dim: int) -> tuple[Norm, Norm | None]:
@@ -120,24 +122,26 @@ class Block(nnx.Module):
         sandwich = self.config.norm_order == "pre_and_post"
         return make_norm(self.config.norm, dim), make_norm(self.config.norm, dim) if sandwich else None
 
-    def _enter(self, x: jax.Array, norm: Norm) -> jax.Array:
+    def _enter(self, x: jax.Array, norm: Norm | None) -> jax.Array:
         """Return the input of a sub-layer: the states, normalized where the order puts a norm before it."""
-        return norm(x) if self.config.norm_order in ("pre", "pre_and_post") else x
+        return norm(x) if norm is not None and self.config.norm_order in ("pre", "pre_and_post") else x
 
     def _leave(
-        self, x: jax.Array, mixed: jax.Array, norm: Norm, output_norm: Norm | None, key: jax.Array | None
+        self, x: jax.Array, mixed: jax.Array, norm: Norm | None, output_norm: Norm | None, key: jax.Array | None
     ) -> jax.Array:
         """Return the residual sum of the states and a sub-layer's output, each normalized where the order says so.
 
         The sum gives every layer a path of slope one to the loss, whatever its weights do: without it the gradient of
         a deep stack is a product of as many Jacobians as there are layers.
         """
-        if self.config.norm_order == "post_sublayer":
+        if norm is not None and self.config.norm_order == "post_sublayer":
             mixed = norm(mixed)
         elif output_norm is not None:
             mixed = output_norm(mixed)
+        if self.config.residual_multiplier != 1:
+            mixed = mixed * self.config.residual_multiplier
         total = constrain(x + dropout(mixed, self.config.dropout, key), "BT_")
-        return norm(total) if self.config.norm_order == "post" else total
+        return norm(total) if norm is not None and self.config.norm_order == "post" else total
 
 
 def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxformer.config import EmbeddingConfig, LearnedPositions, RelativePositions, SinusoidalPositions
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import Linear
-from jaxformer.ops import distance_buckets, sinusoidal_positions
+from jaxformer.ops import alibi_slopes, distance_buckets, sinusoidal_positions
 from jaxformer.parallel import constrain
 
 
@@ -26,13 +26,16 @@ class Embedding(nnx.Module):
         axes = "VD" if width == dim else "V_"
         vectors = jax.random.normal(rngs.params(), (config.vocab_size, width)) / math.sqrt(width)
         self.embedding = nnx.Param(vectors, axes=axes)
-        self.scale = math.sqrt(dim) if config.scale else 1.0
-        self.projection = Linear(width, dim, axes="_D", bias=False, rngs=rngs) if width != dim else None
+        self.scale = config.multiplier * (math.sqrt(dim) if config.scale else 1.0)
+        at_once = width != dim and config.project == "tokens"
+        self.projection = Linear(width, dim, axes="_D", bias=False, rngs=rngs) if at_once else None
         types = 0.02 * jax.random.normal(rngs.params(), (config.types, width)) if config.types else None
         self.token_type_embedding = None if types is None else nnx.Param(types, axes="_" + axes[1])
 
     def __call__(self, tokens: jax.Array, token_types: jax.Array | None = None) -> jax.Array:
-        """Return the vectors [B, T, D] of tokens. An id outside the vocabulary gives NaN.
+        """Return the vectors [B, T, D] of tokens, or [B, T, width] where the stack projects them.
+
+        An id outside the vocabulary gives NaN.
 
         Args:
             tokens: Integers [B, T].
@@ -89,6 +92,19 @@ class RelativePositionBias(nnx.Module):
             distances, buckets=self.config.buckets, max_distance=self.config.max_distance, causal=causal
         )
         return jnp.moveaxis(self.bias[...][buckets], -1, 1)  # [B|1, N, T, S]
+
+
+class AlibiBias(nnx.Module):
+    """What distances take from the scores of each head, computed, never a parameter: `AlibiPositions`."""
+
+    def __init__(self, heads: int):
+        self.heads = heads
+
+    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Return the bias of scores [B|1, N, T, S] for positions of queries [B|1, T] and of keys [B|1, S]."""
+        distances = jnp.abs(keys[:, None, None] - queries[:, None, :, None])  # [B|1, 1, T, S]
+        slopes = jnp.asarray(alibi_slopes(self.heads))[None, :, None, None]  # [1, N, 1, 1]
+        return -slopes * distances.astype(jnp.float32)
 
 
 def look_up(table: jax.Array, index: jax.Array, letters: str = "__") -> jax.Array:

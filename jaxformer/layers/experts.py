@@ -34,6 +34,7 @@ class Experts(nnx.Module):
         for variable in jax.tree.leaves(self.experts, is_leaf=lambda x: isinstance(x, nnx.Variable)):
             variable.set_metadata(axes="E" + variable.axes)
         self.shared = FeedForward(config.shared, dim, rngs=rngs) if config.shared else None
+        self.shared_gate = Linear(dim, 1, axes="D_", bias=False, rngs=rngs) if config.shared_gate else None
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return the mixture of x [B, T, D]: [B, T, D]."""
@@ -44,7 +45,10 @@ class Experts(nnx.Module):
             mixed = mix_over_devices(mix, self.experts, x, each, self.config.experts)
         else:
             mixed = mix(self.experts, rows, choice).reshape(x.shape)  # [B, T, D]
-        return mixed if self.shared is None else mixed + self.shared(x, dropout_key=dropout_key)
+        if self.shared is None:
+            return mixed
+        shared = self.shared(x, dropout_key=dropout_key)
+        return mixed + (shared if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x)) * shared)
 
     def routing(self, x: jax.Array) -> Routing:
         """Return where a call sends the tokens x [B, T, D]. Under `jax.jit` the compiler merges what both compute."""

@@ -1,11 +1,18 @@
-"""From hidden states to logits: of every token of the vocabulary, or of the classes of a sequence."""
+"""From hidden states to logits: of the vocabulary, of the classes of a sequence, or one for each token."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.backends.cpu import matmul_transposed, prefers_transposed
-from jaxformer.config import ClassifierConfig, EmbeddingConfig, HeadConfig, LastToken, TransformConfig
+from jaxformer.config import (
+    ClassifierConfig,
+    DiscriminatorConfig,
+    EmbeddingConfig,
+    HeadConfig,
+    LastToken,
+    TransformConfig,
+)
 from jaxformer.layers.linear import Linear, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import ACTIVATIONS, dropout
@@ -15,13 +22,13 @@ from jaxformer.parallel import constrain
 class Transform(nnx.Module):
     """Norm(activation(x W + b)): `TransformConfig`."""
 
-    def __init__(self, config: TransformConfig, dim: int, *, rngs: nnx.Rngs):
-        self.linear = Linear(dim, dim, axes="D_", rngs=rngs)
+    def __init__(self, config: TransformConfig, dim: int, width: int, *, rngs: nnx.Rngs):
+        self.linear = Linear(dim, width, axes="D_", bias=config.bias, rngs=rngs)
         self.activation = config.activation
-        self.norm = make_norm(config.norm, dim)
+        self.norm = make_norm(config.norm, width, axes="D" if width == dim else "_")
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return transformed states: [..., D] -> [..., D]."""
+        """Return transformed states: [..., D] -> [..., width]."""
         return self.norm(ACTIVATIONS[self.activation](self.linear(x)))
 
 
@@ -38,8 +45,10 @@ class Head(nnx.Module):
     def __init__(self, config: HeadConfig, embedding: EmbeddingConfig, dim: int, *, rngs: nnx.Rngs):
         width = embedding.dim or dim
         self.config = config
-        self.transform = Transform(config.transform, dim, rngs=rngs) if config.transform else None
-        self.projection = Linear(dim, width, axes="D_", bias=False, rngs=rngs) if config.tied and width != dim else None
+        width = width if config.tied else dim
+        self.transform = Transform(config.transform, dim, width, rngs=rngs) if config.transform else None
+        narrow = width != dim and self.transform is None
+        self.projection = Linear(dim, width, axes="D_", bias=False, rngs=rngs) if narrow else None
         self.output = None if config.tied else Linear(dim, embedding.vocab_size, axes="DV", bias=False, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(embedding.vocab_size), axes="V") if config.bias else None
 
@@ -120,3 +129,16 @@ class Classifier(nnx.Module):
         if self.hidden is not None and self.config.activation is not None:
             x = ACTIVATIONS[self.config.activation](self.hidden(x))
         return self.output(dropout(x, self.config.dropout, dropout_key)).astype(jnp.float32)
+
+
+class Discriminator(nnx.Module):
+    """A score of each token: `DiscriminatorConfig`."""
+
+    def __init__(self, config: DiscriminatorConfig, dim: int, *, rngs: nnx.Rngs):
+        self.activation = config.activation
+        self.hidden = Linear(dim, dim, axes="D_", rngs=rngs)
+        self.output = Linear(dim, 1, axes="D_", rngs=rngs)
+
+    def __call__(self, states: jax.Array) -> jax.Array:
+        """Return float32 scores [...] of states [..., D]."""
+        return self.output(ACTIVATIONS[self.activation](self.hidden(states)))[..., 0].astype(jnp.float32)

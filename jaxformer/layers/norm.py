@@ -9,24 +9,25 @@ from jaxformer.ops import layer_norm, rms_norm
 
 
 class LayerNorm(nnx.Module):
-    """Owns the scale and bias [D] of `jaxformer.ops.layer_norm`."""
+    """Owns the scale and bias [D] of `jaxformer.ops.layer_norm`, where the configuration has them."""
 
-    def __init__(self, config: LayerNormConfig, dim: int, *, axes: str = "D"):
+    def __init__(self, config: LayerNormConfig, shape: int | tuple[int, ...], *, axes: str = "D"):
         self.epsilon = config.epsilon
-        self.scale = nnx.Param(jnp.ones(dim), axes=axes)
-        self.bias = nnx.Param(jnp.zeros(dim), axes=axes)
+        self.scale = nnx.Param(jnp.ones(shape), axes=axes) if config.scale else None
+        self.bias = nnx.Param(jnp.zeros(shape), axes=axes) if config.bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return normalized vectors: [..., D] -> [..., D]."""
-        return layer_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
+        scale, bias = (None if each is None else each[...] for each in (self.scale, self.bias))
+        return layer_norm(x, scale, bias, epsilon=self.epsilon)
 
 
 class RMSNorm(nnx.Module):
     """Owns the scale [D] of `jaxformer.ops.rms_norm`."""
 
-    def __init__(self, config: RMSNormConfig, dim: int, *, axes: str = "D"):
+    def __init__(self, config: RMSNormConfig, shape: int | tuple[int, ...], *, axes: str = "D"):
         self.config = config
-        self.scale = nnx.Param(jnp.zeros(dim) if config.offset else jnp.ones(dim), axes=axes)
+        self.scale = nnx.Param(jnp.zeros(shape) if config.offset else jnp.ones(shape), axes=axes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return normalized vectors: [..., D] -> [..., D]."""
@@ -36,10 +37,16 @@ class RMSNorm(nnx.Module):
 Norm = LayerNorm | RMSNorm
 
 
-def make_norm(config: NormConfig, dim: int, *, axes: str = "D") -> Norm:
-    """Return the module that a configuration describes, over vectors of width `dim` along the axis of that letter."""
+def make_norm(config: NormConfig, shape: int | tuple[int, ...], *, axes: str = "D") -> Norm:
+    """Return the module that a configuration describes.
+
+    Args:
+        config: The norm.
+        shape: Width of the vectors that are normalized; with the number of heads before it, each has its own scale.
+        axes: The letters of these axes.
+    """
     match config:
         case LayerNormConfig():
-            return LayerNorm(config, dim, axes=axes)
+            return LayerNorm(config, shape, axes=axes)
         case RMSNormConfig():
-            return RMSNorm(config, dim, axes=axes)
+            return RMSNorm(config, shape, axes=axes)

@@ -25,7 +25,7 @@ from jaxformer.ops.masks import (
 )
 from jaxformer.ops.matmul import matmul
 from jaxformer.ops.norms import layer_norm, rms_norm
-from jaxformer.ops.positions import distance_buckets, sinusoidal_positions
+from jaxformer.ops.positions import alibi_slopes, distance_buckets, sinusoidal_positions
 from jaxformer.ops.rotary import CosSin, apply_rope, rope_cos_sin, rotary_frequencies
 from jaxformer.ops.rotary_scaling import (
     dynamic_ntk_frequencies,
@@ -44,6 +44,7 @@ __all__ = [
     "Quantized",
     "Routing",
     "TopK",
+    "alibi_slopes",
     "apply_rope",
     "as_mask",
     "attention_scores",

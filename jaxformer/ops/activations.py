@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "tanh"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "tanh", "relu2"]
 
 # "gelu" is x * Phi(x) with the exact error function, as in PyTorch; jax.nn.gelu alone would be the tanh approximation.
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -16,4 +16,5 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks and Gimpel 2016
     "tanh": jax.numpy.tanh,
+    "relu2": lambda x: jax.numpy.square(jax.nn.relu(x)),  # So et al. 2021
 }

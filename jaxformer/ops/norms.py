@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
+def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, *, epsilon: float = 1e-5) -> jax.Array:
     """Normalize each vector of x [..., D] to mean 0 and variance 1, then scale it and add the bias: [..., D].
 
     Ba et al. (2016), equation 4: (x - mean) / sqrt(variance + epsilon) * scale + bias. In float32 whatever the type of
@@ -13,16 +13,16 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: floa
 
     Args:
         x: Vectors [..., D].
-        scale: Factors [D].
-        bias: Terms [D].
+        scale: Factors [D], or of more of the last axes of x. None: all are 1.
+        bias: Terms of the same shape. None: all are 0.
         epsilon: A small number below the root.
     """
     deviation = x.astype(jnp.float32)
     deviation -= deviation.mean(axis=-1, keepdims=True)
     variance = jnp.square(deviation).mean(axis=-1, keepdims=True)
     normal = deviation * jax.lax.rsqrt(variance + epsilon)
-    broadcast = (1,) * (x.ndim - 1) + (-1,)
-    return (normal * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)  # [..., D]
+    normal = normal if scale is None else normal * along_last_axes(scale, x.ndim)
+    return (normal if bias is None else normal + along_last_axes(bias, x.ndim)).astype(x.dtype)  # [..., D]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6, offset: bool = False) -> jax.Array:
@@ -33,11 +33,16 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-6, offset: b
 
     Args:
         x: Vectors [..., D].
-        scale: Factors [D].
+        scale: Factors [D], or of more of the last axes of x.
         epsilon: A small number below the root.
         offset: Whether the factor is 1 + scale.
     """
     wide = x.astype(jnp.float32)
     normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
     scale = scale.astype(jnp.float32) + 1 if offset else scale
-    return (normal * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)  # [..., D]
+    return (normal * along_last_axes(scale, x.ndim)).astype(x.dtype)  # [..., D]
+
+
+def along_last_axes(x: jax.Array, axes: int) -> jax.Array:
+    """Return an array with axes of size 1 before its own, so that it has `axes` of them."""
+    return x.reshape((1,) * (axes - x.ndim) + x.shape)

@@ -75,6 +75,20 @@ def distance_buckets(
     return start + jnp.where(far < near, far, shared)
 
 
+def alibi_slopes(heads: int) -> np.ndarray:
+    """Return by how much the score of each head falls per position of distance, float32 [N].
+
+    Press et al. (2022), section 3: 2^(-8 k / N) for head k of N, a power of two; of any other number the slopes of the
+    next smaller power, then every other one of the next larger power.
+
+    Args:
+        heads: Number of heads N.
+    """
+    power = 2 ** int(math.log2(heads))
+    smaller, larger = (2.0 ** (-8 * np.arange(1, size + 1) / size) for size in (power, 2 * power))
+    return np.concatenate([smaller, larger[::2]])[:heads].astype(np.float32)
+
+
 def _sinusoids(
     xp: ModuleType, positions: np.ndarray | jax.Array, dim: int, layout: SinusoidalLayout, base: float
 ) -> np.ndarray | jax.Array:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.config import LearnedPositions, NonPadPositions, RelativePositions
+from jaxformer.config import AlibiPositions, LearnedPositions, NonPadPositions, RelativePositions
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation.arrays import integer_array, mask_array, token_array
 from jaxformer.model import Transformer
@@ -26,7 +26,7 @@ def positions(model: Transformer, position_ids: Any, ids: np.ndarray) -> np.ndar
     stack, array = model.config.main, integer_array("position_ids", position_ids, "position")
     if array.shape not in (ids.shape, (1, ids.shape[1])):
         raise InputError(f"position_ids has shape {array.shape}, but the token ids have {ids.shape}")
-    if isinstance(stack.positions, RelativePositions):
+    if isinstance(stack.positions, RelativePositions | AlibiPositions):
         raise InputError("the model has no position_ids: it sees distances between tokens, which follow their order")
     if not isinstance(stack.positions, LearnedPositions):
         return array

@@ -61,6 +61,7 @@ BERT: Schema = {
     "is_decoder": only(False),
     "add_cross_attention": only(False),
 }
+CAMEMBERT: Schema = {**BERT, "pad_token_id": integer(1)}
 ROBERTA: Schema = {**BERT, "vocab_size": count(50265), "pad_token_id": integer(1)}
 DISTILBERT: Schema = {
     **COMMON,
@@ -163,6 +164,11 @@ def roberta_config(hf: dict[str, Any]) -> TransformerConfig:
         )
     positions = LearnedPositions(hf["max_position_embeddings"] - pad - 1, offset=pad + 1)
     return encoder_config(hf, positions, NonPadPositions(pad), transformed="gelu", classified="tanh")
+
+
+def camembert_config(hf: dict[str, Any]) -> TransformerConfig:
+    """Return our configuration of a CamemBERT `config.json`: RoBERTa with other defaults."""
+    return roberta_config(read_settings(hf, CAMEMBERT))
 
 
 def distilbert_config(hf: dict[str, Any]) -> TransformerConfig:

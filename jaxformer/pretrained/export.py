@@ -11,6 +11,7 @@ from jaxformer.config import (
     AnyAttentionConfig,
     BlockConfig,
     ClassifierConfig,
+    DiscriminatorConfig,
     FeedForwardConfig,
     LatentAttentionConfig,
     LearnedPositions,
@@ -22,7 +23,7 @@ from jaxformer.config import (
     TransformerConfig,
     head_width,
 )
-from jaxformer.errors import InputError, shortened
+from jaxformer.errors import InputError, listed, shortened
 from jaxformer.generation import GenerationConfig
 from jaxformer.model import Transformer
 from jaxformer.ops import sinusoidal_positions
@@ -66,7 +67,7 @@ def as_pretrained(
         InputError: The model has not the shape of the family, or of none.
     """
     if family is not None and not (isinstance(family, str) and family in FAMILIES):
-        raise InputError(f"family={shown(family)} is not known: give one of {', '.join(FAMILIES)}")
+        raise InputError(f"family={shown(family)} is not known: give one of {listed(FAMILIES)}")
     if not is_integer(longest):
         raise InputError(f"longest={shown(longest)} must be a whole number")
     check_range("longest", longest, 1)
@@ -94,7 +95,7 @@ def family_settings(config: TransformerConfig, name: str, generation: Generation
         del tokens["decoder_start_token_id"]  # Marian's class refuses null
     architecture = f"{family.classes}{task_of(config)}"
     about = {"model_type": name, "architectures": [CLASSES.get(architecture, architecture)]}
-    return about | tokens | settings_of(config, family.schema, longest)
+    return about | tokens | settings_of(config, family.schema, longest, family.ropes_by_layer_type)
 
 
 def sinusoids(config: TransformerConfig, name: str, settings: Settings) -> Arrays:
@@ -112,6 +113,8 @@ def task_of(config: TransformerConfig) -> str:
     """Return how transformers calls what a model with this head does."""
     if config.head is None:
         return "Model"
+    if isinstance(config.head, DiscriminatorConfig):
+        return "ForPreTraining"
     if isinstance(config.head, ClassifierConfig):
         return "ForSequenceClassification"
     if config.encoder is None:

@@ -5,11 +5,32 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jaxformer.config import ClassifierConfig, LastToken, TransformerConfig
-from jaxformer.errors import InputError
-from jaxformer.pretrained import bart, bert, deepseek, gemma, gpt2, llama, mixture, neox, opt, t5
+from jaxformer.errors import InputError, listed
+from jaxformer.pretrained import (
+    bart,
+    bert,
+    bloom,
+    cohere,
+    deepseek,
+    electra,
+    gemma,
+    glm_moe,
+    gpt2,
+    gptj,
+    granite,
+    llama,
+    mixture,
+    modernbert,
+    mpnet,
+    neox,
+    olmo,
+    opt,
+    phi,
+    t5,
+)
 from jaxformer.pretrained.settings import read_settings
 from jaxformer.pretrained.weights import Row, WeightTable
-from jaxformer.schema import Schema, count, integer, list_of, mapping, text
+from jaxformer.schema import Schema, count, integer, list_of, mapping, shown, text
 
 
 class Family(NamedTuple):
@@ -20,12 +41,14 @@ class Family(NamedTuple):
         schema: The keys of its config.json that are read.
         config: Returns our configuration of a config.json.
         table: Returns where the weights of such a model are.
+        ropes_by_layer_type: Whether rope_parameters of a config.json has an object for each type of layer.
     """
 
     classes: str
     schema: Schema
     config: Callable[[dict[str, Any]], TransformerConfig]
     table: Callable[[TransformerConfig], WeightTable]
+    ropes_by_layer_type: bool = False
 
 
 SCORED = {
@@ -36,7 +59,10 @@ SCORED = {
 }
 SCORE = "score"  # the name of the map to classes in all decoders
 # Padding where config.json names none.
-PADDING = {"gemma": 0, "gemma2": 0, "gemma3_text": 0, "olmo2": 1, "opt": 1, "phi3": 32000, "smollm3": 128004}
+PADDING = {"gemma": 0, "gemma2": 0, "gemma3_text": 0, "glm": 151329, "glm4": 151329, "hunyuan_v1_dense": 0, "olmo": 1}
+PADDING |= {"olmo2": 1, "olmo3": 1, "opt": 1, "phi3": 32000, "seed_oss": 1, "smollm3": 128004}
+# Decoders that have no class with it in transformers.
+UNSCORED = {"codegen", "cohere", "cohere2", "ernie4_5", "glm4_moe", "granite", "granitemoe", "olmoe"}
 
 
 def with_score(family: Family, padding: int | None) -> Family:
@@ -52,6 +78,8 @@ def with_score(family: Family, padding: int | None) -> Family:
         name = next(iter(hf.get("architectures") or ()), "")
         if found.encoder is not None or not name.endswith("ForSequenceClassification"):
             return found
+        if hf.get("model_type") in UNSCORED:
+            raise InputError(f"{family.classes} has no classifier in transformers: give another decoder")
         if found.main.embedding.dim not in (None, found.dim):
             raise InputError(f"{name} with an embedding narrower than the model is not supported")
         read = read_settings({"pad_token_id": padding} | hf, SCORED)
@@ -67,7 +95,7 @@ def with_score(family: Family, padding: int | None) -> Family:
         rows = tuple(row for row in found.rows if row.ours != "head.output")
         return replace(found, rows=(*rows, Row("head.output", SCORE)))
 
-    return Family(family.classes, {**SCORED, **family.schema}, config, table)
+    return family._replace(schema={**SCORED, **family.schema}, config=config, table=table)
 
 
 # Of several that have the shape of a model, `as_pretrained` takes the first.
@@ -79,7 +107,7 @@ OF_NAME = {
     "distilbert": Family("DistilBert", bert.DISTILBERT, bert.distilbert_config, bert.distilbert_table),
     "gemma": Family("Gemma", gemma.GEMMA, gemma.gemma_config, llama.llama_table),
     "gemma2": Family("Gemma2", gemma.GEMMA2, gemma.gemma2_config, gemma.gemma2_table),
-    "gemma3_text": Family("Gemma3", gemma.GEMMA3, gemma.gemma3_config, gemma.gemma2_table),
+    "gemma3_text": Family("Gemma3", gemma.GEMMA3, gemma.gemma3_config, gemma.gemma2_table, ropes_by_layer_type=True),
     "gpt2": Family("GPT2", gpt2.GPT2, gpt2.gpt2_config, gpt2.gpt2_table),
     "gpt_oss": Family("GptOss", mixture.GPT_OSS, mixture.gpt_oss_config, mixture.gpt_oss_table),
     "gpt_neox": Family("GPTNeoX", neox.NEOX, neox.neox_config, neox.neox_table),
@@ -100,6 +128,90 @@ OF_NAME = {
     "roberta": Family("Roberta", bert.ROBERTA, bert.roberta_config, bert.roberta_table),
     "smollm3": Family("SmolLM3", llama.SMOLLM3, llama.smollm3_config, llama.llama_table),
     "xlm-roberta": Family("XLMRoberta", bert.ROBERTA, bert.roberta_config, bert.roberta_table),
+    "albert": Family("Albert", electra.ALBERT, electra.albert_config, electra.albert_table),
+    "arcee": Family("Arcee", granite.ARCEE, granite.arcee_config, llama.llama_table),
+    "bloom": Family("Bloom", bloom.BLOOM, bloom.bloom_config, bloom.bloom_table),
+    "camembert": Family("Camembert", bert.CAMEMBERT, bert.camembert_config, bert.roberta_table),
+    "cohere": Family("Cohere", cohere.COHERE, cohere.cohere_config, cohere.cohere_table),
+    "cohere2": Family("Cohere2", cohere.COHERE2, cohere.cohere2_config, cohere.cohere_table),
+    "codegen": Family("CodeGen", gptj.GPTJ, gptj.codegen_config, gptj.codegen_table),
+    "glm4_moe": Family("Glm4Moe", glm_moe.GLM4_MOE, glm_moe.glm4_moe_config, glm_moe.glm4_moe_table),
+    "gpt_neo": Family("GPTNeo", gptj.GPT_NEO, gptj.gpt_neo_config, gptj.gpt_neo_table),
+    "gptj": Family("GPTJ", gptj.GPTJ, gptj.gptj_config, gptj.gptj_table),
+    "electra": Family("Electra", electra.ELECTRA, electra.electra_config, electra.electra_table),
+    "ernie4_5": Family("Ernie4_5", granite.ERNIE4_5, granite.ernie4_5_config, llama.llama_table),
+    "falcon": Family("Falcon", bloom.FALCON, bloom.falcon_config, bloom.falcon_table),
+    "glm": Family("Glm", granite.GLM, granite.glm_config, granite.glm_table),
+    "glm4": Family("Glm4", granite.GLM, granite.glm4_config, granite.glm_table),
+    "granite": Family("Granite", granite.GRANITE, granite.granite_config, llama.llama_table),
+    "granitemoe": Family("GraniteMoe", mixture.GRANITE_MOE, mixture.granite_moe_config, mixture.granite_moe_table),
+    "hunyuan_v1_dense": Family("HunYuanDenseV1", granite.HUNYUAN, granite.hunyuan_config, granite.hunyuan_table),
+    "ministral": Family("Ministral", granite.MINISTRAL, granite.ministral_config, llama.llama_table),
+    "eurobert": Family("EuroBert", modernbert.EUROBERT, modernbert.eurobert_config, modernbert.eurobert_table),
+    "modernbert": Family(
+        "ModernBert",
+        modernbert.MODERNBERT,
+        modernbert.modernbert_config,
+        modernbert.modernbert_table,
+        ropes_by_layer_type=True,
+    ),
+    "mpnet": Family("MPNet", mpnet.MPNET, mpnet.mpnet_config, mpnet.mpnet_table),
+    "mpt": Family("Mpt", bloom.MPT, bloom.mpt_config, bloom.mpt_table),
+    "olmo": Family("Olmo", olmo.OLMO, olmo.olmo_config, llama.llama_table),
+    "olmo3": Family("Olmo3", olmo.OLMO3, olmo.olmo3_config, llama.olmo2_table, ropes_by_layer_type=True),
+    "olmoe": Family("Olmoe", mixture.OLMOE, mixture.olmoe_config, mixture.qwen3_moe_table),
+    "phi": Family("Phi", phi.PHI, phi.phi_config, phi.phi_table),
+    "qwen2_moe": Family("Qwen2Moe", mixture.QWEN2_MOE, mixture.qwen2_moe_config, mixture.qwen2_moe_table),
+    "seed_oss": Family("SeedOss", granite.SEED_OSS, granite.seed_oss_config, llama.llama_table),
+    "stablelm": Family("StableLm", phi.STABLELM, phi.stablelm_config, phi.stablelm_table),
+    "starcoder2": Family("Starcoder2", phi.STARCODER2, phi.starcoder2_config, phi.starcoder2_table),
+    "xlm-roberta-xl": Family(
+        "XLMRobertaXL", mpnet.XLM_ROBERTA_XL, mpnet.xlm_roberta_xl_config, mpnet.xlm_roberta_xl_table
+    ),
+}
+
+# Families that are not supported, and what they have that is missing here.
+STATES = "state-space layers beside attention"
+LINEAR = "layers with linear attention"
+LOCAL = "attention in blocks, with tokens that all others see"
+REFUSED = {
+    "bamba": STATES,
+    "big_bird": LOCAL,
+    "deberta": "attention that scores contents and distances apart",
+    "deberta-v2": "attention that scores contents and distances apart",
+    "deepseek_v32": "an indexer that selects keys",
+    "deepseek_v4": "an indexer that selects keys",
+    "falcon_h1": STATES,
+    "falcon_mamba": "state-space layers in place of attention",
+    "gemma3n": "embeddings for each layer, and caches that layers share",
+    "gemma3n_text": "embeddings for each layer, and caches that layers share",
+    "gemma4": "embeddings for each layer, and caches that layers share",
+    "gemma4_text": "embeddings for each layer, and caches that layers share",
+    "granitemoehybrid": STATES,
+    "jamba": STATES,
+    "kimi_linear": LINEAR,
+    "led": LOCAL,
+    "lfm2": "convolutions in place of most attention",
+    "lfm2_moe": "convolutions in place of most attention",
+    "llama4": "attention in chunks, and tokens that experts weigh at their input",
+    "llama4_text": "attention in chunks, and tokens that experts weigh at their input",
+    "longformer": LOCAL,
+    "longt5": LOCAL,
+    "mamba": "state-space layers in place of attention",
+    "mamba2": "state-space layers in place of attention",
+    "ministral3": "queries that grow with their position",
+    "nemotron_h": STATES,
+    "olmo_hybrid": LINEAR,
+    "qwen3_5": LINEAR,
+    "qwen3_5_moe": LINEAR,
+    "qwen3_5_text": LINEAR,
+    "qwen3_next": LINEAR,
+    "recurrent_gemma": "recurrent layers beside attention",
+    "reformer": "attention by hashes",
+    "rwkv": "recurrent layers in place of attention",
+    "xlnet": "attention in two streams",
+    "zamba": STATES,
+    "zamba2": STATES,
 }
 
 
@@ -109,7 +221,10 @@ FAMILIES = {name: with_score(family, PADDING.get(name)) for name, family in OF_N
 def family_of(hf: dict[str, Any]) -> Family:
     """Return the family that a config.json names. Raises InputError for one that is not supported."""
     if hf.get("model_type") not in FAMILIES:
-        raise InputError(f"model_type {hf.get('model_type')!r} is not supported: known are {', '.join(FAMILIES)}")
+        name = shown(hf.get("model_type"))
+        if reason := REFUSED.get(hf.get("model_type") or ""):
+            raise InputError(f"model_type={name} is not supported: it has {reason}")
+        raise InputError(f"model_type={name} is not supported: known are {listed(FAMILIES)}")
     if quantized := hf.get("quantization_config"):
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
         raise InputError(

@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from jaxformer.config import AttentionConfig, RMSNormConfig, Rope, TransformerConfig
-from jaxformer.errors import InputError
+from jaxformer.config import AttentionConfig, RMSNormConfig, TransformerConfig
 from jaxformer.pretrained.llama import (
     ATTENTION,
     DECODER,
@@ -13,7 +12,7 @@ from jaxformer.pretrained.llama import (
     decoder_config,
     decoder_table,
 )
-from jaxformer.pretrained.rope import checked_parameters, rope
+from jaxformer.pretrained.rope import rope, ropes_by_layer_type
 from jaxformer.pretrained.settings import LAYER_TYPES, activation_name, check_layer_types, head_width, read_settings
 from jaxformer.pretrained.weights import Row, WeightTable
 from jaxformer.schema import Schema, count, flag, layers, nullable, number, only
@@ -91,23 +90,8 @@ def gemma3_config(hf: dict[str, Any]) -> TransformerConfig:
     Its soft cap of the scores is a setting that the model never applied.
     """
     hf = read_settings(hf, GEMMA3)
-    pattern, width = hf["sliding_window_pattern"], hf["head_dim"]
-    given = hf["rope_parameters"] or {}
-    if unknown := sorted(given.keys() - {"full_attention", "sliding_attention"}):
-        raise InputError(f"rope_parameters has {unknown[0]!r}: it must say it of full_attention or sliding_attention")
-    # In old files rope_scaling is for the full layers alone.
-    everywhere = given.get("full_attention") or {}
-    if isinstance(everywhere, dict):
-        everywhere = everywhere | (hf["rope_scaling"] or {})
-    full = checked_parameters(everywhere, "rope_parameters")
-    near = checked_parameters(given.get("sliding_attention") or {}, "rope_parameters")
-    own = {False: (full, {}), True: (near, {"rope_theta": hf["rope_local_base_freq"]})}
-
-    def rope_of(slides: bool) -> Rope:
-        parameters, instead = own[slides]
-        parameters = parameters | {"truncate": True}  # which transformers does not look for inside a type of layers
-        return rope(hf | instead, width, parameters=parameters, theta=1e6)
-
+    pattern = hf["sliding_window_pattern"]
+    rope_of = ropes_by_layer_type(hf, hf["head_dim"], theta=1e6, near=hf["rope_local_base_freq"])
     norm = RMSNormConfig(hf["rms_norm_eps"], offset=True)
     hf = hf | {"attn_logit_softcapping": None}
     return sandwich_config(hf, lambda layer: (layer + 1) % pattern != 0, rope_of, query_key_norm=norm)

@@ -6,139 +6,27 @@ that it reads. Nothing is lost silently, because `as_pretrained` reads the setti
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from jaxformer.config import (
     AnyAttentionConfig,
-    ClassifierConfig,
     DynamicScaling,
-    FeedForwardConfig,
-    HeadConfig,
     LatentAttentionConfig,
-    LearnedPositions,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
     MoEConfig,
-    NonPadPositions,
     Rope,
     SoftmaxRouter,
-    StackConfig,
     TransformerConfig,
     YarnScaling,
-    head_width,
 )
 from jaxformer.ops import Activation
 from jaxformer.pretrained.settings import ACTIVATIONS
+from jaxformer.pretrained.shape import Shape
 from jaxformer.schema import Field, Schema
 
 Settings = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Properties of a model that keys of a config.json ask for; None where a model has no such thing.
-
-    Attributes:
-        config: The configuration of the model.
-        longest: Number of tokens that the model is meant for, where its positions have no table.
-    """
-
-    config: TransformerConfig
-    longest: int
-
-    @property
-    def stack(self) -> StackConfig:
-        """The stack that logits come from."""
-        return self.config.main
-
-    @property
-    def first(self) -> StackConfig:
-        """The encoder, or the only stack."""
-        return self.config.encoder or self.stack
-
-    @cached_property
-    def attentions(self) -> list[AnyAttentionConfig]:
-        """The attention of each block."""
-        return [block.attention for block in self.stack.blocks]
-
-    @property
-    def attention(self) -> AnyAttentionConfig:
-        """The attention of the first block."""
-        return self.attentions[0]
-
-    @property
-    def head_width(self) -> int | None:
-        """The width of a head."""
-        if isinstance(self.attention, LatentAttentionConfig):
-            return None
-        return head_width(self.attention, self.config.dim)
-
-    @cached_property
-    def mixture(self) -> MoEConfig | None:
-        """The first mixture of experts."""
-        networks = (block.feed_forward for block in self.stack.blocks)
-        return next((network for network in networks if isinstance(network, MoEConfig)), None)
-
-    @cached_property
-    def network(self) -> FeedForwardConfig:
-        """The first plain feed-forward network; an expert where there is none."""
-        networks = [block.feed_forward for block in self.stack.blocks]
-        experts = [network.expert for network in networks if isinstance(network, MoEConfig)]
-        return next((network for network in networks if isinstance(network, FeedForwardConfig)), *experts[:1])
-
-    @property
-    def d_ff(self) -> int:
-        """The inner width of that network."""
-        return self.network.d_ff or 4 * self.config.dim
-
-    @cached_property
-    def windows(self) -> list[int | None]:
-        """The window of each block."""
-        return [getattr(attention, "window", None) for attention in self.attentions]
-
-    @property
-    def window(self) -> int | None:
-        """The first window."""
-        return next((window for window in self.windows if window is not None), None)
-
-    @property
-    def layer_types(self) -> list[str]:
-        """What each block sees, in transformers' words."""
-        return ["full_attention" if window is None else "sliding_attention" for window in self.windows]
-
-    @property
-    def plain_blocks(self) -> list[int]:
-        """The blocks without experts."""
-        return [i for i, block in enumerate(self.stack.blocks) if isinstance(block.feed_forward, FeedForwardConfig)]
-
-    @cached_property
-    def rope(self) -> Rope | None:
-        """The first rotary positions of a block that sees everything, or else of any."""
-        everywhere = [block for block, window in enumerate(self.windows) if window is None]
-        order = [*everywhere, *range(len(self.windows))]
-        return next((rope for block in order if (rope := self.attentions[block].rope)), None)
-
-    @property
-    def head(self) -> HeadConfig | None:
-        """The map to the vocabulary."""
-        return self.config.head if isinstance(self.config.head, HeadConfig) else None
-
-    @property
-    def classifier(self) -> ClassifierConfig | None:
-        """The map to classes."""
-        return self.config.head if isinstance(self.config.head, ClassifierConfig) else None
-
-    @property
-    def length(self) -> int:
-        """The number of positions that a file gives."""
-        positions, scaling = self.stack.positions, self.rope.scaling if self.rope else None
-        if isinstance(positions, LearnedPositions):
-            counted = isinstance(self.stack.position_ids_from, NonPadPositions)
-            return positions.length + (positions.offset if counted else 0)
-        return scaling.length if isinstance(scaling, DynamicScaling) else self.longest
 
 
 def names_of(*names: str, value: Callable[[Shape], Any]) -> dict[str, Callable[[Shape], Any]]:
@@ -162,12 +50,16 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "vocab_size": lambda shape: shape.first.embedding.vocab_size,
     "decoder_vocab_size": lambda shape: shape.stack.embedding.vocab_size,
     "share_encoder_decoder_embeddings": lambda shape: shape.config.share_embeddings,
-    "word_embed_proj_dim": lambda shape: shape.stack.embedding.dim or shape.config.dim,
+    "num_hidden_groups": lambda shape: len(shape.first.blocks),
+    **names_of(
+        *("word_embed_proj_dim", "embedding_size"),
+        value=lambda shape: shape.stack.embedding.dim or shape.config.dim,
+    ),
     "type_vocab_size": lambda shape: shape.stack.embedding.types,
     "scale_embedding": lambda shape: shape.stack.embedding.scale,
     **names_of(
         *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"),
-        value=lambda shape: len(shape.first.blocks),
+        value=lambda shape: len(shape.first.applied),
     ),
     **names_of("num_decoder_layers", "decoder_layers", value=lambda shape: len(shape.stack.blocks)),
     **names_of("max_position_embeddings", "n_positions", value=lambda shape: shape.length),
@@ -176,16 +68,33 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "pad_token_id": lambda shape: getattr(shape.stack.position_ids_from, "pad_id", None),
     # Attention.
     **names_of("num_attention_heads", "n_head", "n_heads", "num_heads", value=of_attention("heads")),
+    "num_kv_heads": lambda shape: getattr(shape.attention, "kv_heads", None) or shape.attention.heads,
+    "multi_query": lambda shape: getattr(shape.attention, "kv_heads", None) == 1,
+    "attn_config": lambda shape: {
+        "clip_qkv": of_attention("clip_qkv")(shape),
+        "softmax_scale": score_scale(shape.attention, shape.head_width or 1),
+    },
+    "attention_types": lambda shape: [[["global" if window is None else "local" for window in shape.windows], 1]],
     "encoder_attention_heads": lambda shape: shape.first.blocks[0].attention.heads,
     "decoder_attention_heads": of_attention("heads"),
     "num_key_value_heads": lambda shape: getattr(shape.attention, "kv_heads", None) or shape.attention.heads,
     **names_of("head_dim", "d_kv", value=lambda shape: shape.head_width),
-    **names_of("attention_bias", "enable_bias", value=of_attention("bias")),
+    **names_of(
+        "attention_bias", "enable_bias", "use_bias", "use_qkv_bias", "qkv_bias", "bias", value=of_attention("bias")
+    ),
+    "attention_out_bias": of_attention("output_bias"),
+    **names_of(
+        *("qk_layernorm", "use_qk_norm"),
+        value=lambda shape: getattr(shape.attention, "query_key_norm", None) is not None,
+    ),
+    "clip_qkv": of_attention("clip_qkv"),
+    "attention_multiplier": lambda shape: score_scale(shape.attention, shape.head_width or 1),
     "attn_logit_softcapping": of_attention("softcap"),
     "query_pre_attn_scalar": lambda shape: inverse_square(score_scale(shape.attention, shape.head_width or 1)),
     "scale_attn_weights": lambda shape: shape.attention.scale != 1.0,
     "scale_attn_by_inverse_layer_idx": lambda shape: len({layer.scale for layer in shape.attentions}) > 1,
-    "sliding_window": lambda shape: shape.window,
+    **names_of("sliding_window", "window_size", value=lambda shape: shape.window),
+    "local_attention": lambda shape: shape.window and max(1, 2 * (shape.window - 1)),
     "use_sliding_window": lambda shape: shape.window is not None,
     "layer_types": lambda shape: shape.layer_types,
     "no_rope_layers": lambda shape: [int(layer.rope is not None) for layer in shape.attentions],
@@ -196,8 +105,17 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "original_max_position_embeddings": lambda shape: shape.rope and getattr(shape.rope.scaling, "length", None),
     "rotary_emb_base": lambda shape: shape.rope and shape.rope.base,
     "rotary_pct": lambda shape: shape.rope and rotated_share(shape, shape.rope),
+    "rotary_dim": lambda shape: shape.rope and (shape.rope.width or shape.head_width),
     # Feed-forward networks and mixtures of experts.
-    **names_of("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", value=lambda shape: shape.d_ff),
+    **names_of(
+        "intermediate_size",
+        "n_inner",
+        "d_ff",
+        "ffn_dim",
+        "hidden_dim",
+        "ffn_hidden_size",
+        value=lambda shape: shape.d_ff,
+    ),
     "encoder_ffn_dim": lambda shape: getattr(shape.first.blocks[0].feed_forward, "d_ff", None) or 4 * shape.config.dim,
     "decoder_ffn_dim": lambda shape: shape.d_ff,
     **names_of(
@@ -209,8 +127,16 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "mlp_bias": lambda shape: ((shape.mixture and shape.mixture.shared) or shape.network).bias,
     "swiglu_limit": lambda shape: shape.network.limit,
     "moe_intermediate_size": lambda shape: shape.mixture and (shape.mixture.expert.d_ff or 4 * shape.config.dim),
-    **names_of("num_local_experts", "n_routed_experts", value=lambda shape: shape.mixture and shape.mixture.experts),
+    **names_of(
+        "num_local_experts",
+        "n_routed_experts",
+        "num_experts",
+        value=lambda shape: shape.mixture and shape.mixture.experts,
+    ),
     "num_experts_per_tok": lambda shape: shape.mixture.top_k if shape.mixture else 1,
+    "shared_expert_intermediate_size": lambda shape: (
+        shape.mixture and shape.mixture.shared and (shape.mixture.shared.d_ff or 4 * shape.config.dim)
+    ),
     "n_shared_experts": lambda shape: shape.mixture and shared_experts(shape.mixture, 4 * shape.config.dim),
     "mlp_only_layers": lambda shape: shape.plain_blocks,
     "first_k_dense_replace": lambda shape: len(shape.plain_blocks),
@@ -222,16 +148,34 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "routed_scaling_factor": of_router("scale"),
     # Blocks.
     **names_of(
-        *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"),
+        *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_epsilon", "norm_eps"),
         value=lambda shape: shape.stack.blocks[0].norm.epsilon,
     ),
+    "norm_bias": lambda shape: getattr(shape.stack.blocks[0].norm, "bias", False),
     "do_layer_norm_before": lambda shape: shape.stack.blocks[0].norm_order == "pre",
     "_remove_final_layer_norm": lambda shape: shape.stack.final_norm is None,
-    "use_parallel_residual": lambda shape: shape.stack.blocks[0].parallel,
+    **names_of("use_parallel_residual", "parallel_attn", value=lambda shape: shape.stack.blocks[0].parallel),
+    "num_ln_in_parallel_attn": lambda shape: 1 if shape.stack.blocks[0].shared_norm else None,
+    "new_decoder_architecture": lambda shape: (
+        shape.stack.blocks[0].parallel
+        and not (
+            shape.stack.blocks[0].shared_norm
+            and getattr(shape.attention, "kv_heads", None) in (None, 1, shape.attention.heads)
+        )
+    ),
+    "embedding_multiplier": lambda shape: shape.stack.embedding.multiplier,
+    "residual_multiplier": lambda shape: shape.stack.blocks[0].residual_multiplier,
     # The head.
     "tie_word_embeddings": lambda shape: shape.head and shape.head.tied,
     "final_logit_softcapping": lambda shape: shape.head and shape.head.softcap,
+    "decoder_bias": lambda shape: shape.head and shape.head.bias,
+    "classifier_bias": lambda shape: shape.head and shape.head.transform and shape.head.transform.bias,
+    "classifier_activation": lambda shape: (
+        shape.head and shape.head.transform and activation_name(shape.head.transform.activation)
+    ),
     "scale_decoder_outputs": lambda shape: shape.head and shape.head.scale != 1.0,
+    "logit_scale": lambda shape: shape.head and shape.head.scale,
+    "logits_scaling": lambda shape: shape.head and shape.head.scale and 1 / shape.head.scale,
     "id2label": lambda shape: (
         shape.classifier and {str(number): f"LABEL_{number}" for number in range(shape.classifier.classes)}
     ),
@@ -242,24 +186,26 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     ),
     **names_of(
         *("resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "dropout", "dropout_rate"),
+        *("residual_dropout", "resid_dropout"),
         value=lambda shape: shape.stack.blocks[0].dropout,
     ),
-    "embd_pdrop": lambda shape: shape.stack.dropout,
-    "activation_dropout": lambda shape: shape.network.dropout,
+    **names_of("embd_pdrop", "embedding_dropout", "embed_dropout", value=lambda shape: shape.stack.dropout),
+    **names_of("activation_dropout", "mlp_dropout", value=lambda shape: shape.network.dropout),
     **names_of(
-        *("classifier_dropout", "seq_classif_dropout"),
+        *("classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob"),
         value=lambda shape: shape.classifier and shape.classifier.dropout,
     ),
 }
 
 
-def settings_of(config: TransformerConfig, schema: Schema, longest: int) -> Settings:
+def settings_of(config: TransformerConfig, schema: Schema, longest: int, by_layer_type: bool = False) -> Settings:
     """Return what the keys of a schema are for a model; a key that the model has no value for is left out.
 
     Args:
         config: The configuration of the model, which need not be of the family.
         schema: What a family reads.
         longest: Number of tokens that the model is meant for, where its positions have no table.
+        by_layer_type: Whether the family's rope_parameters has an object for each type of layer.
     """
     shape = Shape(config, longest)
     values = {key: KEYS[key](shape) for key in schema if key in KEYS}
@@ -267,10 +213,14 @@ def settings_of(config: TransformerConfig, schema: Schema, longest: int) -> Sett
     for key, value in values.items():
         if schema[key].accepts(value) and (value, schema[key].default) != (None, None):
             settings[key] = converted(schema[key], value) if key != "query_pre_attn_scalar" else value
-    if "rope_local_base_freq" in schema and shape.rope:  # Gemma 3 has a kind of positions for each type of layer
+    # Gemma 3 and OLMo 3 have a kind of positions for each type of layer.
+    if shape.rope and by_layer_type:
         local = next((layer.rope for layer in shape.attentions if getattr(layer, "window", None)), None)
         kinds = {"full_attention": shape.rope, "sliding_attention": local or shape.rope}
         settings["rope_parameters"] = {name: rope_parameters(shape, rope) for name, rope in kinds.items()}
+    share = schema.get("partial_rotary_factor")
+    if share and share.default and shape.rope:  # where the family's default is another share than all
+        settings["rope_parameters"] = {"partial_rotary_factor": 1.0} | settings["rope_parameters"]
     return settings
 
 

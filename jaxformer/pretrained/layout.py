@@ -10,6 +10,7 @@ axes along which they lie side by side:
 | `(N + H) D` | side by side within each head | `query_key_value` of GPT-NeoX |
 | `E D (F +)` | in turns, number by number | `gate_up_proj` of gpt-oss |
 | `D (+ N H)` | inputs first | `c_attn` of GPT-2 |
+| `(4N + N H) D` | side by side within each of four groups of heads | `qkv_proj` of CodeGen |
 | `1 V` | a row | `final_logits_bias` of BART |
 """
 
@@ -28,6 +29,7 @@ from jaxformer.pretrained.files import Arrays
 Shape = tuple[int, ...]
 Array = TypeVar("Array", np.ndarray, jax.Array)
 GROUP = re.compile(r"\(([^)]*)\)|(\S)")
+CUT = re.compile(r"(\d+)([A-Z])")
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,27 @@ class Layout:
     Attributes:
         groups: For each axis of the tensor, the axes of a parameter that it is made of, the slowest first.
         seam: The group at which parameters meet, and how many of its axes come before the seam.
+        cut: An axis of a parameter that counts as two, and into how many parts it is cut. None: none is.
     """
 
     groups: tuple[tuple[int, ...], ...]
     seam: tuple[int, int] = (0, 0)
+    cut: tuple[int, int] | None = None
 
     @classmethod
     @cache
     def parse(cls, pattern: str, axes: str) -> "Layout":
         """Return the layout of a pattern for parameters with these axes.
 
-        Letters that the parameters lack are skipped: the pattern of a weight is that of its bias too.
+        Letters that the parameters lack are skipped: the pattern of a weight is that of its bias too. A number before a
+        letter stands for the parts that the axis is cut into, and the letter alone for what is in a part.
         """
+        cut = None
+        if (found := CUT.search(pattern)) and found[2] in axes:
+            parts, letter = int(found[1]), found[2]
+            cut = axes.index(letter), parts
+            axes = axes.replace(letter, letter.lower() + letter)
+            pattern = pattern.replace(found[0], letter.lower())
         groups: list[tuple[int, ...]] = []
         seam = (0, 0)
         for several, one in GROUP.findall(pattern):
@@ -59,7 +70,7 @@ class Layout:
                 seam = len(groups), symbols.index("+")
             groups.append(tuple(axes.index(symbol) for symbol in symbols if symbol not in "+1"))
         assert sorted(sum(groups, ())) == list(range(len(axes))), f"{pattern} must have each of {axes} once"
-        return cls(tuple(groups), seam)
+        return cls(tuple(groups), seam, cut)
 
     @classmethod
     @cache
@@ -88,7 +99,10 @@ class Layout:
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """Return the tensor that contains these parameters."""
-        opened = [part.transpose(self._order).reshape(self._opened(part.shape)) for part in parts]
+        cut = [part.reshape(self._cut(part.shape)) for part in parts]
+        opened = [
+            each.transpose(self._order).reshape(self._opened(part.shape)) for each, part in zip(cut, parts, strict=True)
+        ]
         tensor = opened[0] if len(opened) == 1 else np.concatenate(opened, self._axis)
         return tensor.reshape(self._merged(tensor.shape))
 
@@ -100,7 +114,8 @@ class Layout:
         for shape in shapes:
             end = start + self._opened(shape)[self._axis]
             piece = opened[(slice(None),) * self._axis + (slice(start, end),)]
-            parts.append(piece.reshape([shape[axis] for axis in self._order]).transpose(inverse))
+            cut = self._cut(shape)
+            parts.append(piece.reshape([cut[axis] for axis in self._order]).transpose(inverse).reshape(shape))
             start = end
         return parts
 
@@ -114,9 +129,17 @@ class Layout:
         """The axis along which parameters meet in an opened shape."""
         return self.seam[0] + 1
 
+    def _cut(self, shape: Shape) -> Shape:
+        """Return the shape of a parameter with two axes in place of the one that is cut."""
+        if self.cut is None:
+            return shape
+        axis, parts = self.cut
+        return (*shape[:axis], parts, shape[axis] // parts, *shape[axis + 1 :])
+
     def _opened(self, shape: Shape) -> Shape:
         """Return the shape of a parameter in the tensor, with two axes in place of the seam's."""
         group, place = self.seam
+        shape = self._cut(shape)
         sizes = [prod(shape[axis] for axis in axes) for axes in self.groups]
         before, after = self.groups[group][:place], self.groups[group][place:]
         sizes[group : group + 1] = [prod(shape[axis] for axis in part) for part in (before, after)]

@@ -16,12 +16,14 @@ from jaxformer.config import (
     FeedForwardConfig,
     HeadConfig,
     MoEConfig,
+    NormConfig,
     NormOrder,
     RMSNormConfig,
     StackConfig,
     TransformerConfig,
 )
 from jaxformer.errors import InputError
+from jaxformer.ops.rotary import RotaryLayout
 from jaxformer.pretrained.rope import ROPE, rope, rope_kind
 from jaxformer.pretrained.settings import (
     LAYER_TYPES,
@@ -216,18 +218,19 @@ def phi3_config(hf: dict[str, Any]) -> TransformerConfig:
     return decoder_config(hf, lambda _: attention, dropout=hf["resid_pdrop"])
 
 
-def decoder_table(*block: Row, kept: str = "") -> WeightTable:
+def decoder_table(*block: Row, kept: str = "", stack: str = "decoder") -> WeightTable:
     """Describe the checkpoints of a family whose names are Llama's.
 
     Args:
         block: The rows of a block.
         kept: As in `WeightTable`.
+        stack: Our name of the stack.
     """
     rows = (
         Row("embedding.embedding", "model.embed_tokens.weight"),
-        Row("decoder.final_norm", "model.norm"),
+        Row(f"{stack}.final_norm", "model.norm"),
         Row("head.output", "lm_head"),
-        *nested("decoder.blocks.#", "model.layers.#", *block),
+        *nested(f"{stack}.blocks.#", "model.layers.#", *block),
     )
     return WeightTable(rows, UNUSED, TIES, prefix="model.", kept=kept)
 
@@ -269,8 +272,9 @@ def attention_config(
     bias: bool = False,
     output_bias: bool = False,
     window: int | None = None,
-    query_key_norm: RMSNormConfig | None = None,
+    query_key_norm: NormConfig | None = None,
     theta: float = 10000.0,
+    layout: RotaryLayout = "halves",
     partial: bool = False,
 ) -> AttentionConfig:
     """Return attention with rotary positions and grouped heads."""
@@ -278,18 +282,19 @@ def attention_config(
     return AttentionConfig(
         hf["num_attention_heads"],
         hf["num_key_value_heads"],
-        hf["head_dim"],
+        hf.get("head_dim"),
         window=window,
         bias=bias,
         output_bias=output_bias,
         rope=rope(
             hf,
-            hf["head_dim"] or head_width(hf, "hidden_size", "num_attention_heads"),
+            hf.get("head_dim") or head_width(hf, "hidden_size", "num_attention_heads"),
             theta=theta,
+            layout=layout,
             partial=partial,
         ),
         query_key_norm=query_key_norm,
-        dropout=hf["attention_dropout"],
+        dropout=hf.get("attention_dropout", 0.0),
     )
 
 
@@ -298,12 +303,12 @@ def decoder_config(
     attention: Callable[[int], AnyAttentionConfig],
     *,
     norm_order: NormOrder = "pre",
-    norm: RMSNormConfig | None = None,
+    norm: NormConfig | None = None,
     scale_embedding: bool = False,
     dropout: float = 0.0,
     feed_forward: Callable[[int], FeedForwardConfig | MoEConfig] | None = None,
 ) -> TransformerConfig:
-    """Return a decoder with RMSNorm and a gated feed-forward network.
+    """Return a decoder with a gated feed-forward network, and with RMSNorm where no norm is given.
 
     Layers may differ in their attention and in this.
     """
@@ -324,3 +329,26 @@ def decoder_config(
     stack = StackConfig(embedding, blocks, None, final_norm=norm, position_ids_from="slot")
     head = HeadConfig(tied=hf["tie_word_embeddings"], softcap=hf.get("final_logit_softcapping"))
     return TransformerConfig(hf["hidden_size"], decoder=stack, head=head)
+
+
+def changed(
+    config: TransformerConfig,
+    *,
+    block: dict[str, Any] | None = None,
+    stack: dict[str, Any] | None = None,
+    embedding: dict[str, Any] | None = None,
+    head: dict[str, Any] | None = None,
+) -> TransformerConfig:
+    """Return a decoder with other fields.
+
+    Args:
+        config: The decoder.
+        block: Fields of all blocks.
+        stack: Fields of the stack.
+        embedding: Fields of the embedding.
+        head: Fields of the head.
+    """
+    old = config.main
+    blocks = tuple(replace(each, **(block or {})) for each in old.blocks)
+    decoder = replace(old, blocks=blocks, embedding=replace(old.embedding, **(embedding or {})), **(stack or {}))
+    return replace(config, decoder=decoder, head=config.head and replace(config.head, **(head or {})))

@@ -1,4 +1,7 @@
-"""Decoders of Llama's shape with experts in place of feed-forward networks: Mixtral, Qwen3-MoE, gpt-oss."""
+"""Decoders of Llama's shape with experts in place of feed-forward networks.
+
+Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, GraniteMoE, gpt-oss.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -12,6 +15,7 @@ from jaxformer.config import (
     TransformerConfig,
 )
 from jaxformer.errors import InputError
+from jaxformer.pretrained.granite import GRANITE, granite_decoder
 from jaxformer.pretrained.llama import (
     ATTENTION,
     DECODER,
@@ -22,7 +26,7 @@ from jaxformer.pretrained.llama import (
     decoder_config,
     decoder_table,
 )
-from jaxformer.pretrained.settings import LAYER_TYPES, activation, check_layer_types, read_settings
+from jaxformer.pretrained.settings import LAYER_TYPES, activation, check_layer_types, head_width, read_settings
 from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import Schema, count, experts, flag, integer, layers, list_of, nullable, number, only
 
@@ -54,6 +58,40 @@ QWEN3_MOE: Schema = {
     "num_experts_per_tok": count(8),
     "num_local_experts": experts(128),
     "norm_topk_prob": flag(False),
+}
+QWEN2_MOE: Schema = {
+    **{key: field for key, field in QWEN3_MOE.items() if key not in ("attention_bias", "num_local_experts")},
+    "intermediate_size": count(5632),
+    "num_attention_heads": count(16),
+    "num_key_value_heads": nullable(count(16)),
+    "sliding_window": nullable(integer(4096)),  # 0 where windows are not used, as transformers writes it
+    "max_window_layers": integer(28),
+    "layer_types": LAYER_TYPES,
+    "moe_intermediate_size": count(1408),
+    "shared_expert_intermediate_size": count(5632),
+    "num_experts_per_tok": count(4),
+    "num_experts": experts(60),
+    "qkv_bias": flag(True),
+}
+OLMOE: Schema = {
+    **DECODER,
+    "vocab_size": count(50304),
+    "hidden_size": count(2048),
+    "intermediate_size": count(2048),
+    "num_hidden_layers": layers(16),
+    "num_attention_heads": count(16),
+    "max_position_embeddings": count(4096),
+    "rms_norm_eps": number(1e-5, 0.0, 1.0),
+    "attention_bias": flag(False),
+    "clip_qkv": number(None, 0.0, above=True),
+    "num_experts_per_tok": count(8),
+    "num_experts": experts(64),
+    "norm_topk_prob": flag(False),
+}
+GRANITE_MOE: Schema = {
+    **{key: field for key, field in GRANITE.items() if key != "mlp_bias"},
+    "num_experts_per_tok": count(2),
+    "num_local_experts": experts(8),
 }
 GPT_OSS: Schema = {
     **DECODER,
@@ -113,11 +151,66 @@ def qwen3_moe_config(hf: dict[str, Any]) -> TransformerConfig:
     router = SoftmaxRouter(renormalize=hf["norm_topk_prob"])
     mixture = MoEConfig(hf["num_local_experts"], hf["num_experts_per_tok"], expert, router)
 
-    def feed_forward(layer: int) -> FeedForwardConfig | MoEConfig:
-        dense = layer in (hf["mlp_only_layers"] or ()) or (layer + 1) % hf["decoder_sparse_step"]
-        return plain if dense else mixture
+    return decoder_config(hf, lambda _: attention, feed_forward=lambda layer: plain if is_dense(hf, layer) else mixture)
 
-    return decoder_config(hf, lambda _: attention, feed_forward=feed_forward)
+
+def qwen2_moe_config(hf: dict[str, Any]) -> TransformerConfig:
+    """Return our configuration of a Qwen2-MoE `config.json`: a gate on the shared expert, windows in some layers."""
+    hf = read_settings(hf, QWEN2_MOE)
+    check_experts(hf, "num_experts")
+    check_layer_types(hf)
+    types, slides = hf["layer_types"], hf["use_sliding_window"]
+    if slides and hf["sliding_window"] == 0:
+        raise InputError("sliding_window=0 hides everything: give use_sliding_window=false")
+    if types and "sliding_attention" in types and not slides:
+        raise InputError("layer_types has sliding_attention, which use_sliding_window=false contradicts")
+
+    def attention(layer: int) -> AttentionConfig:
+        near = (
+            layer % 2 == 0 and layer < hf["max_window_layers"] if types is None else types[layer] == "sliding_attention"
+        )
+        return attention_config(hf, bias=hf["qkv_bias"], window=hf["sliding_window"] if slides and near else None)
+
+    plain = FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=False)
+    mixture = MoEConfig(
+        hf["num_experts"],
+        hf["num_experts_per_tok"],
+        replace(plain, d_ff=hf["moe_intermediate_size"]),
+        SoftmaxRouter(renormalize=hf["norm_topk_prob"]),
+        shared=replace(plain, d_ff=hf["shared_expert_intermediate_size"]),
+        shared_gate=True,
+    )
+    return decoder_config(hf, attention, feed_forward=lambda layer: plain if is_dense(hf, layer) else mixture)
+
+
+def is_dense(hf: dict[str, Any], layer: int) -> bool:
+    """Return whether a layer of Qwen has no experts."""
+    return layer in (hf["mlp_only_layers"] or ()) or (layer + 1) % hf["decoder_sparse_step"] != 0
+
+
+def olmoe_config(hf: dict[str, Any]) -> TransformerConfig:
+    """Return our configuration of an OLMoE `config.json`: norms over all queries and all keys, which may be clipped."""
+    hf = read_settings(hf, OLMOE, {"num_local_experts": "num_experts"})
+    check_experts(hf, "num_experts")
+    width = head_width(hf, "hidden_size", "num_attention_heads")
+    if hf["head_dim"] not in (None, width):
+        raise InputError(f"head_dim={hf['head_dim']} must be hidden_size / num_attention_heads = {width}")
+    bias, norm = hf["attention_bias"], RMSNormConfig(hf["rms_norm_eps"])
+    attention = attention_config(hf, bias=bias, output_bias=bias, query_key_norm=norm)
+    attention = replace(attention, normed="all heads", clip_qkv=hf["clip_qkv"])
+    expert = FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=False)
+    router = SoftmaxRouter(renormalize=hf["norm_topk_prob"])
+    mixture = MoEConfig(hf["num_experts"], hf["num_experts_per_tok"], expert, router)
+    return decoder_config(hf, lambda _: attention, feed_forward=lambda _: mixture)
+
+
+def granite_moe_config(hf: dict[str, Any]) -> TransformerConfig:
+    """Return our configuration of a GraniteMoE `config.json`: Granite with experts."""
+    hf = read_settings(hf, GRANITE_MOE)
+    check_experts(hf)
+    expert = FeedForwardConfig(hf["intermediate_size"], activation(hf, "hidden_act"), gated=True, bias=False)
+    mixture = MoEConfig(hf["num_local_experts"], hf["num_experts_per_tok"], expert)
+    return granite_decoder(hf, feed_forward=lambda _: mixture)
 
 
 def gpt_oss_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -163,6 +256,25 @@ def mixtral_table(config: TransformerConfig) -> WeightTable:
 def qwen3_moe_table(config: TransformerConfig) -> WeightTable:
     """Describe the checkpoints of Qwen3-MoE: experts have Llama's names behind their numbers."""
     return decoder_table(*NORMS, *ATTENTION, *FEED_FORWARD, ROUTER, *EXPERTS)
+
+
+def qwen2_moe_table(config: TransformerConfig) -> WeightTable:
+    """Describe the checkpoints of Qwen2-MoE: one shared expert, and a gate on it."""
+    shared = nested("feed_forward.shared", "mlp.shared_expert", *PROJECTIONS)
+    gate = Row("feed_forward.shared_gate", "mlp.shared_expert_gate")
+    return decoder_table(*NORMS, *ATTENTION, *FEED_FORWARD, ROUTER, *EXPERTS, *shared, gate)
+
+
+def granite_moe_table(config: TransformerConfig) -> WeightTable:
+    """Describe the checkpoints of GraniteMoE: experts share tensors, gates before other inner units."""
+    mixture = nested(
+        "feed_forward",
+        "block_sparse_moe",
+        Row("router", "router.layer"),
+        Row(("experts.gate.weight", "experts.up.weight"), "input_linear.weight", "E (+ F) D"),
+        Row("experts.down.weight", "output_linear.weight", "E D F"),
+    )
+    return decoder_table(*NORMS, *ATTENTION, *mixture)
 
 
 def gpt_oss_table(config: TransformerConfig) -> WeightTable:

@@ -1,6 +1,7 @@
 """Rotary positions as a `config.json` says them, today under rope_parameters or once under other names."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jaxformer.config import (
@@ -34,6 +35,7 @@ PARAMETERS: Schema = {
     "rope_theta": number(None, 1.0, above=True),
     "partial_rotary_factor": number(None, 0.0, 1.0, above=True),
     "factor": POSITIVE,
+    "alpha": POSITIVE,
     "original_max_position_embeddings": integer(None, 2),
     "attention_factor": POSITIVE,
     "beta_fast": POSITIVE,
@@ -111,6 +113,37 @@ def checked_parameters(given: Any, key: str) -> dict[str, Any]:
         if not isinstance(given, dict):
             raise InputError("must be an object")
         return read(given, PARAMETERS)
+
+
+def ropes_by_layer_type(hf: dict[str, Any], width: int, *, theta: float, near: float) -> Callable[[bool], Rope]:
+    """Return what gives the rotary positions of layers with a window (True) and without one (False).
+
+    Args:
+        hf: A config.json, whose rope_parameters has an object for each type of layer.
+        width: Width H of a head.
+        theta: The base of layers without a window, where the file gives none.
+        near: The base of layers with a window, where rope_parameters gives none for them.
+
+    Raises:
+        InputError: rope_parameters says something of anything else.
+    """
+    given = hf["rope_parameters"] or {}
+    if unknown := sorted(given.keys() - {"full_attention", "sliding_attention"}):
+        raise InputError(f"rope_parameters has {unknown[0]!r}: it must say it of full_attention or sliding_attention")
+    # In old files rope_scaling is for the full layers alone.
+    everywhere = given.get("full_attention") or {}
+    if isinstance(everywhere, dict):
+        everywhere = everywhere | (hf["rope_scaling"] or {})
+    full = checked_parameters(everywhere, "rope_parameters")
+    windowed = checked_parameters(given.get("sliding_attention") or {}, "rope_parameters")
+    own = {False: (full, {}), True: (windowed, {"rope_theta": near})}
+
+    def rope_of(slides: bool) -> Rope:
+        parameters, instead = own[slides]
+        parameters = parameters | {"truncate": True}  # which transformers does not look for inside a type of layers
+        return rope(hf | instead, width, parameters=parameters, theta=theta)
+
+    return rope_of
 
 
 def rope_kind(hf: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "quick_gelu": "quick_gelu",
+    "relu2": "relu2",
 }
 LAYER_TYPES = list_of(choice("full_attention", ("full_attention", "sliding_attention")), None, most=4096)
 

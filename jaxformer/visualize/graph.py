@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from jaxformer.config import (
+    AlibiPositions,
     AnyAttentionConfig,
     BlockConfig,
     ClassifierConfig,
+    DiscriminatorConfig,
     FeedForwardConfig,
     HeadConfig,
     LastToken,
@@ -190,7 +192,7 @@ def draw_stack(pen: Pen, config: TransformerConfig, stack: StackConfig, length: 
     if stack.embedding_norm:
         pen.climb()
         pen.box(norm_box(stack.embedding_norm))
-    for blocks, count in folded(stack.blocks):
+    for blocks, count in folded(stack.applied):
         pen.climb(states)
         bottom = pen.y
         for sub_layer in itertools.chain.from_iterable(sub_layers(block, config, length) for block in blocks):
@@ -248,7 +250,10 @@ def draw_head(pen: Pen, config: TransformerConfig) -> None:
     if config.head is None:
         pen.text("hidden states", pen.x, pen.y + 0.14, size=9.5, colour=INK, ha="center")
         return
-    if isinstance(config.head, ClassifierConfig):
+    if isinstance(config.head, DiscriminatorConfig):
+        pen.box(Box("Discriminator", (f"{config.dim} \u2192 {config.dim} \u2192 1",), HEAD))
+        pen.climb(f"[B, {length}]")
+    elif isinstance(config.head, ClassifierConfig):
         head, classes = config.head, config.head.classes
         token = "last" if isinstance(head.pooled, LastToken) else "first"
         widths = [config.dim] * (1 if head.activation is None else 2) + [classes]
@@ -284,7 +289,8 @@ def sub_layers(block: BlockConfig, config: TransformerConfig, length: str) -> li
         found.append(SubLayer(box, norm, norm_order, sees_source=True))
     box = feed_forward_box(block.feed_forward, config.dim)
     if block.parallel:
-        box = replace(box, details=(*box.details, "reads what attention reads"))
+        what = "what attention reads" + ", through its norm" * block.shared_norm
+        box = replace(box, details=(*box.details, f"reads {what}"))
     return [*found, SubLayer(box, norm, norm_order)]
 
 
@@ -318,7 +324,9 @@ def feed_forward_box(config: FeedForwardConfig | MoEConfig, dim: int) -> Box:
             details.append(f"and for all {feed_forward_box(config.shared, dim).details[0]}")
         return Box("Experts", tuple(details), FEED_FORWARD)
     d_ff = 4 * dim if config.d_ff is None else config.d_ff
-    activation = {"relu": "ReLU", "silu": "SiLU"}.get(config.activation, config.activation.upper().replace("_", " "))
+    activation = {"relu": "ReLU", "silu": "SiLU", "relu2": "ReLU\u00b2"}.get(
+        config.activation, config.activation.upper().replace("_", " ")
+    )
     kind = f"{activation} gate" if config.gated else activation
     return Box("Feed-forward", (f"{dim} \u2192 {d_ff} \u2192 {dim}, {kind}",), FEED_FORWARD)
 
@@ -334,6 +342,7 @@ def embedding_box(stack: StackConfig, config: TransformerConfig) -> Box:
     width = embedding.dim or dim
     table = f"table [{embedding.vocab_size}, {width}]" + ", shared" * config.share_embeddings
     changes = [f"{width} \u2192 {dim}"] * (width != dim) + [f"times \u221a{dim}"] * embedding.scale
+    changes += [f"times {embedding.multiplier:g}"] * (embedding.multiplier != 1)
     return Box("Embedding", (", ".join([table, *changes]),), EMBEDDING)
 
 
@@ -350,5 +359,7 @@ def positions_text(positions: Positions) -> str:
             return f"{length} learned\npositions"
         case SinusoidalPositions():
             return "sinusoidal\npositions"
+        case AlibiPositions():
+            return "distances,\nin all scores"
         case RelativePositions(buckets):
             return f"{buckets} distances,\nin all scores"

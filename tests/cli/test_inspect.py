@@ -11,7 +11,7 @@ from flax import nnx
 from jaxformer import PRESETS, InputError, Transformer, decoder_only, encoder_decoder, encoder_only, paper_base
 from jaxformer.cli import accounting, inspect, runs
 from jaxformer.cli.accounting import Sizes, cache_bytes, costs, module_rows
-from jaxformer.config import AttentionConfig, FeedForwardConfig, MoEConfig
+from jaxformer.config import AttentionConfig, ClassifierConfig, DiscriminatorConfig, FeedForwardConfig, MoEConfig
 from jaxformer.presets import symbols
 from jaxformer.tasks import Copy, ModelSettings, SequenceSettings, find_task
 
@@ -136,6 +136,14 @@ def test_one_stack_alone_has_costs(build):
     counted = costs(config, Sizes(2, 13, 13))
     assert 2 * counted.forward < counted.step
     assert counted.cache_token == (2 * 8 * 4 if config.decoder else 0)
+
+
+@pytest.mark.parametrize("head", [ClassifierConfig(3), DiscriminatorConfig()])
+def test_heads_without_a_vocabulary_have_costs(head):
+    counted = costs(
+        dataclasses.replace(encoder_only(43, length=19, dim=8, layers=1, heads=2), head=head), Sizes(2, 9, 9)
+    )
+    assert 2 * counted.forward < counted.step
 
 
 def test_the_table_is_aligned_and_fits(capsys):

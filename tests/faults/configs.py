@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import torch
 import transformers
-from hf_encoders import ENCODER, ENCODERS, HEADS
+from hf_encoders import ENCODER, ENCODERS, HEADS, heads
 from hf_models import DECODER, DECODERS, MODELS, PAD, TOKENS, VOCAB
 from hf_pairs import BOUND, distance
 from tally import Tally, main
@@ -122,7 +122,7 @@ class Case(NamedTuple):
 def bases() -> list[tuple[str, str | None]]:
     """Return each family's two tiny models, encoders with each head."""
     plain = [(name, None) for name in {**DECODERS, **MODELS}]
-    return plain + [(name, head) for name in ENCODERS for head in HEADS]
+    return plain + [(name, head) for name in ENCODERS for head in heads(name)]
 
 
 def described(base: str) -> tuple[type, Settings]:
@@ -279,7 +279,7 @@ def inputs(model: Any) -> Settings:
     if model.config.is_encoder_decoder:
         mask[1, -4:] = 0
         return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": rng.integers(3, limit, (2, LENGTH - 2))}
-    if type(model).__name__.startswith(("Bert", "Roberta", "XLM", "Distil")):
+    if isinstance(model.config, tuple(config for config, _ in ENCODERS.values())):
         mask[1, -4:], ids[1, -4:] = 0, model.config.pad_token_id or PAD
         return {"input_ids": ids, "attention_mask": mask}
     return {"input_ids": ids}

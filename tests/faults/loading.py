@@ -25,6 +25,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import serialization, traverse_util
+from hf_decoders import FURTHER
+from hf_encoders import FURTHER_ENCODERS
 from hf_pairs import SAVERS
 from safetensors.numpy import load_file, save_file
 from tally import Tally, main
@@ -52,6 +54,8 @@ BASES = [
 ]
 BASES += ["mixtral", "qwen3-moe", "gpt-oss", "deepseek-v2", "deepseek-v3", "opt", "marian", "bart", "mbart", "pegasus"]
 BASES += ["t5", "mt5", "bert-masked", "roberta-masked", "xlm-roberta-masked", "distilbert-masked"]
+BASES += [name for name in FURTHER if "unusual" not in name]
+BASES += [f"{name}-masked" for name in FURTHER_ENCODERS if "unusual" not in name]
 VALUES: list[Any] = [None, True, False, 0, 1, -1, 2, 3, 7, 64, 1.5, -0.5, 1e30, 1e-30, float("nan"), float("inf")]
 VALUES += [2**31 - 1, 2**31, 2**63, 2**64, 10**30, "", "2", "x", "relu", "gelu", "a" * 3000, "\ud800\n\t", "false"]
 VALUES += [[], [1], [[1]], ["x"] * 3, {}, {"a": 1}, [0, 1, 0], ["full_attention"] * 3, {"rope_type": "default"}, [None]]

@@ -1,4 +1,4 @@
-"""Sinusoidal positions against the formula, and against Marian's table bit by bit."""
+"""Sinusoidal positions against the formula, against Marian's table bit by bit; distances."""
 
 import math
 
@@ -11,7 +11,7 @@ from transformers.models.marian.modeling_marian import MarianSinusoidalPositiona
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from jaxformer import InputError
-from jaxformer.ops import distance_buckets, sinusoidal_positions
+from jaxformer.ops import alibi_slopes, distance_buckets, sinusoidal_positions
 
 
 def formula(position: int, column: int, dim: int, base: float = 10000.0) -> float:
@@ -97,3 +97,15 @@ def test_near_distances_have_buckets_of_their_own() -> None:
     distances = jnp.array([0, -1, -3, -4, -6, -8, -16, -100, 1, 3, 4, 100])
     found = distance_buckets(distances, buckets=16, max_distance=16)
     assert found.tolist() == [0, 1, 3, 4, 5, 6, 7, 7, 9, 11, 12, 15]
+
+
+@pytest.mark.parametrize(
+    ("heads", "slopes"),
+    [
+        (1, [2**-8]),
+        (4, [2**-2, 2**-4, 2**-6, 2**-8]),
+        (6, [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]),  # Press et al.: every other one of eight heads
+    ],
+)
+def test_slopes_of_alibi(heads: int, slopes: list[float]) -> None:
+    np.testing.assert_array_equal(alibi_slopes(heads), np.float32(slopes))

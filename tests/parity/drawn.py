@@ -15,13 +15,14 @@ import numpy as np
 import torch
 import transformers
 from differences import difference
+from hf_decoders import FURTHER
 from hf_models import DECODERS, EOS, MODELS, PAD, START
 from hf_pairs import Pair, open_pair
 
 from jaxformer import InputError
 
 LONGEST, VOCAB = 15, 45  # tokens from VOCAB on are not in every vocabulary
-MODES = 3  # of each family with a language-model head
+MODES = 3  # of each family with a language-model head; of those in `FURTHER`, like others but in small numbers, one
 SEARCHES = ("greedy", "one likely token drawn", "beams")
 # What is active or not in a program: each with a chance of a third.
 ACTIVE = (
@@ -56,18 +57,20 @@ class Mode(NamedTuple):
 
 
 def modes(seed: int = 0) -> list[Mode]:
-    """Three for each family with a language-model head, which differ in the search."""
+    """Three for each family with a language-model head, which differ in the search; of further families one."""
     families: dict[str, list[str]] = {}
     for name, (config, _) in {**DECODERS, **MODELS}.items():
         families.setdefault(config.model_type, []).append(name)
-    rng, found = np.random.default_rng([seed, 0]), []
-    for turn in range(MODES):
-        for index, names in enumerate(families.values()):
-            search = SEARCHES[(index + turn) % len(SEARCHES)]
-            beams = {"greedy": 1, "beams": int(rng.integers(2, 6))}.get(search, int(rng.integers(1, 4)))
-            active = frozenset(str(name) for name in ACTIVE if rng.random() < 1 / 3)
-            rows, ends = int(rng.integers(1, 5)), int(rng.choice([1, 1, 2, 3]))
-            found.append(Mode(names[turn % len(names)], search, beams, rows, ends, bool(rng.integers(2)), active))
+    further = [names for names in families.values() if names[0] in FURTHER]
+    turns = [(turn, names) for turn in range(MODES) for names in families.values() if names[0] not in FURTHER]
+    turns += [(seed + index, names) for index, names in enumerate(further)]
+    rng, found, size = np.random.default_rng([seed, 0]), [], len(families) - len(further)
+    for index, (turn, names) in enumerate(turns):
+        search = SEARCHES[(index % size + turn) % len(SEARCHES)]
+        beams = {"greedy": 1, "beams": int(rng.integers(2, 6))}.get(search, int(rng.integers(1, 4)))
+        active = frozenset(str(name) for name in ACTIVE if rng.random() < 1 / 3)
+        rows, ends = int(rng.integers(1, 5)), int(rng.choice([1, 1, 2, 3]))
+        found.append(Mode(names[turn % len(names)], search, beams, rows, ends, bool(rng.integers(2)), active))
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn import differences, modes
+from hf_decoders import FURTHER
 from hf_models import DECODERS, MODELS
 from recorded import FOLDER, cases
 
@@ -46,7 +47,8 @@ def test_drawn_calls_give_the_same(part: int) -> None:
 def test_every_family_with_a_language_model_is_drawn() -> None:
     drawn = {({**DECODERS, **MODELS}[mode.model][0]).model_type for mode in modes()}
     assert drawn == {config.model_type for config, _ in {**DECODERS, **MODELS}.values()}
-    assert len(modes()) == len(set(modes())) == 72
+    further = {FURTHER[name][0].model_type for name in FURTHER}
+    assert len(modes()) == len(set(modes())) == 72 + len(further)
     assert modes(0) != modes(1)
 
 

@@ -16,6 +16,8 @@ from hf_encoders import ENCODERS
 from hf_models import DECODERS, EAGER, EOS, MODELS, save_decoder
 from hf_pairs import (
     BOUND,
+    FURTHER_NAMES,
+    NEW_FIELDS,
     Pair,
     assert_close,
     assert_saved_copy_is_the_same,
@@ -23,6 +25,7 @@ from hf_pairs import (
     gradient_distance,
     make_batch,
     make_labels,
+    marked,
     open_pair,
 )
 from transformers import AutoModelForCausalLM
@@ -39,7 +42,7 @@ SOMETIMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slo
 USUAL = [name for name in DECODERS if f"{name}-unusual" in DECODERS]
 USUAL += ["mixtral-unusual", "qwen3-moe-unusual"]  # gpt-oss shows experts
 USUAL += ["deepseek-v2-unusual", "deepseek-v3-unusual"]  # latent attention has tests of its own
-ONE_OF_EACH = [pytest.param(name, marks=pytest.mark.slow) if name in USUAL else name for name in DECODERS]
+ONE_OF_EACH = marked(DECODERS, {*USUAL, *FURTHER_NAMES} - NEW_FIELDS)
 
 
 @pytest.fixture(scope="module", params=ONE_OF_EACH)
@@ -89,6 +92,15 @@ def test_any_chunking_of_the_cache(pair: Pair, rng: np.random.Generator) -> None
         hidden, cache = extend(model, tokens[:, start:end], cache)
         states.append(hidden)
     assert_close(model.logits(jnp.concatenate(states, axis=1)), pair.ours(tokens).logits)
+
+
+def test_alibi_counts_real_tokens(tmp_path: Path, rng: np.random.Generator) -> None:
+    theirs, lm = save_decoder("bloom", tmp_path), from_pretrained(tmp_path)
+    tokens, mask = rng.integers(3, 53, (2, 9)), rng.random((2, 9)) < 0.6
+    mask[:, 0] = True
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(int))).logits
+    assert_close(lm(tokens, mask).logits, expected, mask)
 
 
 def test_the_bundle_answers_by_known_names(gpt2: Pretrained, rng: np.random.Generator) -> None:

@@ -3,35 +3,42 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 import pytest
 import torch
-from hf_encoders import BERT_SHAPE, ENCODER, ENCODERS, HEADS, save_encoder
+from hf_encoders import BERT_SHAPE, ENCODER, ENCODERS, heads, save_encoder
 from hf_models import PAD, T5_SHAPE
 from hf_pairs import (
     BOUND,
+    FURTHER_NAMES,
+    NEW_FIELDS,
     Pair,
     as_tensors,
     assert_close,
     assert_saved_copy_is_the_same,
     forward_distances,
     gradient_distance,
+    in_our_places,
     make_batch,
     make_labels,
+    marked,
     open_pair,
 )
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForPreTraining, BertConfig, T5Config, T5EncoderModel
 
-from jaxformer import InputError
+from jaxformer import InputError, Transformer, as_pretrained
 from jaxformer.pretrained import from_pretrained
 
 USUAL = [name for name in ENCODERS if f"{name}-unusual" in ENCODERS]
 ENCODINGS = [
     # Of the other configurations of a family the ledger, a slow test, measures the same.
-    pytest.param(f"{name}-{head}", marks=pytest.mark.slow) if name in USUAL else f"{name}-{head}"
-    for name in ENCODERS
-    for head in HEADS
+    *marked(
+        [f"{name}-{head}" for name in ENCODERS for head in heads(name)],
+        ({f"{name}-{head}" for name in USUAL for head in heads(name)} | FURTHER_NAMES) - NEW_FIELDS,
+    )
 ]
 
 
@@ -103,6 +110,35 @@ def test_checkpoints_of_pre_training_and_their_old_names(tmp_path: Path, rng: np
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)).prediction_logits
     assert_close(from_pretrained(tmp_path)(tokens).logits, expected)
+
+
+@pytest.mark.parametrize("name", marked(["electra", "electra-unusual"], ["electra-unusual"]))
+def test_the_discriminator_of_electra(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """A score of each token, with the gradient of its loss, and back again."""
+    torch.manual_seed(4)
+    config_class, settings = ENCODERS[name]
+    theirs = AutoModelForPreTraining.from_config(config_class(**ENCODER, **settings)).eval()
+    for key, parameter in theirs.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("Norm.weight" in key), std=0.2)
+    theirs.save_pretrained(tmp_path / "theirs")
+    pair = Pair(theirs, from_pretrained(tmp_path / "theirs"), tmp_path / "theirs")
+    batch = make_batch(pair, rng)
+    real, labels = batch["attention_mask"] == 1, rng.integers(0, 2, (3, 9))
+    assert max(forward_distances(pair, batch)) <= BOUND
+    assert pair.ours(**batch).logits.shape == (3, 9)
+    assert_saved_copy_is_the_same(pair, tmp_path / "copy")
+    assert as_pretrained(pair.ours.model, family="electra").settings["architectures"] == ["ElectraForPreTraining"]
+
+    def our_loss(model: Transformer) -> Any:
+        logits = model(batch["input_ids"], inputs_mask=real, token_types=batch["token_type_ids"])[real]
+        return optax.sigmoid_binary_cross_entropy(logits, labels[real]).mean()
+
+    reference = theirs.double()
+    reference(**as_tensors(batch), labels=torch.tensor(labels)).loss.backward()
+    gradient = {key: parameter.grad.numpy() for key, parameter in reference.named_parameters()}
+    ours, expected = jax.grad(our_loss)(pair.ours.model), in_our_places(pair, gradient)
+    for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert np.abs(our - their).max() <= BOUND * max(np.abs(their).max(), 1e-2)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,18 @@ import peft
 import pytest
 import torch
 from flax import nnx
-from hf_pairs import SAVERS, Batch, Pair, as_tensors, assert_close, make_batch, make_labels, open_pair, our_loss
+from hf_pairs import (
+    SAVERS,
+    Batch,
+    Pair,
+    as_tensors,
+    assert_close,
+    make_batch,
+    make_labels,
+    marked,
+    open_pair,
+    our_loss,
+)
 from safetensors.numpy import load_file, save_file
 
 from jaxformer import InputError, Transformer, as_pretrained, decoder_only, lora
@@ -52,7 +63,7 @@ def real(batch: Batch, ours: np.ndarray) -> Any:
     return mask if mask.shape == ours.shape[:2] and "decoder_input_ids" not in batch else ...
 
 
-@pytest.mark.parametrize("name", SAVERS)
+@pytest.mark.parametrize("name", marked(SAVERS))
 def test_peft_opens_an_adapter_made_here(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
     pair = open_pair(name, tmp_path / "base")
     adapter = drawn(lora.init(pair.ours, NO_HEAD, key=jax.random.key(0)))
@@ -93,7 +104,15 @@ def make_peft(pair: Pair, **settings: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("name", "targets"), TARGETS.items())
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        *TARGETS.items(),
+        # Queries, keys and values side by side within groups of heads.
+        pytest.param("codegen", ["qkv_proj"], marks=pytest.mark.slow),
+        pytest.param("falcon-unusual", ["query_key_value"], marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_adapter_of_peft_opens_here(
     name: str, targets: Any, rslora: bool, tmp_path: Path, rng: np.random.Generator
