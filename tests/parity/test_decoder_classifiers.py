@@ -20,7 +20,7 @@ from jaxformer.pretrained.families import UNSCORED
 from jaxformer.pretrained.files import read_tensors
 
 CLASSES = 5
-FAST = ("gpt2", "qwen3")
+FAST = ("gpt2",)
 NARROW = {"opt-unusual"}  # an embedding narrower than the model
 ABSENT = ("codegen", "cohere", "cohere2", "ernie4-5", "glm4-moe", "granite", "granitemoe", "olmoe")
 NAMES = [name for name in sorted(DECODERS) if name.removesuffix("-unusual") not in ABSENT]

@@ -118,7 +118,7 @@ def test_fifty_steps_have_the_losses_of_pytorch(kind: str, bases: dict[str, Path
     assert np.mean(ours[-5:]) < np.mean(ours[:5]) - 0.3
 
 
-@pytest.mark.parametrize("kind", OF_KINDS)
+@pytest.mark.parametrize("kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])])
 def test_fifty_steps_of_an_adapter_have_the_losses_of_peft(
     kind: str, bases: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +157,7 @@ def test_an_adapter_with_its_classifier_opens_in_peft_and_in_transformers(
     train_here(run, rows, *flags, "--resume", steps=9)
 
 
+@pytest.mark.slow
 def test_fifty_steps_with_rates_by_layer_have_the_losses_of_pytorch(
     bases: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
