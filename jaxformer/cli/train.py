@@ -38,7 +38,9 @@ from jaxformer.training import (
     InterruptedRunError,
     LoopConfig,
     MetricLogger,
+    Metrics,
     Trainable,
+    TrainState,
     draw_loss,
     fit,
     learning_rates,
@@ -295,8 +297,11 @@ def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, *, te
             go_to(batches, position)
         taken = int(state.step)
         with MetricLogger(home, first_step=taken, steps=settings.steps, tensorboard=tensorboard) as recorder:
-            on_devices = lambda state, batch: step(state, parallel.shard_batch(batch))  # noqa: E731
-            return fit(state, on_devices, batches, plan, recorder, checkpoints)[1]
+
+            def step_on_devices(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+                return step(state, parallel.shard_batch(batch))
+
+            return fit(state, step_on_devices, batches, plan, recorder, checkpoints)[1]
 
 
 def validate(task: Task[Any], trainable: Trainable, params: Any) -> dict[str, Any]:

@@ -163,12 +163,7 @@ FROZEN = ("--freeze", "embedding", "--freeze", "decoder.blocks.0.*")
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [
-        pytest.param((), marks=pytest.mark.slow),
-        *(pytest.param(flags, marks=pytest.mark.slow) for flags in (("--lora", "2"), FROZEN)),
-        QLORA,
-    ],
+    "flags", [QLORA, *(pytest.param(flags, marks=pytest.mark.slow) for flags in ((), ("--lora", "2"), FROZEN))]
 )
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
     flags: tuple[str, ...], llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
