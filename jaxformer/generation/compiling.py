@@ -174,7 +174,7 @@ class Compiled:
             return self.function(*(jax.lax.stop_gradient(each.tree) for each in flat), **static)
         key = (self, backends.layout(), *static.items(), *[each.signature for each in flat])
         leaves = [each.leaves for each in flat]
-        with parallel.using(None if parallel.current_mesh() else parallel.mesh_of(leaves)):
+        with parallel.using(None if parallel.current_mesh() else parallel.mesh_of(chain.from_iterable(leaves))):
             return PROGRAMS.call(key, self, leaves)
 
     def program(self, key: tuple[Any, ...], leaves: list[list[Any]]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """Arrangements of devices with named axes."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,9 +83,9 @@ def current_mesh() -> Mesh | None:
     return None if mesh.empty else mesh
 
 
-def mesh_of(tree: Any) -> Mesh | None:
-    """Return the mesh that the first array of a tree is divided over; None for one that is on one device."""
-    for leaf in jax.tree.leaves(tree):
+def mesh_of(leaves: Iterable[Any]) -> Mesh | None:
+    """Return the mesh that the first array among some leaves is divided over; None for one that is on one device."""
+    for leaf in leaves:
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
             return sharding.mesh
