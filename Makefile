@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo smoke test test-slow lint parity families calls faults configs walkthrough clean help
+.PHONY: demo smoke test test-slow lint parity ledger families calls faults configs walkthrough clean help
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ lint: .venv/linted ## style, format and types
 
 parity: .venv/tested ## measure the distances to PyTorch and Hugging Face again
 	PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/report.py > docs/parity.md
+
+ledger: .venv/tested ## the slow tests of all families: the slow run draws a third of the further ones, by DRAW=0
+	DRAW=all $(BIN)/python -m pytest -m slow tests/parity --numprocesses 2 --dist loadgroup
 
 families: .venv/tested ## list the families that open and those that do not, in docs/families.md
 	PYTHONPATH=tests:tests/parity $(BIN)/python tests/parity/family_list.py > docs/families.md
