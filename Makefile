@@ -20,7 +20,8 @@ test: .venv/tested ## the tests, under ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup --durations 10
 
 test-slow: .venv/tested ## the tests that take longer, under half an hour
-	$(BIN)/python -m pytest -m "slow and not optimised" --numprocesses 2 --dist loadgroup --durations 0
+	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "slow and not optimised and not alone" --numprocesses 2 --dist loadgroup --durations 0
 	$(BIN)/python -m pytest -m optimised --numprocesses 2 --dist loadgroup --durations 0
 
 lint: .venv/linted ## style, format and types
