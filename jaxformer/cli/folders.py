@@ -94,7 +94,7 @@ def claim_for_all(task_name: str, output: Path | None, lock: ExitStack) -> Path:
 
 def described(home: Path) -> bytes:
     """Return what a run says of itself and of its data, to be compared between processes."""
-    files = sorted(path for path in home.glob("*.json") if path.name != RESULTS)
+    files = sorted(path for path in home.glob("*.json") if path.name not in (RESULTS, LOCK))
     return b"".join(path.name.encode() + path.read_bytes() for path in files)
 
 
