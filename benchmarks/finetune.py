@@ -2,8 +2,8 @@
 
     python benchmarks/finetune.py
 
-Each way trains the same GPT-2 of 124 million random weights in a process of its own, as `train.py --task lm --model`
-does. Temporaries are what the compiler gives the step beside its inputs.
+Each way trains the same GPT-2 (124 million random weights) in a separate process, as `train.py --task lm --model` does.
+Temporaries are the memory that the compiler allocates for a step in addition to its inputs.
 """
 
 import json
@@ -78,7 +78,7 @@ def write_model(folder: Path) -> None:
 
 
 def in_process(arguments: Arguments, way: str, folder: str) -> dict[str, float]:
-    """Return what one way measured in a process of its own."""
+    """Run `measure` for one way in a separate process and return its numbers."""
     sizes = ["--batch-size", str(arguments.batch_size), "--context", str(arguments.context)]
     command = [sys.executable, __file__, *sizes, "--steps", str(arguments.steps), "--way", way, "--folder", folder]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

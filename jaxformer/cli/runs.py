@@ -90,7 +90,7 @@ def abstract_state(task: Task[Any], transformer: TransformerConfig) -> tuple[Tra
 
 
 def state_shardings(state: TrainState, transformer: TransformerConfig, mesh: Mesh) -> Any:
-    """Return where each array of a training state lies: an optimizer's beside the parameter that it is of."""
+    """Return the sharding of each array of a training state; optimizer moments have that of their parameter."""
     letters = parallel.letters_of(abstract_model(transformer))
     return parallel.shardings(state, mesh, parallel.current_rules(), letters)
 

@@ -267,7 +267,7 @@ def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, *, te
 
     Args:
         folder: The folder of the run, with its checkpoints.
-        home: Where this process writes its metrics: the same folder, or one of its own.
+        home: Folder that this process writes metrics to: `folder` in process 0, a temporary one in the others.
         task: What is trained.
         batches: The part of the data that this process reads.
         tensorboard: Whether to write events for TensorBoard.
