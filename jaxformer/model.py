@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.tree_util import Partial
 
 from jaxformer.cache import Cache, mark_valid
 from jaxformer.config import (
@@ -33,10 +34,12 @@ from jaxformer.layers import (
     QuantizedLinear,
     Stack,
     StackOutput,
+    Wanted,
     make_position_ids,
     replace_linear,
     split_key,
 )
+from jaxformer.layers.variables import OneKey
 from jaxformer.ops import AttentionMask, segment_positions, token_mask
 from jaxformer.rereading import AnyCache, RereadingCache, step_across
 
@@ -100,7 +103,7 @@ class Transformer(nnx.Module):
         segment_ids: jax.Array | None = None,
         token_types: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-        return_intermediates: bool = False,
+        return_intermediates: Wanted = False,
     ) -> Any:
         """Return the logits of every position, float32 [B, T, V]; of a classifier [B, classes]; scores [B, T].
 
@@ -114,7 +117,8 @@ class Transformer(nnx.Module):
                 within their sequence, and positions count from its beginning.
             token_types: Types [B, S] of `inputs`, where the embedding has several.
             dropout_key: Key for dropout. None: no dropout.
-            return_intermediates: Whether to return a `ModelOutput` with hidden states, attention maps and routing.
+            return_intermediates: Whether to return a `ModelOutput` with hidden states, attention maps and routing, or
+                "routing": without maps.
 
         Raises:
             InputError: The arguments do not fit the model.
@@ -227,6 +231,17 @@ class Transformer(nnx.Module):
             case head:
                 return head(hidden, self.embedding.embedding[...])
 
+    def split_head(self) -> tuple["Transformer", Partial]:
+        """Return the model without its head over the vocabulary, whose output is hidden states, and that head.
+
+        The head maps states [..., D] to logits [..., V]: `chunked_cross_entropy` calls it for a part of them at a time.
+        """
+        if not isinstance(self.head, Head):
+            raise InputError("the model has no head over the vocabulary")
+        body = nnx.clone(self)
+        body.config, body.head = dataclasses.replace(self.config, head=None), None
+        return body, Partial(Head.__call__, self.head, table=self.embedding.embedding[...])
+
     def with_position_ids_from(self, rule: PositionIdsFrom) -> "Transformer":
         """Return a model whose decoder numbers its positions by another rule; one with an encoder stays as it is.
 
@@ -331,7 +346,7 @@ class Transformer(nnx.Module):
         position_ids: jax.Array | None,
         token_types: jax.Array | None,
         dropout_key: jax.Array | None,
-        return_intermediates: bool = False,
+        return_intermediates: Wanted = False,
     ) -> StackOutput:
         """Return the encoder's output for token ids [B, S]."""
         if self.encoder is None:
@@ -354,7 +369,7 @@ class Transformer(nnx.Module):
         mask: jax.Array | None,
         position_ids: jax.Array | None,
         dropout_key: jax.Array | None,
-        return_intermediates: bool = False,
+        return_intermediates: Wanted = False,
         segment_ids: jax.Array | None = None,
     ) -> tuple[StackOutput, AnyCache]:
         """Return the decoder's output for the next tokens [B, T], and the cache with them."""
@@ -377,17 +392,6 @@ class Transformer(nnx.Module):
             return_intermediates=return_intermediates,
         )
         return output, cache.advance(tokens, output.caches, valid)
-
-
-class OneKey(nnx.Rngs):
-    """In the place of `nnx.Rngs` where no number is ever drawn: it makes no new keys, which take most of the time."""
-
-    def __init__(self) -> None:
-        self.key = jax.random.key(0)
-
-    def params(self) -> jax.Array:
-        """Return always the same key."""
-        return self.key
 
 
 def abstract_model(config: TransformerConfig) -> Transformer:

@@ -2,7 +2,7 @@
 
 from jaxformer.layers.any_attention import LayerCache
 from jaxformer.layers.attention import Attention, AttentionOutput
-from jaxformer.layers.block import Block, BlockOutput, EncoderKV, split_key
+from jaxformer.layers.block import Block, BlockOutput, EncoderKV, Wanted, split_key
 from jaxformer.layers.embedding import Embedding, LearnedPositionEmbedding, Sinusoids
 from jaxformer.layers.feed_forward import FeedForward
 from jaxformer.layers.head import Classifier, Discriminator, Head
@@ -40,6 +40,7 @@ __all__ = [
     "Stack",
     "StackOutput",
     "TransposedLinear",
+    "Wanted",
     "freeze",
     "make_norm",
     "make_position_ids",

@@ -1,6 +1,6 @@
 """One layer of an encoder or decoder: sub-layers, residual connections, norms; section 3.1."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import nnx
@@ -12,6 +12,8 @@ from jaxformer.layers.experts import Experts, make_feed_forward
 from jaxformer.layers.norm import Norm, make_norm
 from jaxformer.ops import AttentionMask, Routing, dropout
 from jaxformer.parallel import constrain
+
+Wanted = bool | Literal["routing"]  # intermediate results: all, none, or the routing of experts alone
 
 
 class EncoderKV(NamedTuple):
@@ -67,7 +69,7 @@ class Block(nnx.Module):
         cache: Any = None,
         encoder: EncoderKV | None = None,
         dropout_key: jax.Array | None = None,
-        return_intermediates: bool = False,
+        return_intermediates: Wanted = False,
     ) -> BlockOutput:
         """Apply the layer to states.
 
@@ -80,7 +82,7 @@ class Block(nnx.Module):
             cache: `LayerCache` with what was read before this call, to which those of x are added.
             encoder: What cross-attention attends to, if the layer has any.
             dropout_key: Key for dropout. None: no dropout.
-            return_intermediates: Whether to return attention maps and routing.
+            return_intermediates: Whether to return attention maps and routing, or the latter alone.
         """
         keys = split_key(dropout_key, 6)
         entered, cross_map, routing = x, None, None
@@ -92,7 +94,7 @@ class Block(nnx.Module):
             cache=cache,
             bias=bias,
             dropout_key=keys[0],
-            return_weights=return_intermediates,
+            return_weights=return_intermediates is True,
         )
         x = self._leave(x, attended.states, self.attention_norm, self.attention_output_norm, keys[1])
 
@@ -104,7 +106,7 @@ class Block(nnx.Module):
                 mask=encoder.mask,
                 kv=encoder.kv,
                 dropout_key=keys[2],
-                return_weights=return_intermediates,
+                return_weights=return_intermediates is True,
             )
             x = self._leave(x, crossed.states, self.cross_norm, self.cross_output_norm, keys[3])
             cross_map = crossed.weights

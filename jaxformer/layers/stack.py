@@ -18,7 +18,7 @@ from jaxformer.config import (
 from jaxformer.config.positions import PositionIdsFrom
 from jaxformer.errors import InputError
 from jaxformer.layers.any_attention import LayerCache
-from jaxformer.layers.block import Block, EncoderKV, split_key
+from jaxformer.layers.block import Block, EncoderKV, Wanted, split_key
 from jaxformer.layers.embedding import AlibiBias, LearnedPositionEmbedding, RelativePositionBias, Sinusoids
 from jaxformer.layers.latent_attention import LatentAttention
 from jaxformer.layers.linear import Linear, TransposedLinear, replace_linear
@@ -109,7 +109,7 @@ class Stack(nnx.Module):
         caches: tuple[LayerCache, ...] = (),
         encoder: tuple[EncoderKV, ...] = (),
         dropout_key: jax.Array | None = None,
-        return_intermediates: bool = False,
+        return_intermediates: Wanted = False,
     ) -> StackOutput:
         """Apply the layers, one after the other, to embedded tokens.
 
@@ -120,7 +120,8 @@ class Stack(nnx.Module):
             caches: One for each block, or none.
             encoder: What cross-attention of each block attends to, or nothing.
             dropout_key: Key for dropout. None: no dropout.
-            return_intermediates: Whether to return hidden states, attention maps and routing.
+            return_intermediates: Whether to return hidden states, attention maps and routing, or "routing" without
+                maps, which attention in blocks has none of.
         """
         blocks = self.applied
         first_key, *keys = split_key(dropout_key, 1 + len(blocks))
@@ -158,6 +159,8 @@ class Stack(nnx.Module):
         written = written if caches else ()
         if not return_intermediates:
             return StackOutput(x, written, Intermediates())
+        if return_intermediates == "routing":
+            return StackOutput(x, written, Intermediates(tuple(states), routing=routing))
         cross_maps = cross_maps if encoder else ()
         return StackOutput(x, written, Intermediates(tuple(states), maps, cross_maps, routing))
 

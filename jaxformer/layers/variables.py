@@ -29,6 +29,17 @@ class Frozen(nnx.Variable[jax.Array]):
     """A parameter that is not trained: see `freeze`."""
 
 
+class OneKey(nnx.Rngs):
+    """In the place of `nnx.Rngs` where no number is ever drawn: it makes no new keys, which take most of the time."""
+
+    def __init__(self) -> None:
+        self.key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        """Return always the same key."""
+        return self.key
+
+
 def parameter_path(path: tuple[Any, ...]) -> tuple[Name, ...]:
     """Return the names that lead to a parameter, such as ("decoder", "blocks", 0, "attention", "query", "weight").
 

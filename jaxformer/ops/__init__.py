@@ -13,7 +13,7 @@ from jaxformer.ops.balance import (
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.experts import mix_experts, mix_grouped, mix_over_devices
 from jaxformer.ops.int8 import Quantized, int8_matmul, quantize
-from jaxformer.ops.losses import cross_entropy, token_cross_entropy
+from jaxformer.ops.losses import chunked_cross_entropy, cross_entropy, token_cross_entropy
 from jaxformer.ops.masks import (
     AttentionMask,
     as_mask,
@@ -51,6 +51,7 @@ __all__ = [
     "attention_weights",
     "balance_loss",
     "causal_mask",
+    "chunked_cross_entropy",
     "communication_loss",
     "count_positions",
     "cross_entropy",

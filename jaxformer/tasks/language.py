@@ -27,7 +27,7 @@ from jaxformer.pretrained import Pretrained, as_pretrained, tokens
 from jaxformer.tasks.corpora import Texts, read_text
 from jaxformer.tasks.examples import read_examples
 from jaxformer.tasks.language_settings import LanguageSettings
-from jaxformer.tasks.losses import next_token_loss
+from jaxformer.tasks.losses import model_loss
 from jaxformer.tasks.perplexity import Measure, measure
 from jaxformer.tasks.prompts import BATCH, fit_prompt, pieces, room
 from jaxformer.tasks.reading import checkpoint_tokenizer
@@ -146,13 +146,8 @@ class LanguageTask(TextTask[LanguageSettings]):
 
     def loss(self, model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Loss]:
         """Return the loss of predicting each next token, and how experts were used."""
-        inputs, segment_ids = batch["inputs"], batch.get("segment_ids")
-        if not has_experts(model.config):
-            return next_token_loss(model(inputs, segment_ids=segment_ids, dropout_key=key), batch["labels"])
-        # Intermediate results that are not used cost nothing.
-        output = model(inputs, segment_ids=segment_ids, dropout_key=key, return_intermediates=True)
-        routing = {layer: routes for layer, routes in enumerate(output.decoder.routing) if routes is not None}
-        return next_token_loss(output.logits, batch["labels"], routing=routing, balance=self.settings.balance)
+        marks = {"segment_ids": batch.get("segment_ids"), "dropout_key": key}
+        return model_loss(model, batch["inputs"], labels=batch["labels"], balance=self.settings.balance, **marks)
 
     def validate(self, model: Transformer) -> dict[str, Any]:
         """Return how well a model predicts the first batches of the validation text, and a sample."""

@@ -20,7 +20,7 @@ from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained
 from jaxformer.pretrained.encoders import MASK, mask_token
-from jaxformer.tasks.losses import next_token_loss
+from jaxformer.tasks.losses import model_loss, next_token_loss
 from jaxformer.tasks.masked_settings import MaskedSettings
 from jaxformer.tasks.reading import encoder_tokenizer
 from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, first_row, forward
@@ -103,7 +103,7 @@ class MaskedLanguageTask(TextTask[MaskedSettings]):
         """Return the loss of finding the masked tokens."""
         mask_key, key = (jax.random.key(VALIDATION_KEY), None) if key is None else jax.random.split(key)
         inputs, labels, real = self.masked(jax.tree.map(jnp.asarray, batch), mask_key)
-        return next_token_loss(model(inputs, inputs_mask=real, dropout_key=key), labels)
+        return model_loss(model, inputs, labels=labels, inputs_mask=real, dropout_key=key)
 
     def validate(self, model: Transformer) -> dict[str, Any]:
         """Return how well a model finds masked tokens of the first batches of the validation text."""

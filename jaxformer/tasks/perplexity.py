@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from jaxformer.data import Batch, Corpus
-from jaxformer.data.pipeline import IGNORED
 from jaxformer.model import Transformer
-from jaxformer.ops import token_cross_entropy
+from jaxformer.tasks.losses import model_loss
 
 
 class Measure(NamedTuple):
@@ -52,6 +51,5 @@ def measure(model: Transformer, text: Corpus, batches: Iterable[Batch]) -> Measu
 @jax.jit
 def total_loss(model: Transformer, batch: Any) -> tuple[jax.Array, jax.Array]:
     """Return the summed loss of a batch, and the number of labels."""
-    logits = model(batch["inputs"], segment_ids=batch.get("segment_ids"))
-    losses = token_cross_entropy(logits, batch["labels"], ignore_index=IGNORED)
-    return losses.sum(), (batch["labels"] != IGNORED).sum()
+    _, loss = model_loss(model, batch["inputs"], labels=batch["labels"], segment_ids=batch.get("segment_ids"))
+    return loss.mean * loss.labels, loss.labels

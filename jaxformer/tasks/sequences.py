@@ -14,7 +14,7 @@ from jaxformer.data.pipeline import ALONE, IGNORED
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.model import Transformer
 from jaxformer.presets import encoder_decoder
-from jaxformer.tasks.losses import next_token_loss
+from jaxformer.tasks.losses import model_loss
 from jaxformer.tasks.observing import observe_pair
 from jaxformer.tasks.sequence_settings import SequenceSettings
 from jaxformer.tasks.task import (
@@ -137,9 +137,9 @@ class SequenceTask(Task[SequenceSettings]):
 
     def loss(self, model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Loss]:
         """Return the loss of teacher forcing: every position of the answer predicts the next token."""
-        source = batch["source"]
-        logits = model(source, batch["target"], inputs_mask=source != PAD, dropout_key=key)
-        return next_token_loss(logits, batch["labels"], label_smoothing=self.settings.label_smoothing)
+        source, smoothing = batch["source"], self.settings.label_smoothing
+        options = {"labels": batch["labels"], "label_smoothing": smoothing, "inputs_mask": source != PAD}
+        return model_loss(model, source, batch["target"], **options, dropout_key=key)
 
     def evaluate(self, model: Transformer) -> EvalResult:
         """Return how many held-out sequences the model answers exactly."""

@@ -21,7 +21,7 @@ from jaxformer.generation.arrays import until_end
 from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained
-from jaxformer.tasks.losses import next_token_loss
+from jaxformer.tasks.losses import model_loss, next_token_loss
 from jaxformer.tasks.masked import VALIDATION_KEY, Filling
 from jaxformer.tasks.observing import observe_text
 from jaxformer.tasks.reading import checkpoint_tokenizer
@@ -102,7 +102,7 @@ class SpanTask(TextTask[SpanSettings]):
         """Return the loss of writing the spans."""
         span_key, key = (jax.random.key(VALIDATION_KEY), None) if key is None else jax.random.split(key)
         read, target, labels = self.corrupted(batch, span_key)
-        return next_token_loss(model(read, target, dropout_key=key), labels)
+        return model_loss(model, read, target, labels=labels, dropout_key=key)
 
     def count_tokens(self, batch: Batch) -> int:
         """Return the number of tokens to write, for the speed."""

@@ -24,7 +24,7 @@ from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained
 from jaxformer.tasks.coding import PairCoder, checkpoint_coder, load_coder, new_coder
-from jaxformer.tasks.losses import next_token_loss
+from jaxformer.tasks.losses import model_loss
 from jaxformer.tasks.observing import observe_pair
 from jaxformer.tasks.rows import BATCH, RowTask, say
 from jaxformer.tasks.settings import TrainSettings
@@ -201,8 +201,9 @@ class TranslateTask(RowTask[TranslationSettings]):
 
     def loss(self, model: Transformer, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Loss]:
         """Return the loss of teacher forcing: every position of the target predicts the next token."""
-        logits = model(batch["source"], batch["target"], inputs_mask=batch["source_mask"], dropout_key=key)
-        return next_token_loss(logits, batch["labels"], label_smoothing=self.settings.label_smoothing)
+        options = {"labels": batch["labels"], "label_smoothing": self.settings.label_smoothing}
+        read = {"inputs_mask": batch["source_mask"], "dropout_key": key}
+        return model_loss(model, batch["source"], batch["target"], **options, **read)
 
     def validate(self, model: Transformer) -> dict[str, Any]:
         """Return the loss on all validation pairs, and how well some of them are translated."""
@@ -318,8 +319,8 @@ class TranslateTask(RowTask[TranslationSettings]):
 @jax.jit
 def summed_loss(model: Transformer, batch: Any) -> tuple[jax.Array, jax.Array]:
     """Return the summed loss of a batch of pairs, and the number of labels."""
-    logits = model(batch["source"], batch["target"], inputs_mask=batch["source_mask"])
-    _, loss = next_token_loss(logits, batch["labels"])
+    read = {"inputs_mask": batch["source_mask"], "labels": batch["labels"]}
+    _, loss = model_loss(model, batch["source"], batch["target"], **read)
     return loss.mean * loss.labels, loss.labels
 
 

@@ -9,7 +9,7 @@ from jaxformer.training.balance import BalanceConfig, penalty, update_router_bia
 from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.diagnosis import Finding, diagnose
 from jaxformer.training.loop import DivergedError, LoopConfig, LossMonitor, fit
-from jaxformer.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from jaxformer.training.optimizer import OptimizerConfig, averaged, learning_rates, make_optimizer
 from jaxformer.training.record import EVALUATIONS, METRICS, MetricLogger, read_lines, replace_text
 from jaxformer.training.report import draw_loss, write_report
 from jaxformer.training.step import Loss, LossFunction, Metrics, TrainState, cast, init_state, make_train_step
@@ -34,6 +34,7 @@ __all__ = [
     "TrainState",
     "Trainable",
     "all_trainable",
+    "averaged",
     "cast",
     "diagnose",
     "draw_loss",

@@ -15,6 +15,7 @@ import jax
 
 from jaxformer import parallel
 from jaxformer.errors import InputError, shortened
+from jaxformer.training.optimizer import averaged
 from jaxformer.training.record import say
 from jaxformer.training.storage import UNFINISHED, DamagedError, Writer, load, read_about
 
@@ -128,7 +129,7 @@ class Checkpoints:
         raise InputError(f"the checkpoint {self.folder / str(newest)} is damaged ({why}){others}: train again")
 
     def average(self, like: Any, count: int) -> Any:
-        """Return the mean of the parameters of the last undamaged checkpoints, `TrainState.params`.
+        """Return the mean of the parameters of the last undamaged checkpoints, see `averaged`.
 
         Args:
             like: A training state of the same shapes and types.
@@ -139,12 +140,13 @@ class Checkpoints:
         """
         newest, _ = self.restore(like)  # tells of damaged ones
         if count == 1:
-            return newest.params
+            return averaged(newest.params, newest.optimizer)
         found: list[Any] = []
         for step in reversed(self.steps):
             if len(found) < count:
                 with contextlib.suppress(DamagedError):
-                    found.append(load(self.folder / str(step), like)[0].params)
+                    state = load(self.folder / str(step), like)[0]
+                    found.append(averaged(state.params, state.optimizer))
 
         def mean(*leaves: jax.Array) -> jax.Array:
             return jax.numpy.mean(jax.numpy.stack(leaves).astype("float32"), axis=0).astype(leaves[0].dtype)

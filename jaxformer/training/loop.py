@@ -10,8 +10,9 @@ from statistics import median
 from typing import Any, Protocol, runtime_checkable
 
 from jaxformer.training.checkpoint import Checkpoints
+from jaxformer.training.optimizer import averaged
 from jaxformer.training.record import Line, MetricLogger
-from jaxformer.training.step import TrainState, TrainStep
+from jaxformer.training.step import Metrics, TrainState, TrainStep
 from jaxformer.training.stop import InterruptedRunError, Stop, preempted, stop_requests
 
 WINDOW = 20  # steps that a judgement on the loss looks back over
@@ -54,6 +55,15 @@ class LoopConfig:
     evaluate: Callable[[Any], Line] | None = None
     evaluate_every: int = 1
 
+    def is_due(self, step: int, every: int) -> bool:
+        """Return whether something follows a step that happens every so many steps, and after the last one."""
+        return step == self.steps or step % every == 0
+
+    def rests(self, step: int) -> bool:
+        """Return whether a step is followed by more than the next one."""
+        evaluates = self.evaluate is not None and self.is_due(step, self.evaluate_every)
+        return evaluates or self.is_due(step, self.save_every)
+
 
 def fit(
     state: TrainState,
@@ -86,23 +96,24 @@ def fit(
         OSError: A checkpoint or the record cannot be written.
     """
     course, stop = LossMonitor(recorder.earlier, recorder.evaluations), Stop()
+    started = StartedSteps(recorder, course)
     with ExitStack() as signals:
         first = int(state.step) + 1
         for number in range(first, plan.steps + 1):
             batch = next(batches)
             state, metrics = step(state, batch)
-            spike = course.is_spike(metrics.loss.item())
-            course.add(recorder.write(number, metrics, plan.tokens(batch), spike=spike))
+            started.add(number, metrics, plan.tokens(batch))
+            started.read(keep=0 if number == first or plan.rests(number) else 1)
             if number == first:  # before, there was nothing to save, and a signal may end the process
                 stop = signals.enter_context(stop_requests())
-            course.check()
             if preempted(number):
                 stop.requested = signal.SIGTERM
-            last = number == plan.steps
-            if plan.evaluate is not None and (last or number % plan.evaluate_every == 0):
-                course.evaluated = recorder.write_evaluation(number, plan.evaluate(state.params))["loss"]
+            if plan.evaluate is not None and plan.is_due(number, plan.evaluate_every):
+                found = plan.evaluate(averaged(state.params, state.optimizer))
+                course.evaluated = recorder.write_evaluation(number, found)["loss"]
             leaves = stop.requested  # looked at once: a signal between two looks would save and go on
-            if last or leaves or number % plan.save_every == 0:
+            if leaves or plan.is_due(number, plan.save_every):
+                started.read(keep=0)
                 loss = course.loss if plan.evaluate is None else course.evaluated
                 checkpoints.save(number, state, batches.get_state(), loss)
             if leaves:
@@ -111,6 +122,26 @@ def fit(
     if stop.requested:
         raise InterruptedRunError(f"stopped after step {int(state.step)}, as asked", stop.requested)
     return state, course.loss
+
+
+class StartedSteps:
+    """Steps whose metrics are not read yet. Reading waits, so the last one is read when the next one has started."""
+
+    def __init__(self, recorder: MetricLogger, course: "LossMonitor"):
+        self.recorder, self.course = recorder, course
+        self.steps: deque[tuple[int, Metrics, int]] = deque()
+
+    def add(self, number: int, metrics: Metrics, tokens: int) -> None:
+        """Take one more step into account, on so many tokens."""
+        self.steps.append((number, metrics, tokens))
+
+    def read(self, *, keep: int) -> None:
+        """Record all but the last `keep` steps. Raises DivergedError as `LossMonitor.check` does."""
+        while len(self.steps) > keep:
+            number, metrics, tokens = self.steps.popleft()
+            spike = self.course.is_spike(metrics.loss.item())
+            self.course.add(self.recorder.write(number, metrics, tokens, spike=spike))
+            self.course.check()
 
 
 class LossMonitor:

@@ -107,13 +107,18 @@ def make_train_step(
         objective, loss, loads, gradient = gradient_of(loss_function, state.params, batch, key, accumulate)
         norm = optax.tree.norm(gradient)
         healthy = jnp.isfinite(objective) & jnp.isfinite(norm)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        moved = optax.apply_updates(state.params, updates)
-        taken = (adjust(moved, loads) if adjust else moved, optimizer_state)
-        params, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(healthy, new, old), taken, (state.params, state.optimizer)
-        )
-        ratio = jnp.where(healthy, optax.tree.norm(updates) / optax.tree.norm(state.params), 0.0)
+
+        def take() -> tuple[Params, optax.OptState, jax.Array]:
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+            moved = optax.apply_updates(state.params, updates)
+            ratio = optax.tree.norm(updates) / optax.tree.norm(state.params)
+            return adjust(moved, loads) if adjust else moved, optimizer_state, ratio
+
+        def skip() -> tuple[Params, optax.OptState, jax.Array]:
+            return state.params, state.optimizer, jnp.zeros_like(norm)
+
+        # A branch, because choosing between new and old array by array copies all of the state on CPUs.
+        params, optimizer_state, ratio = jax.lax.cond(healthy, take, skip)
         skipped = state.skipped + ~healthy
         rate = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
         new = TrainState(params, optimizer_state, state.step + 1, skipped, state.key)

@@ -285,6 +285,8 @@ def test_runs_of_earlier_versions_go_on(folder: Path, name: str, capsys: pytest.
     assert written["settings"].pop("average") == 1
     assert written["settings"]["optimizer"].pop("warmup_ratio") is None
     assert written["settings"]["optimizer"].pop("layer_decay") == 1
+    assert written["settings"]["optimizer"].pop("optimizer") == "adamw"
+    assert written["settings"]["optimizer"].pop("ema") == 0
     if name == "lm":  # which said of a new model what is None now, and knew no checkpoint to start from
         assert written["settings"].pop("start")["model"] is None
         assert written["settings"]["text"].pop("skip_bad") is False

@@ -1,13 +1,17 @@
 """Schedules against the paper's formula, and the optimiser against torch's AdamW."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
 from jaxformer import InputError
-from jaxformer.training import OptimizerConfig, learning_rates, make_optimizer
+from jaxformer.training import OptimizerConfig, averaged, learning_rates, make_optimizer
 from jaxformer.training.optimizer import decay_mask
 
 
@@ -77,6 +81,8 @@ def test_a_warm_up_that_is_asked_for_is_taken() -> None:
         {"clip_norm": -1.0},
         {"weight_decay": -0.1},
         {"weight_decay": float("nan")},
+        {"ema": 1.0},
+        {"ema": -0.1},
     ],
 )
 def test_useless_values_are_refused(settings: dict[str, float]) -> None:
@@ -90,3 +96,115 @@ def test_a_warm_up_can_be_a_share_of_all_steps() -> None:
     assert OptimizerConfig(warmup_steps=7, warmup_ratio=0.25).warmup(8000) == 7
     with pytest.raises(InputError, match="warmup_ratio must be above 0 and below 1"):
         OptimizerConfig(warmup_ratio=1.0)
+
+
+def test_wsd_stays_at_its_peak_and_falls_over_the_last_fifth() -> None:
+    schedule = learning_rates(OptimizerConfig(2e-3, 10, "wsd"), steps=100)
+    found = [schedule(step) for step in (0, 5, 10, 50, 80, 90, 100)]
+    np.testing.assert_allclose(found, [0, 1e-3, 2e-3, 2e-3, 2e-3, 1e-3, 0], atol=1e-9)
+    for steps in (1, 2, 5, 11):  # a short run has its warm-up and an end
+        rates = [float(learning_rates(OptimizerConfig(schedule="wsd"), steps)(step)) for step in range(steps)]
+        assert np.isfinite(rates).all()
+
+
+def weights(rng: np.random.Generator) -> dict[str, Any]:
+    """Parameters of every shape that a model has."""
+    shapes = {
+        "embedding": {"embedding": (16, 8)},
+        "decoder": {
+            "blocks": {
+                0: {
+                    "attention": {"query": {"weight": (8, 2, 4), "bias": (2, 4)}, "output": {"weight": (2, 4, 8)}},
+                    "feed_forward": {"experts": {"up": {"weight": (3, 8, 12)}}},
+                    "norm": {"scale": (8,)},
+                }
+            }
+        },
+        "head": {"output": {"weight": (8, 16)}},
+    }
+    return jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes, is_leaf=is_shape)
+
+
+def is_shape(part: Any) -> bool:
+    """Whether a part of a tree is the shape of an array."""
+    return isinstance(part, tuple)
+
+
+def first_update(config: OptimizerConfig, params: Any, gradient: Any) -> Any:
+    """The update of the first step whose learning rate is 1, without weight decay."""
+    config = dataclasses.replace(config, learning_rate=1.0, warmup_steps=1, weight_decay=0.0, schedule="wsd")
+    optimizer = make_optimizer(config, 100)
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    return optimizer.update(gradient, state, params)[0]
+
+
+def test_muon_makes_updates_of_matrices_orthogonal(rng: np.random.Generator) -> None:
+    """Singular values of an update are close together, whatever those of the gradient are; heads are one matrix."""
+    params, gradient = weights(rng), weights(rng)
+    block = first_update(OptimizerConfig(optimizer="muon"), params, gradient)["decoder"]["blocks"][0]
+    found = {
+        "query": (block["attention"]["query"]["weight"].reshape(8, 8), 8),
+        "output": (block["attention"]["output"]["weight"].reshape(8, 8), 8),
+        "experts": (block["feed_forward"]["experts"]["up"]["weight"], 12),
+    }
+    for name, (update, longest) in found.items():
+        values = np.linalg.svd(update, compute_uv=False) / (0.2 * np.sqrt(longest))
+        assert (values > 0.5).all(), name
+        assert (values < 1.3).all(), name
+    adam = first_update(OptimizerConfig(), params, gradient)
+    ours = first_update(OptimizerConfig(optimizer="muon"), params, gradient)
+    for name in ("embedding", "head"):  # by Adam, with Nesterov's momentum
+        for update, other in zip(*map(jax.tree.leaves, (ours[name], adam[name])), strict=True):
+            np.testing.assert_array_equal(np.sign(update), np.sign(other))
+            np.testing.assert_allclose(update, other, rtol=0.2)
+
+
+def test_adafactor_keeps_vectors_in_place_of_matrices() -> None:
+    params = {"blocks": {"up": {"weight": jnp.zeros((256, 512))}}}
+    sizes = {
+        kind: sum(
+            leaf.size for leaf in jax.tree.leaves(make_optimizer(OptimizerConfig(optimizer=kind), 9).init(params))
+        )
+        for kind in ("adamw", "adafactor")
+    }
+    assert sizes["adamw"] >= 2 * 256 * 512
+    assert sizes["adafactor"] < 2 * (256 + 512)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
+def test_every_optimizer_descends(rng: np.random.Generator, kind: Any) -> None:
+    """A quadratic falls, whatever the scale of its gradient, and weights that decay shrink where nothing pulls."""
+    config = OptimizerConfig(0.05, 1, "wsd", optimizer=kind, weight_decay=0.1)
+    params, target = weights(rng), weights(rng)
+    optimizer = make_optimizer(config, 60)
+
+    @jax.jit
+    def step(params: Any, state: Any) -> tuple[Any, Any, jax.Array]:
+        def loss(params: Any) -> jax.Array:
+            return optax.tree.norm(optax.tree.sub(params, target)) ** 2
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state, losses = optimizer.init(params), []
+    for _ in range(60):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_running_mean_follows_the_weights(rng: np.random.Generator) -> None:
+    config = OptimizerConfig(0.1, 1, "wsd", ema=0.9)
+    optimizer = make_optimizer(config, 100)
+    params = {"weight": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)}
+    state, mean = optimizer.init(params), np.asarray(params["weight"])
+    assert averaged(params, make_optimizer(OptimizerConfig(), 9).init(params)) is params
+    for number in range(20):
+        gradient = {"weight": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)}
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        kept = min(0.9, (1 + number) / (10 + number))
+        mean = kept * mean + (1 - kept) * np.asarray(params["weight"])
+    np.testing.assert_allclose(averaged(params, state)["weight"], mean, rtol=1e-5)
+    assert not np.allclose(params["weight"], mean)
