@@ -13,7 +13,7 @@ from jaxformer.errors import InputError
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import Norm, make_norm
 from jaxformer.layers.rotary import rotate_heads
-from jaxformer.ops import AttentionMask, attention_weights, dot_product_attention, dropout, weighted_values
+from jaxformer.ops import AttentionMask, attention_weights, dot_product_attention
 
 
 class AttentionOutput(NamedTuple):
@@ -91,7 +91,8 @@ class Attention(nnx.Module):
         query = fold_beams(self._placed(self.query(x), self.query_norm, position_ids), kv.rows)
         key, value = kv.unpack()
         options = self._options(mask) | {"bias": bias}
-        mixed = attend(query, key, value, options, self.config.dropout, dropout_key)  # [B, R/B T, N, H]
+        drops = {"dropout_rate": self.config.dropout, "dropout_key": dropout_key}
+        mixed = dot_product_attention(query, key, value, **options, **drops)  # [B, R/B T, N, H]
         states = self.output(mixed.reshape(*x.shape[:2], *mixed.shape[2:]))  # [R, T, N, H] -> [R, T, D]
         weights = unfolded_weights(query, key, options, x.shape[0]) if return_weights else None
         return AttentionOutput(states, cache, weights)
@@ -197,20 +198,6 @@ def check_room(mask: AttentionMask, tokens: int, capacity: int) -> None:
     start = mask.static_offset
     if start is not None and are_numbers(tokens, capacity) and not 0 <= start <= capacity - tokens:
         raise InputError(f"{tokens} tokens from slot {start} on do not fit a cache of {capacity} slots")
-
-
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    options: dict[str, Any],
-    rate: float,
-    dropout_key: jax.Array | None,
-) -> jax.Array:
-    """Return dot-product attention [B, T, N, Hv], with dropout of its weights where there is a key and a rate."""
-    if dropout_key is None or not rate:
-        return dot_product_attention(query, key, value, **options)
-    return weighted_values(dropout(attention_weights(query, key, **options), rate, dropout_key), value)
 
 
 def fold_beams(query: jax.Array, rows: int) -> jax.Array:

@@ -10,11 +10,11 @@ from flax import nnx
 from jaxformer.backends import pack
 from jaxformer.backends.default import append
 from jaxformer.config import LatentAttentionConfig
-from jaxformer.layers.attention import AttentionOutput, attend, attended_kv, fold_beams, unfolded_weights
+from jaxformer.layers.attention import AttentionOutput, attended_kv, fold_beams, unfolded_weights
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.layers.rotary import rotate_heads
-from jaxformer.ops import AttentionMask
+from jaxformer.ops import AttentionMask, dot_product_attention
 
 
 class MLACache(NamedTuple):
@@ -149,7 +149,8 @@ class LatentAttention(nnx.Module):
         # to cut it off before would copy the whole cache.
         value = key if absorbed else self.value(self._latents(kv))
         options = {"mask": mask, "scale": self.scale, "bias": bias}
-        mixed = attend(query, key, value, options, self.config.dropout, dropout_key)
+        drops = {"dropout_rate": self.config.dropout, "dropout_key": dropout_key}
+        mixed = dot_product_attention(query, key, value, **options, **drops)
         mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])  # [B, T, N, Hv], absorbed [B, T, N, R + P]
         if absorbed:
             weight = self.value.dense_weight().astype(x.dtype)

@@ -11,6 +11,7 @@ from jaxformer.backends.default import are_numbers
 from jaxformer.backends.gpu import cuda_capability, fused_attention, fused_kernel_applies
 from jaxformer.errors import InputError
 from jaxformer.ops.blockwise import blockwise_attention
+from jaxformer.ops.dropout import dropout
 from jaxformer.ops.masks import AttentionMask, as_mask, both
 from jaxformer.ops.ring import ring_applies, ring_attention
 
@@ -54,7 +55,13 @@ class Scoring(NamedTuple):
 
 
 def dot_product_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, **options: Unpack[AttentionOptions]
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> jax.Array:
     """Return the values averaged by how well keys fit queries: softmax(scale Q K^T) V, equation 1, [B, T, N, Hv].
 
@@ -73,6 +80,8 @@ def dot_product_attention(
         query: [B, T, N, H].
         key: [B, S, K, H], where N is a multiple of K: query head n uses key and value head n // (N / K).
         value: [B, S, K, Hv].
+        dropout_rate: Rate of dropout of the weights.
+        dropout_key: Key for dropout. None: no dropout.
         **options: mask, bias, scale, softcap, sinks: see `AttentionOptions`.
 
     Returns:
@@ -85,14 +94,16 @@ def dot_product_attention(
     if value.ndim != 4 or value.shape[:3] != key.shape[:3]:
         raise InputError(f"value {list(value.shape)} must be [B, S, K, Hv] with B, S, K of key {list(key.shape)}")
     mask, bias, scale, softcap, sinks = scoring
-    plain = bias is None and softcap is None and sinks is None
+    whole = dropout_key is None or not dropout_rate
+    plain = whole and bias is None and softcap is None and sinks is None
     if plain and fused_kernel_applies(query, key, value, mask, cuda_capability()):
         return fused_attention(query, key, value, mask, scale=scale)
-    if bias is None and ring_applies(query, key, mask):
+    if whole and bias is None and ring_applies(query, key, mask):
         return ring_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
     if bias is None and blockwise_pays(query, key, mask):
-        return blockwise_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
-    return weighted_values(_weights(query, key, scoring), value)
+        drops = {} if whole else {"dropout_rate": dropout_rate, "dropout_key": dropout_key}
+        return blockwise_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks, **drops)
+    return weighted_values(dropout(_weights(query, key, scoring), dropout_rate, dropout_key), value)
 
 
 def attention_weights(query: jax.Array, key: jax.Array, **options: Unpack[AttentionOptions]) -> jax.Array:

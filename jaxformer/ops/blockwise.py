@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxformer.ops.dropout import dropout
 from jaxformer.ops.masks import AttentionMask, segment_mask, window_mask
 
 # Finite, so that the running maximum of a query that has seen nothing can be subtracted from -inf without a NaN.
@@ -29,6 +30,7 @@ class Blocks(NamedTuple):
         values: [S blocks, B, K, size, Hv].
         mask: Mask with offsets [B|1]; its key_valid and segment_ids [B|1, S] are padded to whole blocks.
         sinks: Float32 [K, G], the lowest number where there are none.
+        dropout_key: Key for dropout of weights, of which each pair of blocks has its own. None: no dropout.
     """
 
     queries: jax.Array
@@ -36,6 +38,7 @@ class Blocks(NamedTuple):
     values: jax.Array
     mask: AttentionMask
     sinks: jax.Array
+    dropout_key: jax.Array | None = None
 
 
 class Seen(NamedTuple):
@@ -69,15 +72,17 @@ class Residuals(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """Static settings of the scores.
+    """Static settings of the scores, and of the weights.
 
     Attributes:
         scale: Factor on the scores.
         softcap: Bound that scaled scores are squashed into. None: not.
+        dropout: Rate of dropout of the weights.
     """
 
     scale: float
     softcap: float | None
+    dropout: float = 0.0
 
 
 def blockwise_attention(
@@ -89,6 +94,8 @@ def blockwise_attention(
     scale: float,
     softcap: float | None = None,
     sinks: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
     block: int = 256,
 ) -> jax.Array:
     """Return softmax(scale Q K^T) V, equation 1 of section 3.2.1, in memory that is linear in T and S.
@@ -104,13 +111,15 @@ def blockwise_attention(
         scale: Factor on the scores.
         softcap: Bound that scores are squashed into. None: not.
         sinks: float32 [N]. None: there are none.
+        dropout_rate: Rate of dropout of the weights, which are drawn again for the gradient and never kept.
+        dropout_key: Key for dropout. None: no dropout.
         block: Number of queries, and of keys, that are computed at once.
 
     Returns:
         [B, T, N, Hv] in the type of `value`.
     """
-    blocks = in_blocks(query, key, value, mask, sinks, block)
-    return joined(_attend(Scale(scale, softcap), blocks), query.shape[1])
+    blocks = in_blocks(query, key, value, mask, sinks, block)._replace(dropout_key=dropout_key)
+    return joined(_attend(Scale(scale, softcap, dropout_rate), blocks), query.shape[1])
 
 
 def in_blocks(
@@ -170,7 +179,7 @@ def nothing_seen(blocks: Blocks) -> Seen:
 
 def meet(static: Scale, blocks: Blocks, seen: Seen) -> Seen:
     """Return the sums of queries that also meet these keys."""
-    queries, keys, values, mask, _ = blocks
+    queries, keys, values, mask, _, _ = blocks
 
     def attend_block(_: None, numbered: Any) -> tuple[None, Seen]:
         index, query, seen = numbered
@@ -182,6 +191,7 @@ def meet(static: Scale, blocks: Blocks, seen: Seen) -> Seen:
             shrink = jnp.exp(largest - new_largest)
             weights = jnp.exp(scores - new_largest[..., None])
             total = total * shrink + weights.sum(axis=-1)
+            weights = _dropped(static, blocks, weights, index, at)
             mixed = mixed * shrink[..., None] + _dot("BKGTS,BKSH->BKGTH", weights.astype(values.dtype), values[at])
             return Seen(new_largest, total, mixed)
 
@@ -216,7 +226,8 @@ def gradients(
     """Return the gradients of queries, keys and values, float32, as far as these keys go.
 
     With weights P, dV = P^T dO and dP = dO V^T; through the softmax, dScores = P * (dP - sum of P dP), where the sum
-    over keys equals the sum of dO * O over the width and is therefore known beforehand.
+    over keys equals the sum of dO * O over the width and is therefore known beforehand. Dropout multiplies P in dV, and
+    dP, by the same factors.
 
     Args:
         static: Settings of the scores.
@@ -224,7 +235,7 @@ def gradients(
         d_output: Gradient of the output, [T blocks, B, K, G, size, Hv].
         d_sum: Sum of d_output times the output, float32 [T blocks, B, K, G, size].
     """
-    (queries, keys, values, mask, _), _, largest, total = saved
+    (queries, keys, values, mask, _, _), _, largest, total = saved
 
     def gradient_block(d_keys_values: Any, numbered: Any) -> tuple[Any, jax.Array]:
         index, query, d_out, largest, total, d_sum = numbered
@@ -234,13 +245,14 @@ def gradients(
             capped, scores = _scores(static, query, keys[at], _visible(queries, keys, mask, index, at))
             # Not exp(score - log of the sum): that logarithm, added to a large score, would lose its last digits.
             weights = jnp.exp(scores - largest[..., None]) / total[..., None]
-            d_weights = _dot("BKGTH,BKSH->BKGTS", d_out, values[at])
+            d_weights = _dropped(static, saved.blocks, _dot("BKGTH,BKSH->BKGTS", d_out, values[at]), index, at)
             d_scores = weights * (d_weights - d_sum[..., None]) * static.scale
             if static.softcap is not None:
                 d_scores *= 1 - jnp.square(capped / static.softcap)  # the derivative of softcap * tanh(x / softcap)
             d_scores = d_scores.astype(query.dtype)
             d_query += _dot("BKGTS,BKSH->BKGTH", d_scores, keys[at])
             d_keys = d_keys.at[at].add(_dot("BKGTS,BKGTH->BKSH", d_scores, query))
+            weights = _dropped(static, saved.blocks, weights, index, at)
             d_values = d_values.at[at].add(_dot("BKGTS,BKGTH->BKSH", weights.astype(d_out.dtype), d_out))
             return d_query, (d_keys, d_values)
 
@@ -255,6 +267,13 @@ def gradients(
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _dropped(static: Scale, blocks: Blocks, weights: jax.Array, index: jax.Array, at: jax.Array) -> jax.Array:
+    """Return weights, or their gradient, of query block `index` and key block `at` with dropout where there is any."""
+    if blocks.dropout_key is None:
+        return weights
+    return dropout(weights, static.dropout, jax.random.fold_in(jax.random.fold_in(blocks.dropout_key, index), at))
 
 
 def _scores(static: Scale, query: jax.Array, key: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -183,7 +183,7 @@ def running_mean(decay: float) -> optax.GradientTransformation:
         decay: The weight of the mean before each step.
     """
 
-    def update(updates: optax.Updates, state: RunningMean, params: Any = None) -> tuple[Any, RunningMean]:
+    def update(updates: optax.Updates, state: Any, params: Any = None) -> tuple[Any, RunningMean]:
         kept = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
         mean = jax.tree.map(
             lambda mean, old, update: (kept * mean + (1 - kept) * (old + update)).astype(mean.dtype),

@@ -47,17 +47,27 @@ def dense(query: jax.Array, key: jax.Array, value: jax.Array, **options: object)
     return weighted_values(attention_weights(query, key, **options_of(key.shape[1], **options)), value)
 
 
-def blockwise(query: jax.Array, key: jax.Array, value: jax.Array, *, block: int, **options: object) -> jax.Array:
+def blockwise(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    block: int,
+    rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    **options: object,
+) -> jax.Array:
     """The blockwise form with a block of its own choice, whatever the size."""
     keywords = options_of(key.shape[1], **options)
     mask = keywords["mask"]
     if mask.explicit is not None:
         mask = dataclasses.replace(mask, key_valid=mask.explicit[:, 0, 0], explicit=None)
     scale = keywords.get("scale", query.shape[3] ** -0.5)
-    return compiled_blockwise(query, key, value, mask, scale, keywords.get("softcap"), block, keywords.get("sinks"))
+    static = (scale, keywords.get("softcap"), block, rate)
+    return compiled_blockwise(query, key, value, mask, *static, keywords.get("sinks"), dropout_key)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def compiled_blockwise(
     query: jax.Array,
     key: jax.Array,
@@ -66,10 +76,13 @@ def compiled_blockwise(
     scale: float,
     softcap: float | None,
     block: int,
+    rate: float,
     sinks: jax.Array | None,
+    dropout_key: jax.Array | None,
 ) -> jax.Array:
     """One program for all masks of one structure."""
-    return blockwise_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks, block=block)
+    options = {"scale": scale, "softcap": softcap, "sinks": sinks, "block": block}
+    return blockwise_attention(query, key, value, mask, **options, dropout_rate=rate, dropout_key=dropout_key)
 
 
 def output_and_gradients(function: object, primals: list[jax.Array], d_output: jax.Array, **options: object) -> list:
@@ -205,3 +218,46 @@ def test_under_vmap_and_jit() -> None:
     stacked = [jnp.stack([x, 2 * x]) for x in primals]
     mapped = jax.jit(jax.vmap(lambda *x: blockwise(*x, block=8, causal=True)))(*stacked)
     np.testing.assert_allclose(mapped[1], dense(*(2 * x for x in primals), causal=True), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["causal", "left padding", "softcap", "packed"])
+def test_dropout_drops_the_same_weights_in_both_directions(name: str) -> None:
+    """The weights that are left are seen by averaging the unit vectors; with them, the dense form has equal gradients."""
+    options, rate = STRUCTURES[name], 0.3
+    query, key, value, d_output = inputs()
+    drops = {"rate": rate, "dropout_key": jax.random.key(3)}
+    unit = jnp.broadcast_to(jnp.eye(S)[None, :, None], (B, S, K, S))
+    left = jnp.swapaxes(blockwise(query, key, unit, block=16, **options, **drops), 1, 2)  # [B, N, T, S]
+    weights = attention_weights(query, key, **options_of(S, **options))
+    factors = jnp.where(weights > 1e-6, left / jnp.maximum(weights, 1e-6), 0)
+    kept = factors > 0.5
+    np.testing.assert_allclose(factors[kept], 1 / (1 - rate), rtol=1e-3)
+    seen = (weights > 1e-6).sum()
+    assert abs(kept.sum() / seen - (1 - rate)) < 0.05
+
+    def masked(query: jax.Array, key: jax.Array, value: jax.Array, **_: object) -> jax.Array:
+        weights = attention_weights(query, key, **options_of(S, **options))
+        return weighted_values(weights * jnp.where(kept, 1 / (1 - rate), 0), value)
+
+    expected = output_and_gradients(masked, [query, key, value], d_output)
+    actual = output_and_gradients(
+        functools.partial(blockwise, block=16, **options, **drops), [query, key, value], d_output
+    )
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4)
+
+
+def test_long_sequences_are_dropped_block_by_block() -> None:
+    """Attention with dropout holds no map of 1,024 tokens either, and another key drops other weights."""
+    query = jax.random.normal(jax.random.key(0), (1, 1024, 2, 8))
+
+    def attended(key: jax.Array | None) -> jax.Array:
+        mask = AttentionMask(causal=True)
+        return dot_product_attention(query, query, query, mask=mask, dropout_rate=0.1, dropout_key=key)
+
+    text = jax.jit(attended).lower(jax.random.key(1)).as_text()
+    assert "1024x1024" not in text
+    first, again, other, whole = map(attended, (jax.random.key(1), jax.random.key(1), jax.random.key(2), None))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    assert np.abs(np.mean(first - whole)) < 0.01
