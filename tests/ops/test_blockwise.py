@@ -222,7 +222,7 @@ def test_under_vmap_and_jit() -> None:
 
 @pytest.mark.parametrize("name", ["causal", "left padding", "softcap", "packed"])
 def test_dropout_drops_the_same_weights_in_both_directions(name: str) -> None:
-    """The weights that are left are seen by averaging the unit vectors; with them, the dense form has equal gradients."""
+    """Averaging unit vectors shows which weights are left; with them, the dense form has equal gradients."""
     options, rate = STRUCTURES[name], 0.3
     query, key, value, d_output = inputs()
     drops = {"rate": rate, "dropout_key": jax.random.key(3)}
