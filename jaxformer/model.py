@@ -118,7 +118,7 @@ class Transformer(nnx.Module):
             token_types: Types [B, S] of `inputs`, where the embedding has several.
             dropout_key: Key for dropout. None: no dropout.
             return_intermediates: Whether to return a `ModelOutput` with hidden states, attention maps and routing, or
-                "routing": without maps.
+                with "routing" alone.
 
         Raises:
             InputError: The arguments do not fit the model.

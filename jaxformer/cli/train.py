@@ -31,7 +31,17 @@ from jaxformer.flags import optional
 from jaxformer.interrupts import FAREWELL
 from jaxformer.locks import locked
 from jaxformer.schema import shown
-from jaxformer.tasks import TASKS, EvalResult, NamedTask, Task, find_task, flag_values, loss_function, same_task
+from jaxformer.tasks import (
+    TASKS,
+    EvalResult,
+    NamedTask,
+    Task,
+    command_flags,
+    find_task,
+    flag_values,
+    loss_function,
+    same_task,
+)
 from jaxformer.training import (
     Checkpoints,
     DivergedError,
@@ -127,6 +137,8 @@ def train_in(folder: Path, named: NamedTask, arguments: Any, rest: list[str], st
     if arguments.eval_only:
         read_saved(folder, named, rest)
         run = runs.open_run(folder, named)
+        if changed := run.task.changed_data():
+            note(f"the {' and the '.join(changed)} changed since {folder} began: its results were of other data")
         note_changed_code(folder, named)
         print("\n".join(run.task.evaluate(run.model).lines))
         return
@@ -194,8 +206,8 @@ def prepare(named: NamedTask, arguments: Arguments, folder: Path) -> tuple[Task[
     begun = arguments.resume and runs.steps_taken(folder) > 0
     task = named.task(arguments.settings, folder if begun else None)
     settings, config = task.settings, task.config
-    if begun:
-        task.check_data()
+    if begun and (changed := task.changed_data()):
+        raise InputError(f"the {' and the '.join(changed)} changed since {folder} began: it cannot be resumed")
     batches = training_batches(task)
     trainable, state = runs.abstract_state(task, config)
     check_memory(state, trainable.frozen, task)
@@ -359,5 +371,5 @@ def facts(run: Run, found: EvalResult, seconds: float) -> dict[str, str]:
         name.replace("_", " "): f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         for name, value in found.metrics.items()
     }
-    flags = " ".join(f"{flag} {value}" for flag, value in flag_values(run.task.settings).items() if value is not None)
+    flags = " ".join(map(quote, command_flags(run.task.settings)))
     return {"parameters": f"{count:,}", **known, "time": f"{seconds:.0f} s", "settings": flags}

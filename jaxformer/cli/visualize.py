@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from jaxformer.cli import terminal
 from jaxformer.cli.invocation import command_line
-from jaxformer.cli.runs import checkpoint_in, find_run
+from jaxformer.cli.runs import checkpoint_in, find_run, reads_plain
 from jaxformer.cli.streams import replacing
 from jaxformer.errors import InputError
 from jaxformer.flags import optional
@@ -49,6 +49,8 @@ class Arguments:
     """task of the run; needed for a task of your own, FILE.py:CLASS"""
     input: Annotated[str | None, optional("TEXT", aliases=["--prompt"])] = None
     """what the model reads, such as "3 1 4 1 5", or a text (default: held-out data; with --model, a sentence)"""
+    raw: bool = False
+    """with --model: the text as it is, without the chat template"""
     output: Annotated[Path | None, optional("FOLDER")] = None
     """where the pictures go (default: pictures/ in the folder of the run; with --model, pictures/ here)"""
     text: bool = False
@@ -100,13 +102,16 @@ def main(argv: list[str]) -> None:
 def observed(arguments: Arguments) -> tuple[Transformer, AttentionView, str, Path]:
     """Return the model, what it attends to, its name, and where its pictures go unless the command line says."""
     if arguments.model is None:
+        if arguments.raw:
+            raise InputError("--raw belongs to --model: leave it out")
         run = find_run(arguments.checkpoint, arguments.task)
         return run.model, run.task.observe(run.model, arguments.input), run.folder.name, run.folder / "pictures"
     if arguments.checkpoint or arguments.task:
         raise InputError("--model is no run: leave --checkpoint and --task out")
     lm = from_pretrained(checkpoint_in(arguments.model))
     text = SENTENCE if arguments.input is None else arguments.input
-    return lm.model, observe_text(lm, text), Path(arguments.model).name, Path("pictures")
+    raw = arguments.raw or reads_plain(arguments.model)
+    return lm.model, observe_text(lm, text, raw=raw), Path(arguments.model).name, Path("pictures")
 
 
 def pictures(model: Transformer, observations: tuple[Observation, ...]) -> Iterator[tuple[str, Figure]]:

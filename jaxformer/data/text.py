@@ -113,6 +113,11 @@ def files(source: Path) -> list[Path]:
     return found
 
 
+def others(source: Path) -> list[Path]:
+    """Return the files of a folder that `documents` does not read, because their names end otherwise."""
+    return sorted(path for path in source.rglob("*") if path.is_file() and path.suffix not in SUFFIXES)
+
+
 def refuse(error: OSError) -> NoReturn:
     """Raise what else would be passed over in silence."""
     raise error

@@ -120,8 +120,7 @@ class Stack(nnx.Module):
             caches: One for each block, or none.
             encoder: What cross-attention of each block attends to, or nothing.
             dropout_key: Key for dropout. None: no dropout.
-            return_intermediates: Whether to return hidden states, attention maps and routing, or "routing" without
-                maps, which attention in blocks has none of.
+            return_intermediates: Whether to return hidden states, attention maps and routing, or "routing" alone.
         """
         blocks = self.applied
         first_key, *keys = split_key(dropout_key, 1 + len(blocks))
@@ -156,13 +155,10 @@ class Stack(nnx.Module):
             x = dropout(x, self.config.final_dropout, jax.random.fold_in(dropout_key, 1))
         states[-1] = x
         _, written, maps, cross_maps, routing = zip(*outputs, strict=True)
-        written = written if caches else ()
-        if not return_intermediates:
-            return StackOutput(x, written, Intermediates())
-        if return_intermediates == "routing":
-            return StackOutput(x, written, Intermediates(tuple(states), routing=routing))
-        cross_maps = cross_maps if encoder else ()
-        return StackOutput(x, written, Intermediates(tuple(states), maps, cross_maps, routing))
+        found = Intermediates(tuple(states), maps, cross_maps if encoder else (), routing)
+        if return_intermediates is not True:
+            found = Intermediates(routing=routing) if return_intermediates == "routing" else Intermediates()
+        return StackOutput(x, written if caches else (), found)
 
     @property
     def applied(self) -> list[Block]:

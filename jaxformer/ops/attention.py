@@ -101,8 +101,17 @@ def dot_product_attention(
     if whole and bias is None and ring_applies(query, key, mask):
         return ring_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
     if bias is None and blockwise_pays(query, key, mask):
-        drops = {} if whole else {"dropout_rate": dropout_rate, "dropout_key": dropout_key}
-        return blockwise_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks, **drops)
+        return blockwise_attention(
+            query,
+            key,
+            value,
+            mask,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            dropout_rate=dropout_rate,
+            dropout_key=None if whole else dropout_key,
+        )
     return weighted_values(dropout(_weights(query, key, scoring), dropout_rate, dropout_key), value)
 
 

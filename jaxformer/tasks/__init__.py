@@ -7,11 +7,11 @@ require_extra("cli", "jaxformer.tasks")
 # isort: split
 from jaxformer.tasks.language import LanguageTask
 from jaxformer.tasks.language_settings import LanguageModelSettings, LanguageSettings, TextSettings
-from jaxformer.tasks.losses import loss_function, next_token_loss
+from jaxformer.tasks.losses import loss_function, model_loss, next_token_loss
 from jaxformer.tasks.registry import TASKS, NamedTask, find_task, is_outside, same_task
 from jaxformer.tasks.sequence_settings import ModelSettings, SequenceSettings
 from jaxformer.tasks.sequences import Copy, Reverse, SequenceTask, Sort, exact
-from jaxformer.tasks.settings import TrainSettings, flag_values, settings_from_dict
+from jaxformer.tasks.settings import TrainSettings, command_flags, flag_values, settings_from_dict
 from jaxformer.tasks.task import AttentionView, EvalResult, InputKind, Output, Task
 
 __all__ = [
@@ -33,11 +33,13 @@ __all__ = [
     "Task",
     "TextSettings",
     "TrainSettings",
+    "command_flags",
     "exact",
     "find_task",
     "flag_values",
     "is_outside",
     "loss_function",
+    "model_loss",
     "next_token_loss",
     "same_task",
     "settings_from_dict",

@@ -55,7 +55,7 @@ class Classification(Output):
     probability: float
 
     def __str__(self) -> str:
-        return self.label
+        return f"{self.text}\n-> {self.label} ({self.probability:.1%})\n"
 
 
 @dataclass(frozen=True, eq=False)

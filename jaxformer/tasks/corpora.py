@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.data import Corpus, Tokenizer, documents, load_tokenizer, open_corpus, split_corpus, train_tokenizer
+from jaxformer.data.text import others
 from jaxformer.errors import InputError, listed
 from jaxformer.machine import cache_folder
 from jaxformer.tasks.language_settings import TextSettings
@@ -46,6 +47,9 @@ def read_texts(settings: TextSettings, tokenizer: Tokenizer | None = None) -> Te
 
 def read_text(name: str, source: Path | None, tokenizer: Tokenizer, field: str) -> Corpus:
     """Return a text as a tokenizer reads it, and report on standard error how much of it has no token."""
+    if source is not None and (left := others(source)):
+        names = listed([path.name for path in left[:3]])
+        print(f"{source}: {len(left):,} files are not read, as {names}: only .txt and .jsonl are", file=sys.stderr)
     corpus = open_corpus(source, tokenizer, cache_folder() / "corpora", field=field)
     say_unknown(name, corpus, tokenizer, documents(source, field))
     return corpus

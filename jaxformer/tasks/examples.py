@@ -33,38 +33,57 @@ def read_examples(settings: TextSettings, kind: Kind, tokenizer: Tokenizer | Non
         InputError: A file has bad lines, or another kind of them, or nothing writes conversations.
     """
     source = Path(settings.data or "")
-    if kind == "conversations":
-        template = None if lm is None else lm.chat_format
-        if template is None or lm is None or lm.tokenizer is None:
-            raise InputError(f"{source} holds conversations: give --model, a checkpoint with a chat template")
-        assert tokenizer is not None, "of the checkpoint"
-
-        def read(path: Path) -> Corpus:
-            coded = code_dialogues(lm, read_dialogues(path, template, skip_bad=settings.skip_bad))
-            # Special tokens are no text: they do not count as bytes.
-            texts = [[(decode(lm.tokenizer, ids.tolist()), answer) for ids, answer in example] for example in coded]
-            return corpus_of(coded, texts, tokenizer)
-
-    else:
-        tokenizer = tokenizer or tokenizer_of(
+    if tokenizer is None and kind == "prompts":
+        tokenizer = tokenizer_of(
             settings.tokenizer or "char",
             (part for row in read_prompts(source, skip_bad=True, say=lambda _: None) for part in row),
             settings.vocab_size,
         )
 
-        def read(path: Path) -> Corpus:
-            rows = read_prompts(path, skip_bad=settings.skip_bad, say=say)
-            texts = [[(prompt, False), (completion, True)] for prompt, completion in rows]
-            corpus = corpus_of([code_prompt(tokenizer, *row) for row in rows], texts, tokenizer)
-            say_unknown(f"examples of {path}", corpus, tokenizer, (part for row in rows for part in row))
-            return corpus
+    def read(path: Path) -> Corpus:
+        return read_corpus(path, kind, tokenizer, lm, skip_bad=settings.skip_bad)
 
     if settings.validation is None:
-        return Texts(tokenizer, *split_examples(read(source)))
+        corpora = split_examples(read(source))
+        assert tokenizer is not None, "it has read them"
+        return Texts(tokenizer, *corpora)
     other = Path(settings.validation)
     if kind_of(other, settings.field) != kind:
         raise InputError(f"{source} holds {kind}, and {other} does not: give both in one form")
-    return Texts(tokenizer, read(source), read(other))
+    corpora = read(source), read(other)
+    assert tokenizer is not None, "it has read them"
+    return Texts(tokenizer, *corpora)
+
+
+def read_corpus(
+    path: Path, kind: Kind, tokenizer: Tokenizer | None, lm: Pretrained | None, *, skip_bad: bool = False
+) -> Corpus:
+    """Return the examples of a file.
+
+    Args:
+        path: The file.
+        kind: "prompts" or "conversations".
+        tokenizer: Reads them. None: there is none, for conversations without a checkpoint, which are refused.
+        lm: The checkpoint whose chat template writes conversations. None: there is none.
+        skip_bad: Whether to pass over bad lines.
+
+    Raises:
+        InputError: The file has bad lines, or nothing writes conversations.
+    """
+    if kind == "conversations":
+        template = None if lm is None else lm.chat_format
+        if template is None or lm is None or lm.tokenizer is None or tokenizer is None:
+            raise InputError(f"{path} holds conversations: give --model, a checkpoint with a chat template")
+        coded = code_dialogues(lm, read_dialogues(path, template, skip_bad=skip_bad))
+        # Special tokens are no text: they do not count as bytes.
+        texts = [[(decode(lm.tokenizer, ids.tolist()), answer) for ids, answer in example] for example in coded]
+        return corpus_of(coded, texts, tokenizer)
+    assert tokenizer is not None, "made by now"
+    rows = read_prompts(path, skip_bad=skip_bad, say=say)
+    texts = [[(prompt, False), (completion, True)] for prompt, completion in rows]
+    corpus = corpus_of([code_prompt(tokenizer, *row) for row in rows], texts, tokenizer)
+    say_unknown(f"examples of {path}", corpus, tokenizer, (part for row in rows for part in row))
+    return corpus
 
 
 def read_dialogues(path: Path, template: ChatTemplate, *, skip_bad: bool) -> list[Dialogue]:

@@ -25,7 +25,7 @@ from jaxformer.layers import Head
 from jaxformer.model import Transformer
 from jaxformer.pretrained import Pretrained, as_pretrained, tokens
 from jaxformer.tasks.corpora import Texts, read_text
-from jaxformer.tasks.examples import read_examples
+from jaxformer.tasks.examples import read_corpus, read_examples
 from jaxformer.tasks.language_settings import LanguageSettings
 from jaxformer.tasks.losses import model_loss
 from jaxformer.tasks.perplexity import Measure, measure
@@ -289,9 +289,12 @@ class LanguageTask(TextTask[LanguageSettings]):
         return AttentionView(self.tokenizer.decode(ids), (observation,))
 
     def measure(self, model: Transformer, source: Path, field: str) -> Measure:
-        """Return how well a model predicts the text in a file or a folder, in windows of its context."""
-        text = read_text(str(source), source, self.tokenizer, field)
-        return measure(model, text, windows(text, self.context, self.settings.batch_size))
+        """Return how well a model predicts the text in a file or a folder, in windows of its context.
+
+        Of prompts and conversations it is how well it predicts the answers.
+        """
+        lm = None if self.base is None else self.base.lm
+        return measure_file(model, source, field, self.tokenizer, lm, self.context, self.settings.batch_size)[0]
 
     def as_pretrained(self, model: Transformer, family: str | None = None) -> Pretrained:
         """Return a model as a checkpoint of a Hugging Face family, see `jaxformer.as_pretrained`."""
@@ -313,9 +316,46 @@ def measure_checkpoint(lm: Pretrained, source: Path, field: str) -> tuple[Measur
     """
     if lm.model.encoder is not None or not isinstance(lm.model.head, Head):
         raise InputError("the perplexity is that of decoder-only language models, and this model is none")
-    text = read_text(str(source), source, checkpoint_tokenizer(lm), field)
-    context = min(lm.context or MOST_CONTEXT, MOST_CONTEXT, max(len(text.tokens) - 1, 1))  # a short text is one window
-    return measure(lm.model, text, windows(text, context, 1 if context > MANY_TOKENS else 8)), context
+    context = min(lm.context or MOST_CONTEXT, MOST_CONTEXT)
+    rows = 1 if context > MANY_TOKENS else 8
+    return measure_file(lm.model, source, field, checkpoint_tokenizer(lm), lm, context, rows)
+
+
+def measure_file(
+    model: Transformer,
+    source: Path,
+    field: str,
+    tokenizer: Tokenizer,
+    lm: Pretrained | None,
+    context: int,
+    rows: int,
+) -> tuple[Measure, int]:
+    """Return how well a model predicts a text, or the answers of examples, and the tokens of the windows it reads.
+
+    Args:
+        model: The model.
+        source: A file or a folder.
+        field: Where a line of a .jsonl file has its text.
+        tokenizer: Reads it.
+        lm: The checkpoint whose chat template writes conversations. None: there is none.
+        context: The most tokens of a window; a shorter text is one.
+        rows: Windows that are read together.
+
+    Raises:
+        InputError: The source cannot be read, or no answer fits into the context.
+    """
+    kind = kind_of(source, field)
+    if kind == "text":
+        text = read_text(str(source), source, tokenizer, field)
+        context = min(context, max(len(text.tokens) - 1, 1))
+        return measure(model, text, windows(text, context, rows)), context
+    examples = read_corpus(source, kind, tokenizer, lm)
+    parts = spans(examples, context)
+    if not len(parts.starts):
+        raise InputError(f"none of the examples in {source} answers within {context} tokens")
+    if parts.cut or parts.empty:
+        say(f"{source}: {parts.cut:,} examples are cut at {context} tokens, {parts.empty:,} left out: no answer fits")
+    return measure(model, examples, all_packed(examples, parts, context, rows)), context
 
 
 def has_experts(config: TransformerConfig) -> bool:

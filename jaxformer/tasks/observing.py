@@ -12,17 +12,20 @@ from jaxformer.tasks.task import AttentionView, first_row, forward
 from jaxformer.visualize import Observation
 
 
-def observe_text(lm: Pretrained, text: str) -> AttentionView:
+def observe_text(lm: Pretrained, text: str, *, raw: bool = False) -> AttentionView:
     """Return the attention of a checkpoint that reads a text; an encoder-decoder then answers it, greedily.
 
     Args:
         lm: The checkpoint.
-        text: The text.
+        text: The text, which is the user's message where the checkpoint has a chat template.
+        raw: Whether to leave out the chat template.
 
     Raises:
         InputError: It has no tokenizer, or the text is too long.
     """
-    ids = lm.encode(text)["input_ids"][0]
+    chats = lm.chat_template is not None and not raw
+    written = lm.chat([{"role": "user", "content": text}]) if chats else text
+    ids = lm.encode(written, special_tokens=not chats)["input_ids"][0]
     assert lm.tokenizer is not None, "it has encoded a text"
     names = Tokenizer("file", lm.tokenizer, last=0).names
     if lm.model.encoder is not None and lm.model.decoder is not None:

@@ -78,22 +78,23 @@ class RowTask(FineTuningTask[S]):
         if coder.digest != read_about(self.folder)["tokenizer"]:
             raise InputError(f"the tokenizer in {self.folder} is not the one that the model was trained with")
 
-    def check_data(self) -> None:
-        """Raise InputError if the rows are not those with which the run in `folder` began."""
+    def changed_data(self) -> list[str]:
+        """Return which rows changed since the run in `folder` began."""
         assert self.folder is not None, "of a run that has begun"
-        if read_about(self.folder)["rows"] != self._checksum():
-            raise InputError(f"the training rows changed since {self.folder} began: it cannot be resumed")
+        before, names = read_about(self.folder), {"rows": "training rows", "validation": "validation rows"}
+        return [names[name] for name, value in self._checksums().items() if before[name] not in (value, None)]
 
     def save(self, folder: Path) -> None:
         """Write the vocabularies, the checksums of vocabularies and rows, and what is kept of a checkpoint."""
         super().save(folder)
         if self.base is None:
             self.coder.save(folder)
-        about = {"tokenizer": self.coder.digest, "rows": self._checksum()}
+        about = {"tokenizer": self.coder.digest, **self._checksums()}
         replace_text(folder / DATA, json.dumps(about) + "\n")
 
-    def _checksum(self) -> int:
-        return zlib.crc32(json.dumps(self.rows["train"]).encode())
+    def _checksums(self) -> dict[str, int]:
+        parts: dict[str, Split] = {"rows": "train", "validation": "validation"}
+        return {name: zlib.crc32(json.dumps(self.rows[split]).encode()) for name, split in parts.items()}
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -101,7 +102,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     about = schema.load_json(folder / DATA)
     with schema.located(folder / DATA):
         schema.require(about, "tokenizer", "rows")
-        return schema.read(about, {"tokenizer": schema.text(""), "rows": schema.integer(0, 0, 2**32 - 1)})
+        checksums = {"rows": schema.integer(0, 0, 2**32 - 1), "validation": schema.integer(None, 0, 2**32 - 1)}
+        return schema.read(about, {"tokenizer": schema.text(""), **checksums})
 
 
 def say(line: str) -> None:

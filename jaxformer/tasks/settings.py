@@ -86,6 +86,19 @@ def nested_dataclasses(kind: type) -> tuple[type, ...]:
     return tuple(found)
 
 
+def command_flags(settings: Any) -> list[str]:
+    """Return the settings as arguments of a command line, without those that are None."""
+    found: list[str] = []
+    for flag, value in flag_values(settings).items():
+        if isinstance(value, tuple):
+            found += [part for each in value for part in (flag, str(each))]
+        elif value is True:
+            found.append(flag)
+        elif value is not None and value is not False:  # a flag that is not given is off
+            found += [flag, str(value)]
+    return found
+
+
 def flag_values(settings: Any) -> dict[str, Any]:
     """Return the value of every flag, by its name on the command line; those of nested dataclasses first."""
     nested: dict[str, Any] = {}

@@ -180,8 +180,9 @@ class Task(ABC, Generic[S]):
         """Return the number of real target tokens in a batch, for the speed."""
         return int((batch["labels"] != IGNORED).sum())
 
-    def check_data(self) -> None:
-        """Raise InputError if the data is not the data with which the run in `folder` began."""
+    def changed_data(self) -> list[str]:
+        """Return names of the parts of the data that changed since the run in `folder` began."""
+        return []
 
     def save(self, folder: Path) -> None:
         """Write into the folder of a run what its model cannot be used without."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from jaxformer import presets, schema
 from jaxformer.config import TransformerConfig
-from jaxformer.data import Batch, Process, Tokenizer, load_tokenizer, text_batches, windows
+from jaxformer.data import Batch, Corpus, Process, Tokenizer, load_tokenizer, text_batches, windows
 from jaxformer.data.pipeline import ALONE
 from jaxformer.errors import InputError
 from jaxformer.pretrained import TOKENIZER, Pretrained
@@ -82,13 +82,12 @@ class TextTask(FineTuningTask[S]):
             return text_batches(self.texts.training, length, rows, self.settings.seed, process)
         return map(process.part, windows(self.texts.validation, length, rows))
 
-    def check_data(self) -> None:
-        """Raise InputError if the text is not the one with which the run in `folder` began."""
+    def changed_data(self) -> list[str]:
+        """Return which of tokenizer, text and validation text changed since the run in `folder` began."""
         assert self.folder is not None, "of a run that has begun"
-        before = read_description(self.folder)
-        changed = [name for name, value in self._checksums().items() if before[name] != value]
-        if changed:
-            raise InputError(f"the {' and the '.join(changed)} changed since {self.folder} began: it cannot be resumed")
+        before, names = read_description(self.folder), {"validation": "validation text"}
+        now = self._checksums().items()
+        return [names.get(name, name) for name, value in now if before[name] not in (value, None)]
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer, the checksums of tokenizer and text, and the checkpoint without its weights."""
@@ -98,11 +97,9 @@ class TextTask(FineTuningTask[S]):
         replace_text(folder / TEXT, json.dumps(self._checksums() | {"chat": self.chats}) + "\n")
 
     def _checksums(self) -> dict[str, Any]:
-        training = self.texts.training
-        checksum = zlib.crc32(training.tokens.tobytes())
-        if training.learned is not None:
-            checksum = zlib.crc32(training.learned.tobytes(), checksum)
-        return {"tokenizer": self.texts.tokenizer.digest, "text": checksum}
+        texts = self.texts
+        parts = {"text": checksum(texts.training), "validation": checksum(texts.validation)}
+        return {"tokenizer": texts.tokenizer.digest, **parts}
 
     @property
     def config(self) -> TransformerConfig:
@@ -121,11 +118,18 @@ class TextTask(FineTuningTask[S]):
         return self.settings.evaluate_every
 
 
+def checksum(text: Corpus) -> int:
+    """Return a number that another text, or other parts of it to learn, would not have."""
+    found = zlib.crc32(text.tokens.tobytes())
+    return found if text.learned is None else zlib.crc32(text.learned.tobytes(), found)
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Return the checksums of the tokenizer and the text of a run. Raises InputError if they cannot be read."""
     path = folder / TEXT
     description = schema.load_json(path)
     with schema.located(path):
         schema.require(description, "tokenizer", "text")
-        fields = {"tokenizer": schema.text(""), "text": schema.integer(0, 0, 2**32 - 1), "chat": schema.flag(False)}
-        return schema.read(description, fields)
+        crc = schema.integer(0, 0, 2**32 - 1)
+        fields = {"tokenizer": schema.text(""), "text": crc, "chat": schema.flag(False)}
+        return schema.read(description, fields | {"validation": schema.integer(None, 0, 2**32 - 1)})

@@ -140,6 +140,18 @@ def test_evaluation_can_be_repeated_and_any_text_measured(folder: Path, capsys: 
     train(["--task", "lm", "--eval-only"])
     said = capsys.readouterr().out
     assert f"{results['validation_loss']:.4f} nats per token" in said
+    description = json.loads((folder / "runs/lm/text.json").read_text())
+    changed = description | {"validation": description["validation"] ^ 1}
+    (folder / "runs/lm/text.json").write_text(json.dumps(changed))
+    train(["--task", "lm", "--eval-only"])
+    assert "the validation text changed since runs/lm began: its results were of other data" in capsys.readouterr().err
+    said = refusal(lambda: train(["--task", "lm", "--resume"]), capsys)
+    assert "the validation text changed since runs/lm began: it cannot be resumed" in said
+    older = {name: value for name, value in description.items() if name != "validation"}
+    (folder / "runs/lm/text.json").write_text(json.dumps(older))  # of a run that kept none
+    train(["--task", "lm", "--eval-only"])
+    assert "changed" not in capsys.readouterr().err
+    (folder / "runs/lm/text.json").write_text(json.dumps(description))
     (folder / "other.txt").write_text(TEXT[:400])
     main(["perplexity", "--data", "other.txt"])
     table = dict(line.rsplit(None, 1) for line in capsys.readouterr().out.splitlines()[2:4] if " per " not in line)
@@ -302,7 +314,7 @@ def test_train_explains_bad_input(
 def test_another_text_or_tokenizer_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "text.txt").write_text(TEXT.replace("owl", "bat"))
     said = refusal(lambda: train(["--task", "lm", "--resume", "--steps", "70"]), capsys)
-    assert "the text changed since runs/lm began" in said
+    assert "the text and the validation text changed since runs/lm began" in said
     train([*FLAGS, "--steps", "1", "--evaluate-batches", "1", "--output", "other"])
     capsys.readouterr()
     shutil.copy("other/tokenizer.json", "runs/lm/tokenizer.json")

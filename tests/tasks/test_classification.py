@@ -215,7 +215,7 @@ def test_a_new_model_learns_to_classify(rows: Path, tmp_path: Path, capsys: pyte
     said = refusal(lambda: train_here(tmp_path / "other", rows, "--model", str(run)), capsys)
     assert "is a run, not a checkpoint folder: go on with it by --resume" in said
     decode_inputs(["--checkpoint", str(run), "--input", "the story was lovely"])
-    assert capsys.readouterr().out == "good\n"
+    assert re.fullmatch(r"the story was lovely\n-> good \(\d+\.\d%\)\n\n", capsys.readouterr().out)
     (tmp_path / "lines.txt").write_text("a dull film\ngreat\n")
     decode_inputs(["--checkpoint", str(run), "--input-file", str(tmp_path / "lines.txt"), "--json"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

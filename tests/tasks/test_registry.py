@@ -1,12 +1,14 @@
 """Tasks by name: those of the package, classes in files, and everything that can be wrong with a file."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
 from jaxformer import InputError
-from jaxformer.tasks import TASKS, SequenceTask, find_task, is_outside, same_task
+from jaxformer.cli.train import parse
+from jaxformer.tasks import TASKS, SequenceTask, command_flags, find_task, is_outside, same_task
 
 GOOD = """
 from dataclasses import dataclass
@@ -128,3 +130,13 @@ def test_a_file_may_move_but_not_change_its_name() -> None:
     assert not same_task("a/b.py:C", "a/c.py:C")
     assert not same_task("copy", "copy.py:copy")
     assert same_task("copy", "copy")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_settings_of_a_run_can_be_given_again(name: str) -> None:
+    """What a report shows as settings is a command line that asks for them."""
+    named = find_task(name)
+    settings = named.task.defaults
+    assert parse(named, command_flags(settings), settings).settings == settings
+    other = dataclasses.replace(settings, seed=7, optimizer=dataclasses.replace(settings.optimizer, ema=0.5))
+    assert parse(named, command_flags(other), settings).settings == other
