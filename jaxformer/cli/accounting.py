@@ -13,14 +13,18 @@ import numpy as np
 from flax import nnx
 
 from jaxformer.config import (
+    AttentionConfig,
     BlockConfig,
     FeedForwardConfig,
+    HeadConfig,
     LatentAttentionConfig,
     LearnedPositions,
     StackConfig,
     TransformerConfig,
+    head_width,
 )
 from jaxformer.layers.experts import Experts
+from jaxformer.layers.variables import parameter_path
 from jaxformer.model import Transformer, abstract_model
 from jaxformer.ops import cross_entropy
 from jaxformer.training import Loss, OptimizerConfig, init_state, learning_rates, make_optimizer, make_train_step
@@ -197,6 +201,66 @@ def costs(config: TransformerConfig, sizes: Sizes) -> Costs:
         cross=cross,
         otherwise=without_latents(config),
     )
+
+
+def training_flops(config: TransformerConfig, batch: Any, *, trained: float = 1.0) -> float | None:
+    """Return the FLOPs that a training step on a batch needs, by the formula of PaLM, appendix B.
+
+    They are 2 per token and parameter that it is multiplied with, and 4 per query, key, head and unit of its width; as
+    many again for the gradient of states, and of weights. Causal attention counts as if all keys were seen. None where
+    the batch does not say what the model reads.
+
+    Args:
+        config: The model.
+        batch: Arrays [B, S] and [B, T] by name: "source" and "target" of an encoder-decoder, else "inputs" or "source".
+        trained: Share of the parameters that are trained.
+    """
+    both = config.encoder is not None and config.decoder is not None
+    names = ("source", "target") if both else ("inputs", "source")
+    found = [batch[name].shape for name in names if isinstance(batch, dict) and name in batch]
+    if len(found) != 1 + both:
+        return None
+    (B, S), (_, T) = found[0], found[-1]
+    forward = sum(
+        2 * B * length * used_weights(config, side) + B * attention_flops(config, stack, length, S)
+        for side, stack, length in (("encoder", config.encoder, S), ("decoder", config.decoder, T))
+        if stack is not None
+    )
+    if isinstance(config.head, HeadConfig):
+        width = config.main.embedding.dim or config.dim
+        forward += 2 * B * T * (width if config.head.tied else config.dim) * config.main.embedding.vocab_size
+    return forward * (2 + trained)
+
+
+@functools.cache
+def used_weights(config: TransformerConfig, side: str) -> int:
+    """Return the parameters of a stack that each token is multiplied with."""
+    stack = getattr(abstract_model(active(config)), side)
+
+    def weights(part: Any) -> int:
+        named = jax.tree_util.tree_leaves_with_path(part)
+        return sum(leaf.size for path, leaf in named if parameter_path(path)[-1] == "weight")
+
+    once = weights(stack) - weights(stack.blocks)
+    return once + sum(map(weights, stack.applied))
+
+
+def attention_flops(config: TransformerConfig, stack: StackConfig, T: int, S: int) -> float:
+    """Return the FLOPs of the products of queries and keys, and of weights and values, of T queries; S in a source."""
+    total = 0.0
+    for block in stack.applied:
+        for attention, keys in ((block.attention, T), (block.cross, S)):
+            match attention:
+                case LatentAttentionConfig():
+                    widths = attention.qk_nope_head_dim + attention.qk_rope_head_dim
+                    widths += attention.v_head_dim or attention.qk_nope_head_dim
+                case AttentionConfig():
+                    widths = 2 * head_width(attention, config.dim)
+                    keys = min(keys, attention.window or keys)
+                case None:
+                    continue
+            total += 2 * T * keys * attention.heads * widths
+    return total
 
 
 def idle_parameters(model: Transformer) -> int:

@@ -16,11 +16,13 @@ from shlex import quote
 from typing import Annotated, Any, Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
 import tyro
 from tqdm import tqdm
 
 from jaxformer import parallel
 from jaxformer.cli import folders, runs, terminal
+from jaxformer.cli.accounting import training_flops
 from jaxformer.cli.invocation import command_line
 from jaxformer.cli.memory import bytes_of, check_memory, size
 from jaxformer.cli.runs import CHECKPOINTS, ROOT, Description, Run
@@ -56,6 +58,7 @@ from jaxformer.training import (
     learning_rates,
     make_optimizer,
     make_train_step,
+    peak_flops,
     replace_text,
     write_report,
 )
@@ -294,21 +297,21 @@ def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, *, te
         adjust=task.adjust,
         shardings=None if parallel.current_mesh() is None else jax.tree.map(lambda leaf: leaf.sharding, state),
     )
+    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.params, trainable.frozen))
     if trainable.frozen is not None:
-        trained, frozen = (
-            sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.params, trainable.frozen)
-        )
         held = f"{size(bytes_of(trainable.frozen))} of memory"
         note(f"trains {trained:,} parameters; {frozen:,} are frozen, in {held}")
     every = task.evaluate_every
     evaluate = None if every is None else partial(validate, task, trainable)
-    plan = LoopConfig(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1)
+    flops = partial(training_flops, task.config, trained=trained / (trained + frozen))
+    plan = LoopConfig(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1, flops)
     with Checkpoints(folder / CHECKPOINTS, keep=max(KEPT, settings.average)) as checkpoints:
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
             go_to(batches, position)
         taken = int(state.step)
-        with MetricLogger(home, first_step=taken, steps=settings.steps, tensorboard=tensorboard) as recorder:
+        board = {"tensorboard": tensorboard, "peak": peak_flops(jnp.dtype(settings.dtype))}
+        with MetricLogger(home, first_step=taken, steps=settings.steps, **board) as recorder:
 
             def step_on_devices(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
                 return step(state, parallel.shard_batch(batch))

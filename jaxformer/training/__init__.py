@@ -15,6 +15,7 @@ from jaxformer.training.report import draw_loss, write_report
 from jaxformer.training.step import Loss, LossFunction, Metrics, TrainState, cast, init_state, make_train_step
 from jaxformer.training.stop import InterruptedRunError
 from jaxformer.training.trainable import Trainable, all_trainable, partly_trainable
+from jaxformer.training.utilization import peak_flops
 
 __all__ = [
     "EVALUATIONS",
@@ -44,6 +45,7 @@ __all__ = [
     "make_optimizer",
     "make_train_step",
     "partly_trainable",
+    "peak_flops",
     "penalty",
     "read_lines",
     "replace_text",

@@ -47,6 +47,7 @@ class LoopConfig:
         tokens: Batch -> number of real target tokens in it.
         evaluate: Parameters -> metrics on held-out data, the mean loss under "loss". None: never.
         evaluate_every: Number of steps between evaluations.
+        flops: Batch -> FLOPs that the model needs for a step on it; None where they are not known.
     """
 
     steps: int
@@ -54,6 +55,7 @@ class LoopConfig:
     tokens: Callable[[Any], int]
     evaluate: Callable[[Any], Line] | None = None
     evaluate_every: int = 1
+    flops: Callable[[Any], float | None] = lambda batch: None
 
     def is_due(self, step: int, every: int) -> bool:
         """Return whether something follows a step that happens every so many steps, and after the last one."""
@@ -102,7 +104,7 @@ def fit(
         for number in range(first, plan.steps + 1):
             batch = next(batches)
             state, metrics = step(state, batch)
-            started.add(number, metrics, plan.tokens(batch))
+            started.add(number, metrics, plan.tokens(batch), plan.flops(batch))
             started.read(keep=0 if number == first or plan.rests(number) else 1)
             if number == first:  # before, there was nothing to save, and a signal may end the process
                 stop = signals.enter_context(stop_requests())
@@ -129,18 +131,18 @@ class StartedSteps:
 
     def __init__(self, recorder: MetricLogger, course: "LossMonitor"):
         self.recorder, self.course = recorder, course
-        self.steps: deque[tuple[int, Metrics, int]] = deque()
+        self.steps: deque[tuple[int, Metrics, int, float | None]] = deque()
 
-    def add(self, number: int, metrics: Metrics, tokens: int) -> None:
-        """Take one more step into account, on so many tokens."""
-        self.steps.append((number, metrics, tokens))
+    def add(self, number: int, metrics: Metrics, tokens: int, flops: float | None) -> None:
+        """Take one more step into account, on so many tokens, of so many FLOPs."""
+        self.steps.append((number, metrics, tokens, flops))
 
     def read(self, *, keep: int) -> None:
         """Record all but the last `keep` steps. Raises DivergedError as `LossMonitor.check` does."""
         while len(self.steps) > keep:
-            number, metrics, tokens = self.steps.popleft()
+            number, metrics, tokens, flops = self.steps.popleft()
             spike = self.course.is_spike(metrics.loss.item())
-            self.course.add(self.recorder.write(number, metrics, tokens, spike=spike))
+            self.course.add(self.recorder.write(number, metrics, tokens, spike=spike, flops=flops))
             self.course.check()
 
 

@@ -38,7 +38,7 @@ def is_load(value: Any) -> bool:
 REAL = Field(None, "a number or null", is_real)
 FIELDS: dict[str, Schema] = {
     METRICS: {
-        **dict.fromkeys(("loss", "grad_norm", "update_ratio", "learning_rate", "tokens_per_second"), REAL),
+        **dict.fromkeys(("loss", "grad_norm", "update_ratio", "learning_rate", "tokens_per_second", "mfu"), REAL),
         "step": count(1),
         "skipped": integer(0),
         "spike": integer(0, 0, 1),
@@ -59,9 +59,19 @@ class MetricLogger:
     In models with experts a line says under "expert_load", by layer, which share of the choices fell on each of them.
 
     Each look at held-out data is one line of `evaluations.jsonl`.
+
+    Args:
+        folder: Where the files are.
+        first_step: Number of steps that were taken before.
+        steps: Number of steps in all, for the bar.
+        tensorboard: Whether to write events for TensorBoard.
+        peak: FLOP per second of all devices, see `peak_flops`. None: it is not known.
     """
 
-    def __init__(self, folder: Path, *, first_step: int, steps: int, tensorboard: bool = False):
+    def __init__(
+        self, folder: Path, *, first_step: int, steps: int, tensorboard: bool = False, peak: float | None = None
+    ):
+        self.peak = peak
         self.board = open_tensorboard(folder) if tensorboard else None
         self.folder = folder
         self.earlier = keep_lines(folder / METRICS, first_step)
@@ -82,16 +92,31 @@ class MetricLogger:
         if self.board is not None:
             self.board.close()
 
-    def write(self, step: int, metrics: Metrics, tokens: int, *, spike: bool = False) -> Line:
-        """Record a step that trained on so many real target tokens; waits until it is computed."""
+    def write(
+        self, step: int, metrics: Metrics, tokens: int, *, spike: bool = False, flops: float | None = None
+    ) -> Line:
+        """Record a step; waits until it is computed.
+
+        Args:
+            step: Its number.
+            metrics: What was measured.
+            tokens: Number of real target tokens that it trained on.
+            spike: Whether its loss stands out.
+            flops: FLOPs that the model needs for it. None: unknown.
+
+        Returns:
+            The line, with "mfu" where FLOPs and the devices' peak are known: the share of the peak that was used.
+        """
         values = {name: value.item() for name, value in metrics._asdict().items() if name != "loads"}
         loads = {layer: [round(share, 4) for share in load.tolist()] for layer, load in (metrics.loads or {}).items()}
         elapsed, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         line = {"step": step} | values | {"spike": int(spike), "tokens_per_second": round(tokens / elapsed, 1)}
+        if flops is not None and self.peak is not None:
+            line["mfu"] = round(flops / elapsed / self.peak, 4)
         append(self.file, as_json(line | ({"expert_load": loads} if loads else {})))
         self.bar.set_postfix_str(
             f"loss {line['loss']:.4f}, rate {line['learning_rate']:.1e}, gradient {line['grad_norm']:.2f}, "
-            f"{line['tokens_per_second']:,.0f} tokens/s",
+            f"{line['tokens_per_second']:,.0f} tokens/s" + (f", MFU {line['mfu']:.0%}" if "mfu" in line else ""),
             refresh=False,
         )
         self.bar.update()

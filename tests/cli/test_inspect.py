@@ -5,13 +5,21 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 from jaxformer import PRESETS, InputError, Transformer, decoder_only, encoder_decoder, encoder_only, paper_base
 from jaxformer.cli import accounting, inspect, runs
-from jaxformer.cli.accounting import Sizes, cache_bytes, costs, module_rows
-from jaxformer.config import AttentionConfig, ClassifierConfig, DiscriminatorConfig, FeedForwardConfig, MoEConfig
+from jaxformer.cli.accounting import Sizes, cache_bytes, costs, module_rows, training_flops
+from jaxformer.config import (
+    AttentionConfig,
+    ClassifierConfig,
+    DiscriminatorConfig,
+    FeedForwardConfig,
+    MoEConfig,
+    TransformerConfig,
+)
 from jaxformer.presets import symbols
 from jaxformer.tasks import Copy, ModelSettings, SequenceSettings, find_task
 
@@ -254,3 +262,23 @@ def test_a_mesh_divides_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
     assert "N = 2 is not divided by tensor=4" in said
     with pytest.raises(InputError, match="give all sizes"):
         inspect.main(["tiny", "--mesh", "fsdp=-1"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(decoder_only(512, length=64, dim=128, layers=2, heads=4), id="gpt"),
+        pytest.param(encoder_decoder(512, dim=128, layers=2, heads=4), id="encoder-decoder"),
+        pytest.param(PRESETS["deepseek-tiny"](512), id="deepseek", marks=pytest.mark.slow),
+    ],
+)
+def test_flops_of_training_are_nearly_those_that_xla_counts(config: TransformerConfig) -> None:
+    """XLA counts norms, activations, the softmax and the optimizer too."""
+    shapes = [(8, 48), (8, 64)] if config.encoder else [(8, 64)]
+    batch = dict(zip(("source", "target") if config.encoder else ("inputs",), map(np.zeros, shapes), strict=True))
+    found = training_flops(config, batch)
+    assert found is not None
+    counted = costs(config, Sizes(8, 48, 64)).step
+    assert 0.75 < found / counted < 1.02
+    assert training_flops(config, batch, trained=0.0) == pytest.approx(found * 2 / 3)
+    assert training_flops(config, {"tokens": np.zeros((8, 64))}) is None

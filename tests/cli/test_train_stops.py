@@ -24,7 +24,7 @@ def same_parameters(first: Path, second: Path) -> bool:
 def record(run: Path) -> list[tuple[float, ...]]:
     """What the metrics file says of each step, but for the speed."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [tuple(value for name, value in line.items() if name != "tokens_per_second") for line in lines]
+    return [tuple(value for name, value in line.items() if name not in ("tokens_per_second", "mfu")) for line in lines]
 
 
 def checkpoints(run: Path) -> list[str]:

@@ -152,7 +152,10 @@ def record(run: Path) -> list[list[dict]]:
     """The recorded lines of a run, without what depends on time."""
     names = [name for name in ("metrics.jsonl", "evaluations.jsonl") if (run / name).exists()]
     lines = [[json.loads(text) for text in (run / name).read_text().splitlines()] for name in names]
-    return [[{key: x for key, x in line.items() if key != "tokens_per_second"} for line in part] for part in lines]
+    return [
+        [{key: x for key, x in line.items() if key not in ("tokens_per_second", "mfu")} for line in part]
+        for part in lines
+    ]
 
 
 def results(run: Path) -> dict:
