@@ -51,6 +51,7 @@ from jaxformer.training import (
     LoopConfig,
     MetricLogger,
     Metrics,
+    StepProfiler,
     Trainable,
     TrainState,
     draw_loss,
@@ -91,6 +92,8 @@ class Arguments(Generic[S]):
     """number of this process, from 0 on"""
     tensorboard: bool = False
     """write TensorBoard events into the run's folder as well"""
+    profile: bool = False
+    """trace three steps into the run's folder, and print the operations that take longest"""
 
 
 @contextmanager
@@ -166,7 +169,7 @@ def train_in(folder: Path, named: NamedTask, arguments: Any, rest: list[str], st
         advice = f"go on with: {command_line('train')} --task {quote(named.spec)} --resume --output {folder}"
         lock.enter_context(farewell(advice))
         try:
-            loss = train_run(folder, home, task, batches, tensorboard=arguments.tensorboard)
+            loss = train_run(folder, home, task, batches, arguments)
             run = runs.restore(folder, task, task.config)
             run = replace(run, params=parallel.gather(run.params), model=parallel.gather(run.model))
             if parallel.is_first():
@@ -277,7 +280,7 @@ def refuse_changes(folder: Path, saved: Any, given: Any) -> None:
         raise InputError(f"{folder} has taken {taken} steps already: give --steps {taken} or more")
 
 
-def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, *, tensorboard: bool) -> float:
+def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, arguments: Arguments) -> float:
     """Train, from the newest checkpoint if there is one, and return the mean loss of the last steps.
 
     Args:
@@ -285,7 +288,7 @@ def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, *, te
         home: Folder that this process writes metrics to: `folder` in process 0, a temporary one in the others.
         task: What is trained.
         batches: The part of the data that this process reads.
-        tensorboard: Whether to write events for TensorBoard.
+        arguments: What to record.
     """
     settings = task.settings
     trainable, state = runs.fresh_state(task, task.config)
@@ -310,11 +313,12 @@ def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, *, te
             state, position = checkpoints.restore(state)
             go_to(batches, position)
         taken = int(state.step)
-        board = {"tensorboard": tensorboard, "peak": peak_flops(jnp.dtype(settings.dtype))}
+        board = {"tensorboard": arguments.tensorboard, "peak": peak_flops(jnp.dtype(settings.dtype))}
         with MetricLogger(home, first_step=taken, steps=settings.steps, **board) as recorder:
+            take = StepProfiler(step, home / "profile") if arguments.profile else step
 
             def step_on_devices(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-                return step(state, parallel.shard_batch(batch))
+                return take(state, parallel.shard_batch(batch))
 
             return fit(state, step_on_devices, batches, plan, recorder, checkpoints)[1]
 

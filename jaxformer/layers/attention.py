@@ -61,6 +61,7 @@ class Attention(nnx.Module):
         zeros = jnp.zeros((batch, capacity, K, H), dtype)
         return kv_cache(zeros, zeros)
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: jax.Array,

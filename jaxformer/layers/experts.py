@@ -36,6 +36,7 @@ class Experts(nnx.Module):
         self.shared = FeedForward(config.shared, dim, rngs=rngs) if config.shared else None
         self.shared_gate = Linear(dim, 1, axes="D_", bias=False, rngs=rngs) if config.shared_gate else None
 
+    @jax.named_scope("experts")
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return the mixture of x [B, T, D]: [B, T, D]."""
         rows = x.reshape(-1, x.shape[-1])  # [R, D]

@@ -23,6 +23,7 @@ class FeedForward(nnx.Module):
         self.up = Linear(dim, d_ff, axes="DF", bias=config.bias, rngs=rngs)
         self.down = Linear(d_ff, dim, axes="FD", bias=config.bias, rngs=rngs)
 
+    @jax.named_scope("feed_forward")
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return the network's output for x [..., D]: [..., D]."""
         inner = self._inner(self.up(x), None if self.gate is None else self.gate(x))

@@ -16,6 +16,7 @@ from jaxformer.config import (
 from jaxformer.layers.linear import Linear, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
 from jaxformer.ops import ACTIVATIONS, dropout
+from jaxformer.ops.matmul import flat_rows
 from jaxformer.parallel import constrain
 
 
@@ -52,6 +53,7 @@ class Head(nnx.Module):
         self.output = None if config.tied else Linear(dim, embedding.vocab_size, axes="DV", bias=False, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(embedding.vocab_size), axes="V") if config.bias else None
 
+    @jax.named_scope("head")
     def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
         """Return float32 logits [..., V] of states [..., D], with the embedding table [V, E].
 
@@ -66,8 +68,10 @@ class Head(nnx.Module):
             logits = matmul_transposed(x, self.output.weight[...])
         else:
             weight, axis = (table, 1) if self.output is None else (self.output.weight[...], 0)  # [V, E] or [E, V]
-            axes = (((x.ndim - 1,), (axis,)), ((), ()))
-            logits = jax.lax.dot_general(x, weight.astype(x.dtype), axes, preferred_element_type=jnp.float32)
+            rows = flat_rows(x)
+            axes = (((rows.ndim - 1,), (axis,)), ((), ()))
+            logits = jax.lax.dot_general(rows, weight.astype(x.dtype), axes, preferred_element_type=jnp.float32)
+            logits = logits.reshape(*x.shape[:-1], -1)
         if self.bias is not None:
             logits += self.bias[...].astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))  # [..., V]
         if (softcap := self.config.softcap) is not None:

@@ -116,6 +116,7 @@ class LatentAttention(nnx.Module):
         absorbed = queries * R * (H + v_head_dim) + queries * slots * 2 * (R + P)
         return absorbed < expanded
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: jax.Array,

@@ -145,7 +145,8 @@ class Stack(nnx.Module):
             )
             if self.config.rematerialize:
                 forward = jax.checkpoint(forward)
-            output = forward(x, position_ids=position_ids, bias=bias)
+            with jax.named_scope(f"blocks.{index}"):  # names of modules, for whoever reads a profile
+                output = forward(x, position_ids=position_ids, bias=bias)
             x = output.states
             states.append(x)
             outputs.append(output)

@@ -10,6 +10,7 @@ from jaxformer.training.checkpoint import Checkpoints
 from jaxformer.training.diagnosis import Finding, diagnose
 from jaxformer.training.loop import DivergedError, LoopConfig, LossMonitor, fit
 from jaxformer.training.optimizer import OptimizerConfig, averaged, learning_rates, make_optimizer
+from jaxformer.training.profile import StepProfiler
 from jaxformer.training.record import EVALUATIONS, METRICS, MetricLogger, read_lines, replace_text
 from jaxformer.training.report import draw_loss, write_report
 from jaxformer.training.step import Loss, LossFunction, Metrics, TrainState, cast, init_state, make_train_step
@@ -32,6 +33,7 @@ __all__ = [
     "MetricLogger",
     "Metrics",
     "OptimizerConfig",
+    "StepProfiler",
     "TrainState",
     "Trainable",
     "all_trainable",

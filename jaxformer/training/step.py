@@ -1,6 +1,7 @@
 """The training step: a pure function from state and batch to state and metrics."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +85,7 @@ def make_train_step(
     accumulate: int = 1,
     adjust: Callable[[Params, Any], Params] | None = None,
     shardings: Any = None,
-) -> TrainStep:
+) -> "CompiledStep":
     """Return the compiled step. Its state is donated: the memory of the old one becomes the new one.
 
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were, and is counted.
@@ -118,14 +119,35 @@ def make_train_step(
             return state.params, state.optimizer, jnp.zeros_like(norm)
 
         # A branch, because choosing between new and old array by array copies all of the state on CPUs.
-        params, optimizer_state, ratio = jax.lax.cond(healthy, take, skip)
+        with jax.named_scope("optimizer"):
+            params, optimizer_state, ratio = jax.lax.cond(healthy, take, skip)
         skipped = state.skipped + ~healthy
         rate = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
         new = TrainState(params, optimizer_state, state.step + 1, skipped, state.key)
         return new, Metrics(loss, norm, ratio, rate, skipped, loads)
 
-    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-    return lambda state, batch: compiled(state, batch, bound)
+    return CompiledStep(jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)), bound)
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """A training step, compiled at its first call.
+
+    Attributes:
+        function: (state, batch, loss function) -> (new state, metrics).
+        loss_function: The loss, with the arrays that it binds.
+    """
+
+    function: Any
+    loss_function: Partial
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Take a step: return the new state, in the memory of the old one, and what was measured."""
+        return self.function(state, batch, self.loss_function)
+
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """Return the program for a state and a batch, or their shapes and types, before it is compiled."""
+        return self.function.lower(state, batch, self.loss_function)
 
 
 def gradient_of(
