@@ -36,11 +36,10 @@ class LinearMap(nnx.Module):
         """Return `x W + b`: [..., inputs] -> [..., outputs], in the type of x."""
         rows = x.shape[: x.ndim - len(self.inputs)]
         # As matrices: XLA would transpose a weight of more axes for every product, that is at every generated token.
-        y = self.matmul(x.reshape(*rows, math.prod(self.inputs))).reshape(*rows, *self.outputs)  # [..., outputs]
-        if self.bias is None:
-            return y
-        bias = self.bias[...].astype(y.dtype)
-        return y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
+        y = self.matmul(x.reshape(*rows, math.prod(self.inputs)))  # [..., O]
+        if self.bias is not None:  # added before heads are told apart: its gradient then needs no copy of theirs
+            y += self.bias[...].astype(y.dtype).reshape((1,) * len(rows) + (-1,))
+        return y.reshape(*rows, *self.outputs)
 
     @abstractmethod
     def matmul(self, x: jax.Array) -> jax.Array:

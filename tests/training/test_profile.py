@@ -35,8 +35,6 @@ def test_paths_become_modules(path: str, expected: tuple[str, str, bool]) -> Non
 def test_instructions_are_found_in_a_program() -> None:
     metadata = 'metadata={op_name="jit(f)/jvp(head)/dot_general" frame=5}'
     program = f"  ROOT %dot.1 = f32[2]{{0}} dot(%a, %b), {metadata}\n  %x = f32[]"
-        '  ROOT %dot.1 = f32[2]{0} dot(%a, %b), metadata={op_name="jit(f)/jvp(head)/dot_general" frame=5}\n  %x = f32[]'
-    )
     assert operations(program) == {"dot.1": Operation("head", "dot_general", backward=False)}
 
 
