@@ -11,6 +11,7 @@ from jaxformer.model import Transformer
 from jaxformer.pretrained.bundle import Pretrained
 from jaxformer.pretrained.export import CLASSES
 from jaxformer.pretrained.families import family_of
+from jaxformer.pretrained.sentences import without_sentences
 from jaxformer.pretrained.weights import build, stored_tensors, tensors_of
 
 
@@ -36,7 +37,8 @@ def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pr
         "id2label": numbers,
         "label2id": {label: number for number, label in enumerate(labels)},
     }
-    settings.pop("num_labels", None)
+    for key in ("num_labels", "problem_type"):
+        settings.pop(key, None)
     if lm.model.encoder is None and settings.get("pad_token_id") is None:
         settings["pad_token_id"] = max(lm.generation.padding, 0)
     config = family.config(settings)
@@ -49,7 +51,8 @@ def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pr
     tensors = {name: np.asarray(there[name], np.float32) if name in fits else fresh[name] for name in fresh}
     kept = {name: tensor for name, tensor in lm.kept.items() if name not in fresh}
     model = build(config, tensors, table)
-    return dataclasses.replace(lm, model=model, settings=settings, kept=kept), sorted(fresh.keys() - fits)
+    files = without_sentences(lm.files)
+    return dataclasses.replace(lm, model=model, settings=settings, kept=kept, files=files), sorted(fresh.keys() - fits)
 
 
 def head_modules(lm: Pretrained) -> tuple[str, ...]:
