@@ -1,6 +1,6 @@
 """Answers to questions: the part of a text that begins and ends with the most likely tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +39,8 @@ def answers_of(
     *,
     top_k: int = 1,
     max_answer_len: int = 15,
-    name: str = "question {}",
+    types: bool = True,
+    name: Callable[[int], str] = "question {}".format,
 ) -> list[list[Answer]]:
     """Return the best answers to each question, best first.
 
@@ -51,7 +52,8 @@ def answers_of(
         pairs: Questions, and the texts that they are about.
         top_k: The most answers to each.
         max_answer_len: The most tokens of an answer.
-        name: What to call a question in messages, with its place from 0 on.
+        types: As of `encoders.logits_of`.
+        name: Says of a question's place, from 0 on, what to call it in messages.
 
     Raises:
         InputError: There is no tokenizer, a question or a text is blank, or the question leaves no room for the text.
@@ -65,9 +67,10 @@ def answers_of(
     windows: list[tuple[int, tokenizers.Encoding]] = []
     for place, (question, text) in enumerate(pairs):
         if not (question.strip() and text.strip()):
-            raise InputError(f"{name.format(place)} or its text is blank: give both")
-        windows += [(place, window) for window in windows_of(tokenizer, question, text, limit, name.format(place))]
-    logits = encoders.logits_of(model, [window for _, window in windows], name=lambda row: name.format(windows[row][0]))
+            raise InputError(f"{name(place)} or its text is blank: give both")
+        windows += [(place, window) for window in windows_of(tokenizer, question, text, limit, name(place))]
+    called = [name(place) for place, _ in windows]
+    logits = encoders.logits_of(model, [window for _, window in windows], types=types, name=called.__getitem__)
     found: list[list[Answer]] = [[] for _ in pairs]
     first_counts = model.encoder is not None
     for (place, window), row in zip(windows, logits, strict=True):

@@ -155,13 +155,18 @@ def pooled(model: Transformer, ids: jax.Array, valid: jax.Array, *, pooling: Poo
 
 
 def logits_of(
-    model: Transformer, encodings: Sequence[tokenizers.Encoding], name: Callable[[int], str] = "text {}".format
+    model: Transformer,
+    encodings: Sequence[tokenizers.Encoding],
+    *,
+    types: bool = True,
+    name: Callable[[int], str] = "text {}".format,
 ) -> list[np.ndarray]:
     """Return the logits of each text, float32 [classes], or of its tokens [tokens, classes].
 
     Args:
         model: A model with a classifier, of texts or of tokens.
         encodings: The texts as tokens.
+        types: Whether a model that knows types of tokens is told those of the tokenizer.
         name: Says of a text's place, from 0 on, what to call it in messages.
 
     Raises:
@@ -175,12 +180,12 @@ def logits_of(
                 f"{name(place)} has no token {lacking}, which ends a text and which the tokenizer should add"
             )
     for places, ids, valid in batches(rows, min(BATCH, len(rows)), longest_input(model)):
-        types = None
-        if model.encoder is not None and (model.config.main.embedding.types or 1) > 1:
-            types = np.zeros_like(ids)
+        marks = None
+        if types and model.encoder is not None and (model.config.main.embedding.types or 1) > 1:
+            marks = np.zeros_like(ids)
             for row, place in enumerate(places):
-                types[row, : len(rows[place])] = encodings[place].type_ids
-        logits = np.asarray(classified(model, ids, valid, types), np.float32)
+                marks[row, : len(rows[place])] = encodings[place].type_ids
+        logits = np.asarray(classified(model, ids, valid, marks), np.float32)
         for place, each in zip(places, logits, strict=False):
             found[place] = each if each.ndim == 1 else each[: len(rows[place])]
     return [found[place] for place in range(len(rows))]
@@ -202,7 +207,11 @@ def mask_token(tokenizer: tokenizers.Tokenizer | None) -> tuple[str, int]:
 
 
 def fill_mask(
-    model: Transformer, tokenizer: tokenizers.Tokenizer | None, texts: Sequence[str], top_k: int
+    model: Transformer,
+    tokenizer: tokenizers.Tokenizer | None,
+    texts: Sequence[str],
+    top_k: int,
+    name: Callable[[int], str] = "text {}".format,
 ) -> list[list[Fillings]]:
     """Return for each mask of each text the tokens that may stand there, and their probabilities, best first.
 
@@ -211,6 +220,7 @@ def fill_mask(
         tokenizer: Its tokenizer.
         texts: The texts.
         top_k: How many tokens for each mask.
+        name: Says of a text's place, from 0 on, what to call it in messages.
 
     Raises:
         InputError: The model has no such head, or a text has no mask or is too long.
@@ -219,14 +229,14 @@ def fill_mask(
         raise InputError("the model has no head for masked tokens (ForMaskedLM)")
     if not is_integer(top_k) or top_k < 1:
         raise InputError(f"top_k must be a whole number of at least 1, not {top_k!r}")
-    name, mask = mask_token(tokenizer)
+    written, mask = mask_token(tokenizer)
     assert tokenizer is not None, "it has a mask token"
     if model.decoder is not None:
         raise InputError("an encoder-only model is needed, such as BERT: this one has a decoder")
-    rows = rows_of(model, tokenizer, [text.replace(MASK, name) for text in texts], advice="shorten it")
+    rows = rows_of(model, tokenizer, [text.replace(MASK, written) for text in texts], name=name, advice="shorten it")
     for number, row in enumerate(rows):
         if mask not in row:
-            raise InputError(f"text {number} has no {name} to fill: write it where a token is missing")
+            raise InputError(f"{name(number)} has no {written} to fill: write it where a token is missing")
     found: list[list[Fillings]] = [[] for _ in rows]
     for places, ids, valid in batches(rows, min(BATCH, len(rows)), model.max_source_length):
         chosen, scores = np.asarray(ids == mask), token_shares(model, ids, valid)

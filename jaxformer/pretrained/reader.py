@@ -1,6 +1,6 @@
 """What a checkpoint tells about texts: fillings of masks, vectors, labels, entities, answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -17,7 +17,7 @@ from jaxformer.pretrained.scores import Kind, check_head, kind_of_scores, labels
 from jaxformer.pretrained.sentences import Sentences, sentences_of
 from jaxformer.pretrained.tagging import Entity, entities_of
 from jaxformer.pretrained.texts import text_list
-from jaxformer.pretrained.tokens import Text
+from jaxformer.pretrained.tokens import Text, gives_types
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,8 @@ class Reader:
         kind = self.kind_of_scores
         encodings = encoders.encodings_of(self.model, self.tokenizer, texts, **settings)
         names = {"name": settings["name"]} if "name" in settings else {}
-        return scaled(np.stack(encoders.logits_of(self.model, encodings, **names)), kind)
+        logits = encoders.logits_of(self.model, encodings, types=gives_types(self.files), **names)
+        return scaled(np.stack(logits), kind)
 
     @overload
     def tag(self, texts: str, *, truncate: bool = False) -> list[Entity]: ...
@@ -213,7 +214,7 @@ class Reader:
         for name, value in (("question", question), ("context", context)):
             if not isinstance(value, str):
                 raise InputError(f"{name} must be a text, not {shortened(repr(value), 60)}")
-        return self.answers([(question, context)], max_answer_len=max_answer_len, name="the question")[0][0]
+        return self.answers([(question, context)], max_answer_len=max_answer_len, name=lambda _: "the question")[0][0]
 
     def answers(
         self,
@@ -221,7 +222,7 @@ class Reader:
         *,
         top_k: int = 1,
         max_answer_len: int = 15,
-        name: str = "question {}",
+        name: Callable[[int], str] = "question {}".format,
     ) -> list[list[Answer]]:
         """Return the best answers to each question, best first.
 
@@ -229,14 +230,14 @@ class Reader:
             pairs: Questions, each with the text that has the answer.
             top_k: The most answers to each.
             max_answer_len: The most tokens of an answer.
-            name: What to call a question in messages, with its place from 0 on.
+            name: Says of a question's place, from 0 on, what to call it in messages.
 
         Raises:
             InputError: As `answer`.
         """
         check_head(self.model.config, SpanConfig)
-        settings = {"top_k": top_k, "max_answer_len": max_answer_len, "name": name}
-        return answers_of(self.model, self.tokenizer, pairs, **settings)  # pyrefly: ignore
+        settings = {"top_k": top_k, "max_answer_len": max_answer_len, "types": gives_types(self.files)}
+        return answers_of(self.model, self.tokenizer, pairs, name=name, **settings)
 
 
 def text_or_pairs(texts: Any) -> list[Text]:

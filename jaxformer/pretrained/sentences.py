@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,15 +70,14 @@ class Sentences(NamedTuple):
 def sentence_files(folder: Path) -> dict[str, str]:
     """Return the texts of a folder's files of sentence-transformers, by name; none where it has no modules.json.
 
-    Raises InputError where one cannot be read, or modules.json leads out of the folder.
+    What is wrong in them matters to `sentences_of` alone. Raises InputError where one cannot be read.
     """
     if not os.path.lexists(folder / MODULES):
         return {}
     found = {name: read_text(folder / name) for name in (MODULES, PROMPTS, LENGTH) if os.path.lexists(folder / name)}
-    for _, path in modules_of(found[MODULES]):
-        name = f"{path}/config.json"
-        if path and os.path.lexists(folder / name):
-            found[name] = read_text(folder / name)
+    with suppress(InputError):
+        names = [f"{path}/config.json" for _, path in modules_of(found[MODULES]) if path]
+        found |= {name: read_text(folder / name) for name in names if os.path.lexists(folder / name)}
     return found
 
 

@@ -5,7 +5,7 @@ the process. So a file is checked before the library reads it, and whatever the 
 """
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,21 @@ def check_text(text: str) -> None:
         raise InputError(
             f"{half!a} (character {error.start + 1}) is half a surrogate pair, no text: leave it out"
         ) from None
+
+
+def gives_types(files: Mapping[str, str]) -> bool:
+    """Return whether a folder's tokenizer tells the first text of a pair from the second, for models that know both.
+
+    So do classes of transformers that are made for such a model, and none that is made for any.
+
+    Args:
+        files: Texts of the tokenizer's other files, by name.
+    """
+    settings = schema.parse_json(files.get("tokenizer_config.json", "{}"))
+    names = settings.get("model_input_names")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return settings.get("tokenizer_class") not in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def decode(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
