@@ -41,12 +41,19 @@ def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pr
         settings.pop(key, None)
     if lm.model.encoder is None and settings.get("pad_token_id") is None:
         settings["pad_token_id"] = max(lm.generation.padding, 0)
+    if lm.model.decoder is not None and lm.model.encoder is not None:  # files may say it of generation alone
+        settings.setdefault("decoder_start_token_id", lm.generation.decoder_start_token_id)
     config = family.config(settings)
     if not isinstance(config.head, ClassifierConfig):
-        raise InputError(f"{family.classes} has no classifier here: give an encoder or a decoder, not both")
-    table = family.table(config)
+        raise InputError(f"{family.classes} has no classifier here: give an encoder or a decoder")
+    table, before = family.table(config), family.table(lm.model.config)
     fresh = tensors_of(Transformer(config, rngs=nnx.Rngs(seed)), table)
-    there = tensors_of(lm.model, family.table(lm.model.config)) | lm.kept
+    there = tensors_of(lm.model, before) | lm.kept
+    if table.prefix != before.prefix:  # another name in front of the model, as in T5
+        there = {
+            table.prefix + name.removeprefix(before.prefix) if name.startswith(before.prefix) else name: tensor
+            for name, tensor in there.items()
+        }
     fits = {name for name, tensor in fresh.items() if name in there and there[name].shape == tensor.shape}
     tensors = {name: np.asarray(there[name], np.float32) if name in fits else fresh[name] for name in fresh}
     kept = {name: tensor for name, tensor in lm.kept.items() if name not in fresh}

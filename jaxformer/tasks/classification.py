@@ -22,6 +22,7 @@ from jaxformer.data.rows import RowReader, read_labelled
 from jaxformer.errors import InputError, listed
 from jaxformer.model import Transformer
 from jaxformer.pretrained import TOKENIZER, Pretrained, lora, save_pretrained, with_classifier
+from jaxformer.pretrained.arguments import lacks_end
 from jaxformer.pretrained.classifying import head_modules
 from jaxformer.pretrained.encoders import longest_input
 from jaxformer.pretrained.tokens import encode
@@ -203,11 +204,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         return dataclasses.replace(config, head=ClassifierConfig(len(self.labels), dropout=sizes["dropout"]))
 
     def check_base(self, lm: Pretrained) -> None:
-        """Raise InputError for a checkpoint with encoder and decoder, or without a tokenizer."""
-        if lm.model.encoder is not None and lm.model.decoder is not None:
-            raise InputError(
-                f"{self.start.model} has encoder and decoder: --task classify needs one alone, such as BERT or GPT-2"
-            )
+        """Raise InputError for a checkpoint without a tokenizer."""
         if lm.tokenizer is None:
             raise InputError("the checkpoint has no tokenizer.json to read texts with: save it with its tokenizer")
 
@@ -217,8 +214,12 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         """Return the checkpoint with a classifier of the labels: its own where it has one of them."""
         if isinstance(lm.model.config.head, ClassifierConfig) and set(self.labels) == set(lm.labels):
             self.labels = lm.labels
-            return lm
+            if lm.kind_of_scores == "one":  # else its own is trained, but for one right label
+                return lm
         found, new = with_classifier(lm, self.labels, seed=self.settings.seed)
+        assert lm.tokenizer is not None, "checked before"
+        if (token := lacks_end(found.model, encode(lm.tokenizer, ["a"])[0])) is not None:
+            raise InputError(f"the tokenizer ends no text with token {token}, which this classifier reads")
         if new and self.folder is None and not self._told:
             self._told = True
             say(f"new weights, to be trained: {listed(new)}")

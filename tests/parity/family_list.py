@@ -86,7 +86,7 @@ def row(family: str, given: dict[str, Any]) -> str:
     heads = ["language model"] * bool(config.decoder) + [HEADS[head] for head in made if fits(made[head], head)]
     tasks = [task for head, task in TASKS.items() if head in heads]
     if config.encoder and config.decoder:
-        tasks = ["translate"]
+        tasks[0] = "translate"
     tasks += ["span"] * (family in ("t5", "mt5"))
     experts = any(isinstance(block.feed_forward, MoEConfig) for block in config.main.blocks)
     kind = "encoder-decoder" if config.encoder and config.decoder else "encoder" if config.encoder else "decoder"

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from jaxformer import InputError, Transformer, as_pretrained, cross_entropy, from_pretrained, save_pretrained
+from jaxformer.cli import verify
 from jaxformer.pretrained.families import FAMILIES
 from jaxformer.pretrained.files import read_tensors
 from jaxformer.pretrained.heads import SEQUENCES, SPANS, TOKENS, WITHOUT
@@ -218,3 +219,11 @@ def test_models_are_written_as_their_family(name: str, head: str, tmp_path: Path
     pair = open_head(name, head, tmp_path)
     made = as_pretrained(pair.ours.model, generation=pair.ours.generation, family=SETTINGS[name][0].model_type)
     assert made.settings["architectures"][0].endswith(head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "head"), [("bert", TOKENS), ("llama", SPANS), ("mbart", SEQUENCES), ("t5", TOKENS)])
+def test_verify_compares_them(name: str, head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_head(name, head, tmp_path)
+    verify.main([str(tmp_path)])
+    assert "equal: everything within" in capsys.readouterr().out
