@@ -5,17 +5,20 @@ import dataclasses
 import numpy as np
 from flax import nnx
 
-from jaxformer.config import ClassifierConfig
+from jaxformer.config import AnyClassifierConfig
 from jaxformer.errors import InputError
 from jaxformer.model import Transformer
 from jaxformer.pretrained.bundle import Pretrained
 from jaxformer.pretrained.export import CLASSES
 from jaxformer.pretrained.families import family_of
+from jaxformer.pretrained.heads import SEQUENCES
 from jaxformer.pretrained.sentences import without_sentences
 from jaxformer.pretrained.weights import build, stored_tensors, tensors_of
 
 
-def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pretrained, list[str]]:
+def with_classifier(
+    lm: Pretrained, labels: list[str], *, seed: int, head: str = SEQUENCES
+) -> tuple[Pretrained, list[str]]:
     """Return a checkpoint with a classifier of these labels in place of its head, and the names of its new tensors.
 
     What the checkpoint has of the classifier stays: the pooler of BERT. A decoder's padding is named in its settings,
@@ -25,12 +28,13 @@ def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pr
         lm: The encoder or decoder, with its weights.
         labels: The labels in the order of their numbers.
         seed: Seed of the new weights.
+        head: What is classified: the end of the name of a class of transformers, such as "ForTokenClassification".
 
     Raises:
         InputError: The family has no classifier.
     """
     family = family_of(lm.settings)
-    architecture = f"{family.classes}ForSequenceClassification"
+    architecture = f"{family.classes}{head}"
     numbers = {str(number): label for number, label in enumerate(labels)}
     settings = lm.settings | {
         "architectures": [CLASSES.get(architecture, architecture)],
@@ -44,7 +48,7 @@ def with_classifier(lm: Pretrained, labels: list[str], *, seed: int) -> tuple[Pr
     if lm.model.decoder is not None and lm.model.encoder is not None:  # files may say it of generation alone
         settings.setdefault("decoder_start_token_id", lm.generation.decoder_start_token_id)
     config = family.config(settings)
-    if not isinstance(config.head, ClassifierConfig):
+    if not isinstance(config.head, AnyClassifierConfig):
         raise InputError(f"{family.classes} has no classifier here: give an encoder or a decoder")
     table, before = family.table(config), family.table(lm.model.config)
     fresh = tensors_of(Transformer(config, rngs=nnx.Rngs(seed)), table)

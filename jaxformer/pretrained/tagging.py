@@ -14,7 +14,7 @@ class Entity(NamedTuple):
 
     Attributes:
         label: The label, without the B- or I- before it.
-        text: The characters.
+        text: The characters, without spaces around them.
         score: Mean probability of the label over the tokens.
         start: Place of the first character in the text.
         end: Place behind the last character.
@@ -55,7 +55,7 @@ def entities_of(text: str, encoding: tokenizers.Encoding, shares: np.ndarray, la
             continue
         start, end = group[0][2][0], group[-1][2][1]
         score = float(np.mean([share for _, share, _ in group]))
-        found.append(Entity(group[0][0].partition("-")[2] or group[0][0], text[start:end], score, start, end))
+        found.append(Entity(group[0][0].partition("-")[2] or group[0][0], text[start:end].strip(), score, start, end))
     return found
 
 

@@ -25,6 +25,8 @@ from jaxformer.pretrained import TOKENIZER, Pretrained, lora, save_pretrained, w
 from jaxformer.pretrained.arguments import lacks_end
 from jaxformer.pretrained.classifying import head_modules
 from jaxformer.pretrained.encoders import longest_input
+from jaxformer.pretrained.export import task_of
+from jaxformer.pretrained.heads import SEQUENCES
 from jaxformer.pretrained.tokens import encode
 from jaxformer.tasks.classification_settings import ClassificationSettings
 from jaxformer.tasks.corpora import tokenizer_of
@@ -97,6 +99,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
     defaults = ClassificationSettings()
     reads = InputKind("input", "text to classify", truncate=True, piped=True)
     unit = "text"
+    head = SEQUENCES  # what is classified, by the end of the name of a class of transformers
 
     @classmethod
     def describe(cls) -> str:
@@ -136,15 +139,20 @@ class ClassifyTask(RowTask[ClassificationSettings]):
             if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
                 raise InputError(f'{self.folder / LABELS}: "labels" must be a list of texts')
             return labels
-        found = sorted(
-            {label for _, label in self.rows["train"]}, key=lambda label: (label.isdecimal() and int(label), label)
-        )
+        found = sorted(self._labels_of("train"), key=lambda label: (label.isdecimal() and int(label), label))
         if not 1 < len(found) <= MOST_LABELS:
             raise InputError(f"{self.text.data} has {len(found):,} labels: a classifier needs 2 to {MOST_LABELS:,}")
-        if foreign := {label for _, label in self.rows["validation"]}.difference(found):
+        if foreign := self._labels_of("validation").difference(found):
             names = listed([schema.shown(label) for label in sorted(foreign)])
             raise InputError(f"no training text has the labels {names} of validation texts")
         return found
+
+    def _labels_of(self, split: Split) -> set[str]:
+        return {each for _, label in self.rows[split] for each in self.labels_in(label)}
+
+    def labels_in(self, label: str) -> list[str]:
+        """Return the labels in the second column of a row."""
+        return [label]
 
     def save(self, folder: Path) -> None:
         """Write labels, vocabulary and checksums, and what is kept of a checkpoint."""
@@ -212,11 +220,11 @@ class ClassifyTask(RowTask[ClassificationSettings]):
 
     def prepared(self, lm: Pretrained) -> Pretrained:
         """Return the checkpoint with a classifier of the labels: its own where it has one of them."""
-        if isinstance(lm.model.config.head, ClassifierConfig) and set(self.labels) == set(lm.labels):
+        if task_of(lm.model.config) == self.head and set(self.labels) == set(lm.labels):
             self.labels = lm.labels
             if lm.kind_of_scores == "one":  # else its own is trained, but for one right label
                 return lm
-        found, new = with_classifier(lm, self.labels, seed=self.settings.seed)
+        found, new = with_classifier(lm, self.labels, seed=self.settings.seed, head=self.head)
         assert lm.tokenizer is not None, "checked before"
         if (token := lacks_end(found.model, encode(lm.tokenizer, ["a"])[0])) is not None:
             raise InputError(f"the tokenizer ends no text with token {token}, which this classifier reads")
@@ -282,13 +290,17 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         """Return the attention of a model that reads a text (None: the first validation text)."""
         text = self.example_inputs()[0] if text is None else text
         (ids,) = self.coder.encode([text], self.longest)
-        ((found,),) = self._labelled(model, [text], [ids])
         observed = forward(model, ids[None], return_intermediates=True)
         stack, side = (observed.decoder, "decoder") if model.encoder is None else (observed.encoder, "encoder")
         names = Tokenizer("file", self.coder.backend).names(ids)
         maps = first_row(stack.attentions)
-        answer = f"{text}  ->  {found.label} ({found.probability:.1%})"
+        answer = f"{text}  ->  {self.told(model, text, ids)}"
         return AttentionView(answer, (Observation(side, "Self-attention", maps, names, query_label="token"),))
+
+    def told(self, model: Transformer, text: str, ids: np.ndarray) -> str:
+        """Return what the model makes of a text, in a few words."""
+        ((found,),) = self._labelled(model, [text], [ids])
+        return f"{found.label} ({found.probability:.1%})"
 
     def encode(self, text: str) -> np.ndarray:
         """Return the token ids of a text, int32 [S]."""
@@ -300,7 +312,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
 
     def generate(
         self, model: Transformer, inputs: Sequence[str], *, truncate: bool = False, **settings: Any
-    ) -> Iterator[Sequence[Classification]]:
+    ) -> Iterator[Sequence[Output]]:
         """Check the texts, then return an iterator over the label of each."""
         if given := settings.keys() - {"seed", "do_sample"}:
             raise InputError(f"a classifier generates nothing: leave {listed(sorted(given))} out")
@@ -313,9 +325,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
                 )
         return self._labelled(model, inputs, self.coder.encode(inputs, self.longest))
 
-    def _labelled(
-        self, model: Transformer, texts: Sequence[str], rows: list[np.ndarray]
-    ) -> Iterator[list[Classification]]:
+    def _labelled(self, model: Transformer, texts: Sequence[str], rows: list[np.ndarray]) -> Iterator[list[Any]]:
         """Classify texts of like lengths together, and yield their labels in the order of the texts."""
         pairs = [Pair(row, np.array([index], np.int32)) for index, row in enumerate(rows)]
         found: dict[int, Classification] = {}

@@ -18,6 +18,7 @@ from jaxformer.tasks.masked import MaskedLanguageTask
 from jaxformer.tasks.sequences import Copy, Reverse, SequenceTask, Sort
 from jaxformer.tasks.settings import TrainSettings, settings_from_dict
 from jaxformer.tasks.spans import SpanTask
+from jaxformer.tasks.tagging import TagTask
 from jaxformer.tasks.task import Task
 from jaxformer.tasks.translation import TranslateTask
 
@@ -28,6 +29,7 @@ TASKS: dict[str, type[Task[Any]]] = {
     "lm": LanguageTask,
     "translate": TranslateTask,
     "classify": ClassifyTask,
+    "tag": TagTask,
     "mlm": MaskedLanguageTask,
     "span": SpanTask,
 }
