@@ -14,7 +14,7 @@ from jaxformer.model import Transformer
 from jaxformer.pretrained import encoders
 from jaxformer.pretrained.answering import Answer, answers_of
 from jaxformer.pretrained.scores import Kind, check_head, kind_of_scores, labels_of, scaled
-from jaxformer.pretrained.sentences import Sentences, sentences_of
+from jaxformer.pretrained.sentences import MODULES, Sentences, sentences_of
 from jaxformer.pretrained.tagging import Entity, entities_of
 from jaxformer.pretrained.texts import text_list
 from jaxformer.pretrained.tokens import Text, gives_types
@@ -110,6 +110,8 @@ class Reader:
     ) -> tuple[list[list[int]], dict[str, Any]]:
         """Return the token ids of texts for `embed`, and its settings. Arguments and errors as there."""
         given = self.sentences
+        if self.model.encoder is None and pooling is None and MODULES not in self.files:
+            raise InputError('an encoder-only model is needed, such as BERT, or a pooling for a decoder, mostly "last"')
         before = given.before(prompt, prompt_name)
         if given != Sentences() or before:  # sentence-transformers strips
             texts = [f"{before}{text}".strip() for text in texts]

@@ -218,4 +218,4 @@ def test_bad_calls_are_one_line(tmp_path: Path) -> None:
 def test_a_decoder_without_a_tokenizer_tells(tmp_path: Path) -> None:
     save_decoder("gpt2", tmp_path)
     with pytest.raises(InputError, match=r"no tokenizer\.json to read texts with"):
-        jaxformer.from_pretrained(tmp_path).embed("cat")
+        jaxformer.from_pretrained(tmp_path).embed("cat", pooling="last")
