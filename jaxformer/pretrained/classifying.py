@@ -11,7 +11,7 @@ from jaxformer.model import Transformer
 from jaxformer.pretrained.bundle import Pretrained
 from jaxformer.pretrained.export import CLASSES
 from jaxformer.pretrained.families import family_of
-from jaxformer.pretrained.heads import SEQUENCES
+from jaxformer.pretrained.heads import SEQUENCES, SPANS
 from jaxformer.pretrained.sentences import without_sentences
 from jaxformer.pretrained.weights import build, stored_tensors, tensors_of
 
@@ -26,7 +26,7 @@ def with_classifier(
 
     Args:
         lm: The encoder or decoder, with its weights.
-        labels: The labels in the order of their numbers.
+        labels: The labels in the order of their numbers; of a head for answers, none.
         seed: Seed of the new weights.
         head: What is classified: the end of the name of a class of transformers, such as "ForTokenClassification".
 
@@ -41,7 +41,7 @@ def with_classifier(
         "id2label": numbers,
         "label2id": {label: number for number, label in enumerate(labels)},
     }
-    for key in ("num_labels", "problem_type"):
+    for key in ("num_labels", "problem_type", *(("id2label", "label2id") if head == SPANS else ())):
         settings.pop(key, None)
     if lm.model.encoder is None and settings.get("pad_token_id") is None:
         settings["pad_token_id"] = max(lm.generation.padding, 0)

@@ -176,6 +176,10 @@ class ClassifyTask(RowTask[ClassificationSettings]):
             rows = self.coder.encode(texts, self.longest)
         return [Pair(row, np.array([numbers[label]], np.int32)) for row, label in zip(rows, labels, strict=True)]
 
+    def amount(self, pairs: int) -> str:
+        """Return how much there is to train on, in words."""
+        return f"{pairs:,} texts of {len(self.labels)} labels"
+
     @cached_property
     def training_pairs(self) -> tuple[list[Pair], Buckets]:
         """The training texts, and their buckets."""
@@ -183,8 +187,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         self.validation_pairs  # noqa: B018  # what is wrong with them is said before training
         buckets = bucket(pairs, tokens=None, rows=settings.batch_size, multiple=settings.accumulate)
         shapes = ", ".join(f"{shape.rows} x {shape.source}" for shape in buckets.shapes)
-        count = f"{len(pairs):,} texts of {len(self.labels)} labels"
-        say(f"{count} in batches of {len(buckets.shapes)} shapes, texts x tokens: {shapes}")
+        say(f"{self.amount(len(pairs))} in batches of {len(buckets.shapes)} shapes, texts x tokens: {shapes}")
         return pairs, buckets
 
     @cached_property

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jaxformer.config import to_dict
 from jaxformer.errors import InputError, listed, shortened
 from jaxformer.schema import shown
+from jaxformer.tasks.answering import AnswerTask
 from jaxformer.tasks.classification import ClassifyTask
 from jaxformer.tasks.language import LanguageTask
 from jaxformer.tasks.masked import MaskedLanguageTask
@@ -30,6 +31,7 @@ TASKS: dict[str, type[Task[Any]]] = {
     "translate": TranslateTask,
     "classify": ClassifyTask,
     "tag": TagTask,
+    "answer": AnswerTask,
     "mlm": MaskedLanguageTask,
     "span": SpanTask,
 }

@@ -58,7 +58,7 @@ OF_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForQuestio
 
 
 TASKS = {"language model": "lm", "masked tokens": "mlm", "classes of sequences": "classify"}
-TASKS |= {"classes of tokens": "tag"}
+TASKS |= {"classes of tokens": "tag", "answers": "answer"}
 
 
 def settings() -> dict[str, dict[str, Any]]:
