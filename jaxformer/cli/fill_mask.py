@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from jaxformer.cli import terminal
@@ -12,6 +13,7 @@ from jaxformer.cli.embed import for_lines
 from jaxformer.cli.invocation import command_line
 from jaxformer.cli.runs import checkpoint_in
 from jaxformer.cli.streams import read_lines
+from jaxformer.errors import InputError
 from jaxformer.pretrained import from_pretrained
 from jaxformer.pretrained.encoders import fill_mask
 
@@ -39,7 +41,10 @@ def main(argv: list[str]) -> None:
     lines = read_lines(arguments.input_file)
     lm = from_pretrained(checkpoint_in(arguments.model))
     texts, names = [text for _, text in lines], for_lines(lines)["name"]
-    for text, masks in zip(texts, fill_mask(lm.model, lm.tokenizer, texts, arguments.top_k, name=names), strict=True):
+    filled = fill_mask(lm.model, lm.tokenizer, texts, arguments.top_k, name=names)
+    if not np.isfinite([share for masks in filled for mask in masks for _, share in mask]).all():
+        raise InputError(f"{arguments.model} gives a token no finite probability: its weights are damaged")
+    for text, masks in zip(texts, filled, strict=True):
         if arguments.json:
             found = [[{"token": token, "probability": round(share, 4)} for token, share in mask] for mask in masks]
             print(json.dumps({"text": text, "masks": found}, ensure_ascii=False))

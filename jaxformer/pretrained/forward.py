@@ -37,12 +37,12 @@ class Output:
 
     @property
     def start_logits(self) -> jax.Array:
-        """The logits [B, T] that an answer begins at a token, of a model with a head for answers."""
+        """The first logits [B, T] of the tokens: of a head for answers, that an answer begins there."""
         return self.logits[..., 0]
 
     @property
     def end_logits(self) -> jax.Array:
-        """The logits [B, T] that an answer ends at a token, of a model with a head for answers."""
+        """The second logits [B, T] of the tokens: of a head for answers, that an answer ends there."""
         return self.logits[..., 1]
 
 
