@@ -197,8 +197,14 @@ NUMBERS = TransformerConfig(
 TAGGER = dataclasses.replace(ENCODER, head=TokenClassifierConfig(3, "relu", 0.2, False, LayerNormConfig(1e-2), True))
 ANSWERER = dataclasses.replace(ENCODER, head=SpanConfig("relu", 0.2, LayerNormConfig(1e-2), False))
 MEANS = dataclasses.replace(ENCODER, head=ClassifierConfig(3, "relu", 0.2, "mean", False, LayerNormConfig(1e-2), True))
-TWICE = dataclasses.replace(BOTH, head=ClassifierConfig(3, pooled=EndOfText(3)), targets_from=ShiftedInputs(7, 2))
-WRAPPED = dataclasses.replace(BOTH, head=SpanConfig(), targets_from=ShiftedInputs(None, 20))
+HEADS_OF = AttentionConfig(2, head_dim=10)
+SMALL = TransformerConfig(
+    20,
+    encoder=StackConfig(EmbeddingConfig(29), (BlockConfig(HEADS_OF),), None),
+    decoder=StackConfig(EmbeddingConfig(29), (BlockConfig(HEADS_OF, cross=HEADS_OF),), None),
+)
+TWICE = dataclasses.replace(SMALL, head=ClassifierConfig(3, pooled=EndOfText(3)), targets_from=ShiftedInputs(7, 2))
+WRAPPED = dataclasses.replace(SMALL, head=SpanConfig(), targets_from=ShiftedInputs(None, 20))
 # Of which the heads alone are not in other configurations.
 HEADS = {"tagger": TAGGER, "answerer": ANSWERER, "means": MEANS, "twice": TWICE, "wrapped": WRAPPED}
 BASES = {

@@ -59,7 +59,7 @@ CASES = [
     if config.model_type not in WITHOUT[head]
     and (head != SEQUENCES or config.model_type in {*TWICE, "modernbert", "eurobert"})
 ]
-FAST = {("bert", TOKENS), ("llama", SPANS), ("t5", SEQUENCES)}
+FAST = {("bert", TOKENS), ("t5", SEQUENCES)}
 
 
 def open_head(name: str, head: str, folder: Path, **further: Any) -> Pair:
@@ -158,9 +158,8 @@ def test_logits_gradients_and_files_are_those_of_transformers(
     assert all(np.array_equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize(
-    ("name", "head"), [("mbart", SPANS), pytest.param("modernbert", SPANS, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "head"), [("mbart", SPANS), ("roberta", TOKENS), ("modernbert", SPANS)])
 def test_hidden_states_and_maps_come_with_them(name: str, head: str, tmp_path: Path, rng: np.random.Generator) -> None:
     pair = open_head(name, head, tmp_path)
     batch = head_batch(pair, rng)
@@ -210,7 +209,7 @@ def test_t5_needs_to_know_what_its_decoder_reads_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "head"),
     [
-        ("t5", SEQUENCES),
+        ("bert", TOKENS),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES if is_drawn(case[0]) and case[0] not in NARROW),
     ],
 )

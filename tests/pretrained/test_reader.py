@@ -33,10 +33,10 @@ SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.lin
     [
         pytest.param({"num_labels": 3}, "one", marks=pytest.mark.slow),
         pytest.param({"num_labels": 3, "types": False}, "one", marks=pytest.mark.slow),
-        ({"num_labels": 3, "problem_type": "single_label_classification"}, "one"),
+        pytest.param({"num_labels": 3, "problem_type": "single_label_classification"}, "one", marks=pytest.mark.slow),
         ({"num_labels": 3, "problem_type": "multi_label_classification"}, "each"),
         ({"num_labels": 1}, "each"),
-        ({"num_labels": 1, "problem_type": "regression"}, "score"),
+        pytest.param({"num_labels": 1, "problem_type": "regression"}, "score", marks=pytest.mark.slow),
         pytest.param({"num_labels": 2, "problem_type": "regression"}, "score", marks=pytest.mark.slow),
     ],
 )
@@ -89,6 +89,7 @@ def test_what_is_unknown_of_scores_is_refused(tmp_path: Path) -> None:
             jaxformer.from_pretrained(tmp_path).classify("cat")
 
 
+@pytest.mark.slow
 def test_a_new_classifier_has_one_right_label(tmp_path: Path) -> None:
     """Whatever the classifier before it had."""
     save_headed(tmp_path, AutoModelForSequenceClassification, num_labels=3, problem_type="multi_label_classification")
