@@ -33,6 +33,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train:train", "train a model on a task, or a language model on a text", "--task copy"),
     "generate": Command("generate:decode_inputs", "answer inputs or continue texts with a trained model", "--beam 4"),
+    "answer": Command(
+        "answer:main",
+        "answer questions with parts of a text, with a checkpoint of Hugging Face",
+        "--model FOLDER --context text.txt --question 'Who sat there?'",
+    ),
     "classify": Command(
         "classify:main",
         "tell which label each line of a file has, with a classifier of Hugging Face",
@@ -40,11 +45,16 @@ COMMANDS = {
     ),
     "embed": Command(
         "embed:main",
-        "turn sentences into vectors with an encoder of Hugging Face",
+        "turn sentences into vectors with a checkpoint of Hugging Face or sentence-transformers",
         "--model FOLDER --input-file sentences.txt",
     ),
     "export": Command(
         "export:main", "write a language model trained here as a folder that transformers opens", "my-model"
+    ),
+    "fill-mask": Command(
+        "fill_mask:main",
+        "tell which tokens may stand for each [MASK], with an encoder of Hugging Face",
+        "--model FOLDER --input-file texts.txt",
     ),
     "inspect": Command(
         "inspect:main", "list the modules of a model: shapes, parameters, FLOPs, bytes of the cache", "paper-base"
@@ -53,6 +63,11 @@ COMMANDS = {
         "perplexity:main",
         "measure how well a language model predicts a text: loss, perplexity, bits per byte",
         "--data text.txt",
+    ),
+    "tag": Command(
+        "tag:main",
+        "list the entities in each line of a file, with a checkpoint of Hugging Face",
+        "--model FOLDER --input-file texts.txt",
     ),
     "verify": Command(
         "verify:main", "compare a checkpoint of Hugging Face here and in transformers, layer by layer", "FOLDER"

@@ -13,12 +13,7 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from jaxformer.cache import Cache, mark_valid
-from jaxformer.config import (
-    ClassifierConfig,
-    DiscriminatorConfig,
-    LongRopeScaling,
-    TransformerConfig,
-)
+from jaxformer.config import LongRopeScaling, TransformerConfig
 from jaxformer.config.positions import PositionIdsFrom
 from jaxformer.errors import InputError
 from jaxformer.layers import (
@@ -35,8 +30,10 @@ from jaxformer.layers import (
     Stack,
     StackOutput,
     Wanted,
+    make_head,
     make_position_ids,
     replace_linear,
+    shifted_inputs,
     split_key,
 )
 from jaxformer.layers.variables import OneKey
@@ -63,15 +60,7 @@ class Transformer(nnx.Module):
         self.source_embedding = Embedding(source, config.dim, rngs=rngs) if source else None
         self.encoder = Stack(encoder, config.dim, rngs=rngs) if encoder else None
         self.decoder = Stack(decoder, config.dim, rngs=rngs) if decoder else None
-        match config.head:
-            case ClassifierConfig() as classifier:
-                self.head = Classifier(classifier, config.dim, rngs=rngs)
-            case DiscriminatorConfig() as discriminator:
-                self.head = Discriminator(discriminator, config.dim, rngs=rngs)
-            case None:
-                self.head = None
-            case head:
-                self.head = Head(head, main.embedding, config.dim, rngs=rngs)
+        self.head = make_head(config, rngs=rngs)
 
     @property
     def max_length(self) -> int | None:
@@ -105,11 +94,14 @@ class Transformer(nnx.Module):
         dropout_key: jax.Array | None = None,
         return_intermediates: Wanted = False,
     ) -> Any:
-        """Return the logits of every position, float32 [B, T, V]; of a classifier [B, classes]; scores [B, T].
+        """Return float32 logits of every position [B, T, V] or [B, T, classes]; of a classifier [B, classes].
+
+        A discriminator gives scores [B, T].
 
         Args:
             inputs: Token ids [B, S]: the source of an encoder-decoder, else all there is.
             targets: Decoder ids [B, T] of an encoder-decoder, shifted right (what the decoder reads, not the labels).
+                None: the inputs, where the configuration's `targets_from` says so.
             inputs_mask: [B, S], True or 1 at real tokens. None: all are.
             targets_mask: [B, T], the same for targets.
             position_ids: Positions [B, S] of `inputs` instead of those that the configuration counts.
@@ -126,14 +118,13 @@ class Transformer(nnx.Module):
         encoder_key, decoder_key, head_key = split_key(dropout_key, 3)
         if segment_ids is not None and self.encoder is not None:
             raise InputError("segment_ids are for decoder-only models: this one has an encoder")
-        if (targets is None) == (self.encoder is not None and self.decoder is not None):
-            raise InputError("an encoder-decoder needs inputs and targets; any other model needs inputs alone")
+        targets, source, source_mask = self._targets(inputs, targets, inputs_mask), inputs, inputs_mask
         encoded, encoded_mask, encoder = None, None, StackOutput(inputs, (), Intermediates())
         if self.encoder is not None:
             encoder = self._encode(inputs, inputs_mask, position_ids, token_types, encoder_key, return_intermediates)
             encoded, encoded_mask = encoder.states, inputs_mask
             if targets is None:
-                logits = self._classes_or_tokens(encoded, inputs, inputs_mask, head_key)
+                logits = self._classes_or_tokens(encoded, source, source_mask, head_key)
                 output = ModelOutput(logits, encoder.intermediates, Intermediates())
                 return output if return_intermediates else logits
             inputs, inputs_mask, position_ids = targets, targets_mask, None
@@ -146,7 +137,7 @@ class Transformer(nnx.Module):
         decoder, _ = self._extend(
             inputs, cache, inputs_mask, position_ids, decoder_key, return_intermediates, segment_ids
         )
-        logits = self._classes_or_tokens(decoder.states, inputs, inputs_mask, head_key)
+        logits = self._classes_or_tokens(decoder.states, source, source_mask, head_key)
         output = ModelOutput(logits, encoder.intermediates, decoder.intermediates)
         return output if return_intermediates else output.logits
 
@@ -318,13 +309,23 @@ class Transformer(nnx.Module):
         hidden, cache = self.extend(tokens, cache)
         return self.logits(hidden[:, -1]), cache
 
+    def _targets(self, inputs: jax.Array, targets: jax.Array | None, mask: jax.Array | None) -> jax.Array | None:
+        """Return what the decoder of an encoder-decoder reads, None for another model."""
+        if targets is None and self.config.targets_from is not None:
+            return shifted_inputs(self.config.targets_from, inputs, mask)
+        if (targets is None) == (self.encoder is not None and self.decoder is not None):
+            raise InputError("an encoder-decoder needs inputs and targets; any other model needs inputs alone")
+        return targets
+
     def _classes_or_tokens(
         self, states: jax.Array, tokens: jax.Array, mask: jax.Array | None, dropout_key: jax.Array | None
     ) -> jax.Array:
         """Return the logits of states [B, T, D]: of every token, or of a classifier's classes."""
-        if isinstance(self.head, Classifier):
-            states = self.head.pool(states, tokens, mask)
-        return self.logits(states, dropout_key=dropout_key)
+        if not isinstance(self.head, Classifier):
+            return self.logits(states, dropout_key=dropout_key)
+        if states.shape[:2] != tokens.shape:
+            raise InputError("a classifier of an encoder-decoder reads the inputs twice: leave the targets out")
+        return self.head.read(states, tokens, mask, dropout_key=dropout_key)
 
     @property
     def _switch(self) -> int | None:

@@ -11,6 +11,7 @@ from jaxformer.config import (
     DiscriminatorConfig,
     DynamicScaling,
     EmbeddingConfig,
+    EndOfText,
     FeedForwardConfig,
     HeadConfig,
     LastToken,
@@ -25,10 +26,13 @@ from jaxformer.config import (
     RelativePositions,
     RMSNormConfig,
     Rope,
+    ShiftedInputs,
     SigmoidRouter,
     SinusoidalPositions,
     SoftmaxRouter,
+    SpanConfig,
     StackConfig,
+    TokenClassifierConfig,
     TransformConfig,
     YarnScaling,
 )
@@ -189,7 +193,22 @@ NUMBERS = TransformerConfig(
     ),
     head=ClassifierConfig(3, None, dropout=0.2, pooled=LastToken(5)),
 )
+# Heads of classes of tokens, and of an encoder-decoder that reads a text twice.
+TAGGER = dataclasses.replace(ENCODER, head=TokenClassifierConfig(3, "relu", 0.2, False, LayerNormConfig(1e-2), True))
+ANSWERER = dataclasses.replace(ENCODER, head=SpanConfig("relu", 0.2, LayerNormConfig(1e-2), False))
+MEANS = dataclasses.replace(ENCODER, head=ClassifierConfig(3, "relu", 0.2, "mean", False, LayerNormConfig(1e-2), True))
+HEADS_OF = AttentionConfig(2, head_dim=10)
+SMALL = TransformerConfig(
+    20,
+    encoder=StackConfig(EmbeddingConfig(29), (BlockConfig(HEADS_OF),), None),
+    decoder=StackConfig(EmbeddingConfig(29), (BlockConfig(HEADS_OF, cross=HEADS_OF),), None),
+)
+TWICE = dataclasses.replace(SMALL, head=ClassifierConfig(3, pooled=EndOfText(3)), targets_from=ShiftedInputs(7, 2))
+WRAPPED = dataclasses.replace(SMALL, head=SpanConfig(), targets_from=ShiftedInputs(None, 20))
+# Of which the heads alone are not in other configurations.
+HEADS = {"tagger": TAGGER, "answerer": ANSWERER, "means": MEANS, "twice": TWICE, "wrapped": WRAPPED}
 BASES = {
+    **HEADS,
     "mixture": MIXTURE,
     "latent": LATENT,
     "both": BOTH,

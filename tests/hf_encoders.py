@@ -98,7 +98,7 @@ ENCODERS: dict[str, tuple[type, dict[str, Any]]] = {
     "distilbert": (DistilBertConfig, DISTIL),
     "distilbert-unusual": (DistilBertConfig, DISTIL | {"activation": "relu", "sinusoidal_pos_embds": True}),
 }
-# Those without a classifier here.
+# Those whose classifiers are compared in parity/test_heads.py, with those of tokens and of answers.
 NOT_FOR_CLASSES = ("modernbert", "eurobert")
 HEADS = {"bare": AutoModel, "masked": AutoModelForMaskedLM, "classes": AutoModelForSequenceClassification}
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from config_cases import ATTENTION, BASES, BOTH, stack
+from config_cases import ATTENTION, BASES, BOTH, HEADS, stack
 
 from jaxformer import PRESETS, InputError, TransformerConfig, encoder_decoder, from_dict, to_dict
 from jaxformer.config import (
@@ -19,6 +19,7 @@ from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
     EmbeddingConfig,
+    EndOfText,
     LastToken,
     LatentAttentionConfig,
     LearnedPositions,
@@ -98,6 +99,10 @@ OTHER = {
     "shared_gate": True,
     "score_positions": None,
     "order": None,
+    "hidden_bias": False,
+    "eos_id": 4,
+    "start": 9,
+    "targets_from": None,
 }
 # Of these, one that is not there already.
 CHOICES = {
@@ -106,7 +111,7 @@ CHOICES = {
     "position_ids_from": ("slot", "mask"),
     "normed": ("each head", "separate heads"),
     "layout": ("halves", "interleaved"),
-    "pooled": ("first", LastToken()),
+    "pooled": ("first", "mean_logits", LastToken()),
     "project": ("tokens", "sum"),
 }
 # Structure rather than values: covered by the models of every shape, or by the fields inside them.
@@ -126,6 +131,8 @@ OPTIONAL = {
     "head",
     "score_positions",
     "order",
+    "start",
+    "targets_from",
 }
 
 
@@ -151,6 +158,12 @@ def changes(config: object, name: str, value: object) -> list[object]:
         return []  # refused
     if name == "rotate_first" and not (config.query_key_norm and config.rope):
         return []  # the order of one thing
+    if name == "pad_id" and getattr(config, "start", None) is not None:
+        return []  # the first token is given
+    if name == "hidden_bias" and config.activation is None:
+        return []  # there is no such layer
+    if name == "targets_from" or isinstance(value, EndOfText):
+        return []  # the decoder then needs something to read
     if name == "share_embeddings" and not value:
         return []  # one stack, or two vocabularies
     if name == "width" and isinstance(config.scaling, LongRopeScaling):
@@ -224,13 +237,18 @@ def inputs(config: TransformerConfig) -> tuple[tuple[np.ndarray, ...], dict[str,
     """What a model of the configuration reads, and which of its tokens are real."""
     source, target = np.arange(12).reshape(2, 6) % 29, np.arange(10).reshape(2, 5) % 23
     valid = np.array([[False, True, True, True, True, True]] * 2)
+    if config.targets_from:
+        return (source,), {"inputs_mask": valid}
     if config.encoder and config.decoder:
         return (source, target), {"inputs_mask": valid, "targets_mask": valid[:, 1:] & (np.arange(5) > 0)[None]}
     return (source,), {"inputs_mask": valid}
 
 
 PERTURBED = [
-    pytest.param(base, changed, id=f"{name}{path}") for name, base in BASES.items() for path, changed in perturbed(base)
+    pytest.param(base, changed, id=f"{name}{path}")
+    for name, base in BASES.items()
+    for path, changed in perturbed(base)
+    if name not in HEADS or path.startswith((".head", ".targets_from"))
 ]
 
 

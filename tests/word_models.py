@@ -19,12 +19,15 @@ CHATML = (
 )
 
 
-def save_tokenizer(folder: Path, single: str, special: list[str], **names: str) -> None:
+PAIR = "[CLS] $A [SEP] $B:1 [SEP]:1"
+
+
+def save_tokenizer(folder: Path, single: str, special: list[str], pair: str | None = None, **names: object) -> None:
     vocabulary = {token: index for index, token in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     around = [(name, vocabulary[name]) for name in single.split() if name != "$A"]
-    tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=around)
+    tokenizer.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=around)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **names)
     fast.add_special_tokens({"additional_special_tokens": special})
     fast.save_pretrained(folder)
@@ -46,6 +49,30 @@ def save_bert(folder: Path, mask: str = "[MASK]") -> Path:
     )
     AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+def save_headed(
+    folder: Path, opener: type, std: float = 0.5, *, types: bool = True, **settings: object
+) -> torch.nn.Module:
+    """A tiny BERT with a head that `opener` makes, whose tokenizer reads pairs of texts, and tells them apart."""
+    names = {"model_input_names": ["input_ids", "attention_mask", "token_type_ids"]} if types else {}
+    special = ["[PAD]", "[CLS]", "[SEP]", "<unk>"]
+    save_tokenizer(folder, "[CLS] $A [SEP]", special, pad_token="[PAD]", cls_token="[CLS]", pair=PAIR, **names)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(special) + len(WORDS),
+        pad_token_id=0,
+        max_position_embeddings=24,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        initializer_range=std,
+        **settings,
+    )
+    model = opener.from_config(config).eval()
+    model.save_pretrained(folder)
+    return model
 
 
 def save_mbart(folder: Path) -> Path:

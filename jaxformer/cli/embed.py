@@ -1,9 +1,9 @@
-"""`jaxformer embed`: a vector for each sentence, from an encoder's checkpoint."""
+"""`jaxformer embed`: a vector for each sentence, from a checkpoint."""
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import tyro
@@ -14,8 +14,9 @@ from jaxformer.cli.invocation import command_line
 from jaxformer.cli.runs import checkpoint_in
 from jaxformer.cli.streams import read_lines, replacing
 from jaxformer.errors import InputError
-from jaxformer.pretrained import Pretrained, from_pretrained
-from jaxformer.pretrained.encoders import Pooling, embed, rows_of
+from jaxformer.flags import optional
+from jaxformer.pretrained import from_pretrained
+from jaxformer.pretrained.encoders import Pooling, embed
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,20 @@ class Arguments:
     """Arguments of the command line."""
 
     model: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
-    """folder of a checkpoint of Hugging Face, or its id on the hub: BERT, RoBERTa, DistilBERT, T5's encoder"""
+    """folder of a checkpoint of Hugging Face or sentence-transformers, or its id on the hub"""
     input_file: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """text file with a sentence per line; - is standard input"""
     output: Path = Path("embeddings.npy")
     """where the vectors are written, float32 [sentences, width], in the order of the lines that are not blank"""
-    pooling: Pooling = "mean"
-    """a sentence's vector: the mean of its tokens' last states, or the state of its first token"""
+    pooling: Annotated[Pooling | None, optional("HOW")] = None
+    """a sentence's vector: mean or max over its tokens' last states, or the state of its first token (cls) or its last
+    one (default: as modules.json of the folder says, else mean)"""
+    normalize: Annotated[bool | None, optional("WHETHER")] = None
+    """whether vectors have length 1 (default: as modules.json of the folder says)"""
+    prompt: Annotated[str | None, optional("TEXT")] = None
+    """what stands before every sentence (default: what the folder says, if anything)"""
+    prompt_name: Annotated[str | None, optional("NAME")] = None
+    """name of one of the folder's prompts, such as query"""
     batch_size: int = 32
     """sentences that are read together"""
     truncate: bool = False
@@ -42,18 +50,26 @@ def main(argv: list[str]) -> None:
         Arguments,
         argv,
         prog=command_line("embed"),
-        description="Turn sentences into vectors with an encoder.",
+        description="Turn sentences into vectors.",
     )
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     lines = read_lines(arguments.input_file)
     lm = from_pretrained(checkpoint_in(arguments.model))
-    sentences = rows_of_lines(lm, lines, truncate=arguments.truncate)
+    prompt = None if arguments.prompt is None else terminal.argument_text("--prompt", arguments.prompt)
+    sentences, settings = lm.sentence_rows(
+        [line for _, line in lines],
+        arguments.pooling,
+        arguments.normalize,
+        prompt=prompt,
+        prompt_name=arguments.prompt_name,
+        truncate=arguments.truncate,
+        **for_lines(lines),
+    )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(arguments.output) as file:
         with tqdm(total=len(sentences), unit="sentence", disable=None) as bar:
-            settings = {"pooling": arguments.pooling, "size": arguments.batch_size, "done": bar.update}
-            vectors = embed(lm.model, sentences, **settings)  # pyrefly: ignore
+            vectors = embed(lm.model, sentences, size=arguments.batch_size, done=bar.update, **settings)
         write_array(file, vectors)
     print(f"{len(vectors)} vectors of width {vectors.shape[1]}: {arguments.output}")
 
@@ -66,10 +82,7 @@ def write_array(file: BinaryIO, array: np.ndarray) -> None:
     file.write(array.data)
 
 
-def rows_of_lines(lm: Pretrained, lines: list[tuple[int, str]], *, truncate: bool) -> list[list[int]]:
-    """Return the token ids of numbered lines. Raises InputError where the model or a line does not allow it."""
-    texts = [line for _, line in lines]
+def for_lines(lines: list[tuple[int, str]]) -> dict[str, Any]:
+    """Return how messages call numbered lines, as arguments of `encoders.encodings_of`."""
     names = [f"line {number}" for number, _ in lines]
-    return rows_of(
-        lm.model, lm.tokenizer, texts, truncate=truncate, name=names.__getitem__, advice="shorten it, or add --truncate"
-    )
+    return {"name": names.__getitem__, "advice": "shorten it, or add --truncate"}

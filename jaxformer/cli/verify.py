@@ -72,7 +72,7 @@ class Reference(NamedTuple):
 
     Attributes:
         values: Hidden states [1, T, D] and attention maps [1, N, T, S], a list over layers, by stack and kind.
-        logits: [1, T, V]; of a classifier [1, classes]; the hidden states where the model has no head.
+        logits: [1, T, V] or [1, T, classes]; of a classifier [1, classes]; the hidden states where there is no head.
         loss: Mean cross-entropy of `expected_labels`, in nats.
         gradients: Gradients of the loss by the names of the checkpoint's tensors.
         seconds: Duration of a forward pass.
@@ -121,7 +121,8 @@ def main(argv: list[str]) -> None:
 def kind(model: Transformer) -> str:
     """Return the kind of a model: of those that generate by their stacks, of others by their head."""
     if isinstance(model.head, Classifier):
-        return "classifier"
+        kinds = {"ClassifierConfig": "classifier", "TokenClassifierConfig": "tagger", "SpanConfig": "answerer"}
+        return kinds[type(model.head.config).__name__]
     if model.decoder is not None:
         return "decoder" if model.encoder is None else "encoder-decoder"
     kinds = {"Head": "head", "Discriminator": "discriminator"}
@@ -140,6 +141,8 @@ def load_reference(folder: Path, model: Transformer) -> Any:
     opener = {
         "head": transformers.AutoModelForMaskedLM,
         "classifier": transformers.AutoModelForSequenceClassification,
+        "tagger": transformers.AutoModelForTokenClassification,
+        "answerer": transformers.AutoModelForQuestionAnswering,
         "discriminator": transformers.AutoModelForPreTraining,
         "bare": transformers.AutoModel,
         "decoder": transformers.AutoModelForCausalLM,
@@ -163,6 +166,9 @@ def make_inputs(lm: Pretrained, prompt: str | None) -> Inputs:
     drawn = rng.integers(0, source or target, (1, min(LENGTH, positions or LENGTH)))
     if prompt is not None:
         drawn = np.array([read_prompt(lm, prompt, positions)])
+    if lm.model.config.targets_from is not None:  # whose decoder reads the same
+        drawn[:, -1] = getattr(getattr(lm.model.config.head, "pooled", None), "eos_id", drawn[0, -1])
+        return {"input_ids": drawn}
     if source is None or target is None:
         return {"input_ids": drawn}
     targets = np.append(lm.generation.decoder_start_token_id or 0, rng.integers(0, target, LENGTH))
@@ -194,14 +200,14 @@ def reference(lm: Pretrained, model: Any, inputs: Inputs) -> Reference:
         model(**tensors)
         seconds = time.perf_counter() - start
     found = model(**tensors, output_hidden_states=True, output_attentions=True)
-    logits = found.last_hidden_state if "last_hidden_state" in found else found.logits
+    if "start_logits" in found:
+        logits = torch.stack([found.start_logits, found.end_logits], dim=-1)
+    else:
+        logits = found.last_hidden_state if "last_hidden_state" in found else found.logits
     labels = torch.tensor(expected_labels(inputs, tuple(logits.shape)))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
     loss.backward()
-    values = {
-        (stack, what): [array.detach().numpy() for array in found[name]]
-        for stack, what, name in names(inputs, lm.model)
-    }
+    values = {(stack, what): [array.detach().numpy() for array in found[name]] for stack, what, name in names(lm.model)}
     gradients = {name: leaf.grad for name, leaf in model.named_parameters() if leaf.grad is not None}
     in_files = {name: grad.numpy() for name, grad in revert_weight_conversion(model, gradients).items()}
     return Reference(values, logits.detach().numpy(), loss.item(), in_files, seconds)
@@ -218,9 +224,9 @@ def expected_labels(inputs: Inputs, shape: tuple[int, ...]) -> np.ndarray:
     return np.append(read[:, 1:], [[-100]], axis=1)
 
 
-def names(inputs: Inputs, model: Transformer) -> list[tuple[str, str, str]]:
+def names(model: Transformer) -> list[tuple[str, str, str]]:
     """Return stack, kind and field of an output for each tuple of states or maps."""
-    if "decoder_input_ids" not in inputs:
+    if model.encoder is None or model.decoder is None:
         stack = "encoder" if model.decoder is None else "decoder"
         return [(stack, "hidden state", "hidden_states"), (stack, "attention map", "attentions")]
     kinds = (("hidden state", "hidden_states"), ("attention map", "attentions"))
@@ -231,7 +237,7 @@ def names(inputs: Inputs, model: Transformer) -> list[tuple[str, str, str]]:
 def compare(lm: Pretrained, inputs: Inputs, single: Reference, exact: Reference) -> Iterator[Comparison]:
     """Yield every state and map from the first layer to the last, then logits, loss and gradients."""
     ours = lm(**inputs, output_hidden_states=True, output_attentions=True)
-    for stack, what, name in names(inputs, lm.model):
+    for stack, what, name in names(lm.model):
         for index, our in enumerate(getattr(ours, name)):
             layer = index + (what != "hidden state")
             where = f"{stack} layer {layer}" if layer else f"{stack} embedding"

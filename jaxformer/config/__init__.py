@@ -13,6 +13,16 @@ from jaxformer.config.attention import (
     RMSNormConfig,
     head_width,
 )
+from jaxformer.config.heads import (
+    AnyClassifierConfig,
+    ClassifierConfig,
+    DiscriminatorConfig,
+    EndOfText,
+    HeadConfig,
+    LastToken,
+    SpanConfig,
+    TokenClassifierConfig,
+)
 from jaxformer.config.json import CONFIGS, from_dict, to_dict
 from jaxformer.config.layers import (
     BlockConfig,
@@ -24,15 +34,7 @@ from jaxformer.config.layers import (
     SoftmaxRouter,
     TransformConfig,
 )
-from jaxformer.config.model import (
-    ClassifierConfig,
-    DiscriminatorConfig,
-    EmbeddingConfig,
-    HeadConfig,
-    LastToken,
-    StackConfig,
-    TransformerConfig,
-)
+from jaxformer.config.model import EmbeddingConfig, ShiftedInputs, StackConfig, TransformerConfig
 from jaxformer.config.positions import (
     AlibiPositions,
     DynamicScaling,
@@ -54,12 +56,14 @@ __all__ = [
     "CONFIGS",
     "AlibiPositions",
     "AnyAttentionConfig",
+    "AnyClassifierConfig",
     "AttentionConfig",
     "BlockConfig",
     "ClassifierConfig",
     "DiscriminatorConfig",
     "DynamicScaling",
     "EmbeddingConfig",
+    "EndOfText",
     "FeedForwardConfig",
     "HeadConfig",
     "LastToken",
@@ -80,10 +84,13 @@ __all__ = [
     "Rope",
     "RopeScaling",
     "Router",
+    "ShiftedInputs",
     "SigmoidRouter",
     "SinusoidalPositions",
     "SoftmaxRouter",
+    "SpanConfig",
     "StackConfig",
+    "TokenClassifierConfig",
     "TransformConfig",
     "TransformerConfig",
     "YarnScaling",

@@ -10,6 +10,15 @@ from jaxformer.config.attention import (
     LayerNormConfig,
     RMSNormConfig,
 )
+from jaxformer.config.heads import (
+    ClassifierConfig,
+    DiscriminatorConfig,
+    EndOfText,
+    HeadConfig,
+    LastToken,
+    SpanConfig,
+    TokenClassifierConfig,
+)
 from jaxformer.config.layers import (
     BlockConfig,
     FeedForwardConfig,
@@ -18,15 +27,7 @@ from jaxformer.config.layers import (
     SoftmaxRouter,
     TransformConfig,
 )
-from jaxformer.config.model import (
-    ClassifierConfig,
-    DiscriminatorConfig,
-    EmbeddingConfig,
-    HeadConfig,
-    LastToken,
-    StackConfig,
-    TransformerConfig,
-)
+from jaxformer.config.model import EmbeddingConfig, ShiftedInputs, StackConfig, TransformerConfig
 from jaxformer.config.positions import (
     AlibiPositions,
     DynamicScaling,
@@ -69,8 +70,12 @@ CONFIGS = (
     TransformConfig,
     HeadConfig,
     LastToken,
+    EndOfText,
     ClassifierConfig,
+    TokenClassifierConfig,
+    SpanConfig,
     DiscriminatorConfig,
+    ShiftedInputs,
     TransformerConfig,
 )
 

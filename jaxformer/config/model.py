@@ -1,10 +1,11 @@
-"""Whole models: embedding, stack, head, and what connects them."""
+"""Whole models: embedding, stacks, and what connects them."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from jaxformer.config.attention import NormConfig, check_attention, check_rate
-from jaxformer.config.layers import BlockConfig, TransformConfig
+from jaxformer.config.heads import AnyHeadConfig, ClassifierConfig, EndOfText, HeadConfig
+from jaxformer.config.layers import BlockConfig
 from jaxformer.config.positions import (
     AlibiPositions,
     LearnedPositions,
@@ -14,7 +15,6 @@ from jaxformer.config.positions import (
     RelativePositions,
 )
 from jaxformer.errors import InputError
-from jaxformer.ops.activations import Activation
 from jaxformer.schema import check_range
 
 
@@ -106,77 +106,22 @@ class StackConfig:
 
 
 @dataclass(frozen=True)
-class HeadConfig:
-    """Map from hidden states to logits.
+class ShiftedInputs:
+    """The decoder of an encoder-decoder reads the encoder's tokens as well, shifted right, as BART does for classes.
 
     Attributes:
-        tied: Whether it is the token embedding's table (section 3.4), else a matrix.
-        bias: Whether there is a number per token.
-        scale: Factor on the hidden states.
-        transform: Layer before the map. None: none.
-        softcap: Logits are squashed into (-softcap, softcap) by tanh. None: they are not.
-    """
-
-    tied: bool = True
-    bias: bool = False
-    scale: float = 1.0
-    transform: TransformConfig | None = None
-    softcap: float | None = None
-
-
-@dataclass(frozen=True)
-class LastToken:
-    """Classify a sequence by the state of its last real token, which alone has seen all of a decoder's input.
-
-    Attributes:
+        start: Token that the decoder reads first. None: the last token of the row that is not padding, as in mBART.
         pad_id: Token that is padding wherever it stands. None: only the mask tells what is padding.
     """
 
+    start: int | None = None
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an impossible token."""
-        if self.pad_id is not None:
-            check_range("pad_id", self.pad_id, 0)
-
-
-Pooled = Literal["first"] | LastToken
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """Class of a whole sequence from the state x of one token: activation(x W + b) W_out + b_out.
-
-    Attributes:
-        classes: Number of classes.
-        activation: Name of the activation. None: there is no inner layer, x W_out + b_out.
-        dropout: Rate on the inner units.
-        pooled: The token: the "first", as encoders have it, or the last, as decoders have it.
-        bias: Whether there is b_out.
-    """
-
-    classes: int
-    activation: Activation | None = "tanh"
-    dropout: float = 0.0
-    pooled: Pooled = "first"
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse no classes and an impossible rate."""
-        check_rate(self.dropout)
-        if self.classes < 1:
-            raise InputError(f"a classifier needs at least one class, not classes={self.classes}")
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """Score of each token, that it is none of the text's, as in ELECTRA: activation(x W + b) W_out + b_out.
-
-    Attributes:
-        activation: Name of the activation.
-    """
-
-    activation: Activation = "gelu"
+        """Refuse impossible tokens."""
+        for name, token in (("start", self.start), ("pad_id", self.pad_id)):
+            if token is not None:
+                check_range(name, token, 0)
 
 
 @dataclass(frozen=True)
@@ -187,21 +132,31 @@ class TransformerConfig:
         dim: Model width D.
         encoder: The encoder. None: none.
         decoder: The decoder. None: none.
-        head: Map to logits of the vocabulary of classes, or scores of tokens. None: hidden states are returned.
+        head: Map to logits of the vocabulary, of classes, or scores of tokens. None: hidden states are returned.
         share_embeddings: Whether encoder and decoder read one embedding table.
+        targets_from: What the decoder of an encoder-decoder reads where no targets are given. None: they must be given.
     """
 
     dim: int
     encoder: StackConfig | None = None
     decoder: StackConfig | None = None
-    head: HeadConfig | ClassifierConfig | DiscriminatorConfig | None = HeadConfig()
+    head: AnyHeadConfig | None = HeadConfig()
     share_embeddings: bool = False
+    targets_from: ShiftedInputs | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
         check_range("dim", self.dim, 1)
         if self.encoder is None and self.decoder is None:
             raise InputError("a Transformer needs an encoder, a decoder, or both")
+        if self.targets_from and not (self.encoder and self.decoder):
+            raise InputError("targets_from needs an encoder and a decoder")
+        if (
+            isinstance(self.head, ClassifierConfig)
+            and isinstance(self.head.pooled, EndOfText)
+            and not self.targets_from
+        ):
+            raise InputError("a classifier that reads the end of the text needs targets_from")
         if self.encoder and any(block.cross for block in self.encoder.blocks):
             raise InputError("encoder blocks have nothing to attend to but themselves: set cross=None")
         if self.decoder and any((block.cross is None) == (self.encoder is not None) for block in self.decoder.blocks):

@@ -55,6 +55,44 @@ def read_labelled(
     return read_rows(path, LABELS, skip_bad=skip_bad, say=say)
 
 
+def read_tagged(
+    path: Path, *, skip_bad: bool = False, say: Callable[[str], None] | None = None
+) -> list[tuple[str, str]]:
+    """Return the texts in a file and the tags of their words, both with single spaces between words and between tags.
+
+    A line of the .jsonl file is an object with two lists of one length: tokens (or words) and tags.
+
+    Args:
+        path: The file.
+        skip_bad: Whether to go on without the lines that are no words with tags.
+        say: Receives a line for people about what is skipped.
+
+    Raises:
+        InputError: The file cannot be read, has no such line, or has another one.
+    """
+    rows, bad = parsed(path, tagged_row)
+    settle(path, len(rows), bad, skip_bad=skip_bad, say=say)
+    return [row for _, row in rows]
+
+
+def tagged_row(line: str) -> tuple[str, str]:
+    """Return the words and the tags of a line of JSON. Raises InputError for a line without them."""
+    row = json_object(line)
+    name = next((name for name in ("tokens", "words") if name in row), None)
+    if name is None or "tags" not in row:
+        raise InputError("no tokens and tags")
+    words, tags = row[name], row["tags"]
+    if not (isinstance(words, list) and isinstance(tags, list) and words):
+        raise InputError(f"{name} and tags must be lists that are not empty")
+    if len(words) != len(tags):
+        raise InputError(f"{len(words)} {name}, but {len(tags)} tags")
+    sides = [[filled(part) for part in side] for side in (words, tags)]
+    for part in (part for side in sides for part in side):
+        if len(part.split()) != 1:
+            raise InputError(f"{shown(part)} has a space inside: divide it")
+    return " ".join(sides[0]), " ".join(sides[1])
+
+
 def read_rows(
     path: Path, keys: tuple[tuple[str, str], ...], *, skip_bad: bool, say: Callable[[str], None] | None
 ) -> list[tuple[str, str]]:

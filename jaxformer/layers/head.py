@@ -1,4 +1,4 @@
-"""From hidden states to logits: of the vocabulary, of the classes of a sequence, or one for each token."""
+"""From hidden states to logits: of the vocabulary, of classes of a sequence or its tokens, or one for each token."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,15 @@ from flax import nnx
 
 from jaxformer.backends.cpu import matmul_transposed, prefers_transposed
 from jaxformer.config import (
+    AnyClassifierConfig,
     ClassifierConfig,
     DiscriminatorConfig,
     EmbeddingConfig,
+    EndOfText,
     HeadConfig,
     LastToken,
     TransformConfig,
+    TransformerConfig,
 )
 from jaxformer.layers.linear import Linear, QuantizedLinear, TransposedLinear, replace_linear
 from jaxformer.layers.norm import make_norm
@@ -104,35 +107,66 @@ class Head(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Logits of the classes of a sequence, from the state of one token: `ClassifierConfig`."""
+    """Logits of classes: of a sequence, `ClassifierConfig`, or of each token, `TokenClassifierConfig`, `SpanConfig`."""
 
-    def __init__(self, config: ClassifierConfig, dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: AnyClassifierConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
-        self.hidden = Linear(dim, dim, axes="D_", rngs=rngs) if config.activation else None
+        inner = config.activation is not None
+        self.hidden = Linear(dim, dim, axes="D_", bias=config.hidden_bias, rngs=rngs) if inner else None
+        self.norm = make_norm(config.norm, dim, axes="_") if config.norm else None
         self.output = Linear(dim, config.classes, axes="D_", bias=config.bias, rngs=rngs)
 
-    def pool(self, states: jax.Array, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
-        """Return the state [B, D] that tells the class.
+    def read(
+        self,
+        states: jax.Array,
+        tokens: jax.Array,
+        valid: jax.Array | None,
+        *,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return the float32 logits of sequences [B, classes], or of their tokens [B, T, classes].
 
         Args:
             states: [B, T, D].
-            tokens: Token ids [B, T].
+            tokens: Token ids [B, T]; in an encoder-decoder those that the encoder reads.
             valid: [B, T], True or 1 at real tokens. None: all are.
+            dropout_key: Key for dropout. None: no dropout.
         """
-        if not isinstance(self.config.pooled, LastToken):
-            return states[:, 0]
+        if not isinstance(self.config, ClassifierConfig):
+            return self(states, dropout_key=dropout_key)
         real = jnp.ones(tokens.shape, bool) if valid is None else valid != 0
-        if self.config.pooled.pad_id is not None:
-            real &= tokens != self.config.pooled.pad_id
-        slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        last = jnp.max(jnp.where(real, slots, 0), axis=1)  # [B]
-        return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+        match self.config.pooled:
+            case "first":
+                return self(states[:, 0], dropout_key=dropout_key)
+            case "mean":
+                return self(mean_of(states, real), dropout_key=dropout_key)
+            case "mean_logits":
+                return mean_of(self(states, dropout_key=dropout_key), real)
+            case LastToken(pad_id):
+                chosen = real if pad_id is None else real & (tokens != pad_id)
+            case EndOfText(eos_id):
+                chosen = real & (tokens == eos_id)
+        return self(last_of(states, chosen), dropout_key=dropout_key)
 
     def __call__(self, x: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Return float32 logits [B, classes] of the states [B, D] of `pool`."""
+        """Return float32 logits [..., classes] of states [..., D]."""
         if self.hidden is not None and self.config.activation is not None:
             x = ACTIVATIONS[self.config.activation](self.hidden(x))
+        x = x if self.norm is None else self.norm(x)
         return self.output(dropout(x, self.config.dropout, dropout_key)).astype(jnp.float32)
+
+
+def mean_of(x: jax.Array, real: jax.Array) -> jax.Array:
+    """Return the mean [B, D] of the real tokens [B, T] of x [B, T, D]."""
+    total = jnp.where(real[..., None], x, 0).sum(axis=1)  # [B, D]
+    return total / jnp.maximum(real.sum(axis=1, keepdims=True), 1).astype(x.dtype)
+
+
+def last_of(x: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Return the last [B, D] of the chosen tokens [B, T] of x [B, T, D]; the first token where none is chosen."""
+    slots = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    last = jnp.max(jnp.where(chosen, slots, 0), axis=1)  # [B]
+    return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
 
 
 class Discriminator(nnx.Module):
@@ -146,3 +180,16 @@ class Discriminator(nnx.Module):
     def __call__(self, states: jax.Array) -> jax.Array:
         """Return float32 scores [...] of states [..., D]."""
         return self.output(ACTIVATIONS[self.activation](self.hidden(states)))[..., 0].astype(jnp.float32)
+
+
+def make_head(config: TransformerConfig, *, rngs: nnx.Rngs) -> Head | Classifier | Discriminator | None:
+    """Return the head of a model; None: it has none."""
+    match config.head:
+        case None:
+            return None
+        case HeadConfig() as head:
+            return Head(head, config.main.embedding, config.dim, rngs=rngs)
+        case DiscriminatorConfig() as head:
+            return Discriminator(head, config.dim, rngs=rngs)
+        case head:
+            return Classifier(head, config.dim, rngs=rngs)

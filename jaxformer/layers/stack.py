@@ -12,6 +12,7 @@ from jaxformer.config import (
     LearnedPositions,
     NonPadPositions,
     RelativePositions,
+    ShiftedInputs,
     SinusoidalPositions,
     StackConfig,
 )
@@ -228,3 +229,22 @@ def make_position_ids(
             return jax.lax.dynamic_slice_in_dim(count_positions(valid), start, tokens.shape[1], axis=1)
         case _:
             return start + jnp.arange(tokens.shape[1])[None]
+
+
+def shifted_inputs(config: ShiftedInputs, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Return what a decoder reads of the encoder's tokens, int [B, T]: shifted right behind the first token.
+
+    Args:
+        config: Which token is first.
+        tokens: Token ids [B, T] of the encoder.
+        valid: [B, T], True or 1 at real tokens. None: all are.
+    """
+    tokens = jnp.asarray(tokens)
+    if config.start is not None:
+        first = jnp.full_like(tokens[:, :1], config.start)
+    else:
+        real = jnp.ones(tokens.shape, bool) if valid is None else jnp.asarray(valid) != 0
+        real = real if config.pad_id is None else real & (tokens != config.pad_id)
+        last = jnp.maximum(real.sum(axis=1, keepdims=True) - 1, 0)  # [B, 1]
+        first = jnp.take_along_axis(tokens, last, axis=1)
+    return jnp.concatenate([first, tokens[:, :-1]], axis=1)

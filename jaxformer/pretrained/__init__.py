@@ -33,6 +33,7 @@ from jaxformer.pretrained.files import (
     write_tensors,
 )
 from jaxformer.pretrained.saving import CONFIG, replacing
+from jaxformer.pretrained.sentences import sentence_files, write_module_files
 from jaxformer.pretrained.staging import PREFIX
 from jaxformer.pretrained.stored import as_stored
 from jaxformer.pretrained.tokens import read_tokenizer
@@ -108,6 +109,7 @@ def open_folder(folder: Path, dtype: np.dtype | None, mesh: Mesh | None) -> Pret
         config = family.config(hf)
     tensors = {name: representable(tensor) for name, tensor in read_tensors(folder).items()}
     files = {name: read_text(folder / name) for name in TOKENIZER_FILES if os.path.lexists(folder / name)}
+    files |= sentence_files(folder)
     with schema.located(folder):
         tensors = named(tensors, family.table(config))
         config = as_stored(config, tensors, family.table)
@@ -157,7 +159,9 @@ def save_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
         if pretrained.tokenizer is not None:
             (new / TOKENIZER).write_text(pretrained.tokenizer.to_str(pretty=True), encoding="utf-8")
         for name, text in pretrained.files.items():
-            (new / name).write_text(text, encoding="utf-8")
+            if "/" not in name:
+                (new / name).write_text(text, encoding="utf-8")
+    write_module_files(folder, pretrained.files)
 
 
 def folder_of(name: str | Path, revision: str | None) -> Path:

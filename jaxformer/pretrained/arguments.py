@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.config import AlibiPositions, LearnedPositions, NonPadPositions, RelativePositions
+from jaxformer.config import AlibiPositions, EndOfText, LearnedPositions, NonPadPositions, RelativePositions
 from jaxformer.errors import InputError, shortened
 from jaxformer.generation.arrays import integer_array, mask_array, token_array
 from jaxformer.model import Transformer
@@ -51,6 +51,20 @@ def checked_ids(model: Transformer, name: str, ids: Any, source: bool) -> np.nda
 def optional_mask(name: str, mask: Any, ids: np.ndarray) -> np.ndarray | None:
     """Return a mask as booleans of the shape of the ids; None: all are real."""
     return None if mask is None else mask_array(name, mask, ids)
+
+
+def check_ends(model: Transformer, ids: np.ndarray, mask: np.ndarray | None) -> None:
+    """Raise InputError for a row without the token whose state a classifier reads."""
+    for number, row in enumerate(ids):
+        real = row if mask is None else row[mask[number]]
+        if (token := lacks_end(model, real)) is not None:
+            raise InputError(f"row {number} of input_ids has no token {token}, which ends a text: add it")
+
+
+def lacks_end(model: Transformer, row: Any) -> int | None:
+    """Return the token that token ids lack although a classifier reads its state; None: they lack none."""
+    pooled = getattr(model.config.head, "pooled", None)
+    return pooled.eos_id if isinstance(pooled, EndOfText) and pooled.eos_id not in row else None
 
 
 def flag(name: str, value: Any) -> bool:

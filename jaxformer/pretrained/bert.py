@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT: bare, or with a head for masked tokens or for classes of sequences."""
+"""BERT, RoBERTa and DistilBERT: bare, or with a head for masked tokens, for classes or for answers."""
 
 import re
 from typing import Any
@@ -14,12 +14,15 @@ from jaxformer.config import (
     LearnedPositions,
     NonPadPositions,
     PositionIdsFrom,
+    SpanConfig,
     StackConfig,
+    TokenClassifierConfig,
     TransformConfig,
     TransformerConfig,
 )
 from jaxformer.errors import InputError
 from jaxformer.ops import Activation
+from jaxformer.pretrained.heads import SEQUENCES, SPANS, TOKENS, classes_of
 from jaxformer.pretrained.settings import activation, activation_name, head_width, read_settings
 from jaxformer.pretrained.weights import Row, WeightTable, nested
 from jaxformer.schema import (
@@ -73,6 +76,7 @@ DISTILBERT: Schema = {
     "dropout": probability(0.1),
     "attention_dropout": probability(0.1),
     "seq_classif_dropout": probability(0.2),
+    "qa_dropout": probability(0.1),
 }
 ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
 # DistilBERT's names of BERT's settings.
@@ -179,6 +183,7 @@ def distilbert_config(hf: dict[str, Any]) -> TransformerConfig:
     hf = read_settings(hf, DISTILBERT, ALIASES)
     head_width(hf, "dim", "n_heads")
     hf |= {ours: hf[theirs] for theirs, ours in RENAMED.items()} | {"type_vocab_size": None, "layer_norm_eps": 1e-12}
+    hf |= {"token_dropout": hf["dropout"]}
     positions = LearnedPositions(hf["max_position_embeddings"])
     return encoder_config(hf, positions, "slot", transformed=activation(hf, "hidden_act"), classified="relu")
 
@@ -216,18 +221,21 @@ def encoder_config(
         dropout=hf["hidden_dropout_prob"],
     )
     name = next(iter(hf["architectures"] or ()), "Model")
+    rate = hf["hidden_dropout_prob"] if hf["classifier_dropout"] is None else hf["classifier_dropout"]
     if name.endswith(("ForMaskedLM", "ForPreTraining")):
         if not hf["tie_word_embeddings"]:
             raise InputError("tie_word_embeddings=false is not supported in encoders: only true is")
         head = HeadConfig(bias=True, transform=TransformConfig(transformed, norm))
-    elif name.endswith("ForSequenceClassification"):
-        dropout = hf["classifier_dropout"]
-        classes = hf["num_labels"] if hf["id2label"] is None else len(hf["id2label"])
-        head = ClassifierConfig(classes, classified, hf["hidden_dropout_prob"] if dropout is None else dropout)
+    elif name.endswith(SEQUENCES):
+        head = ClassifierConfig(classes_of(hf), classified, rate)
+    elif name.endswith(TOKENS):
+        head = TokenClassifierConfig(classes_of(hf), dropout=hf.get("token_dropout", rate))
+    elif name.endswith(SPANS):
+        head = SpanConfig(dropout=hf.get("qa_dropout", 0.0))
     elif name.endswith("Model"):
         head = None
     else:
-        heads = "ForMaskedLM, ForPreTraining, ForSequenceClassification and bare Model"
+        heads = f"ForMaskedLM, ForPreTraining, {SEQUENCES}, {TOKENS}, {SPANS} and bare Model"
         raise InputError(f"architectures={name!r} is not supported: of encoders, {heads} are")
     return TransformerConfig(hf["hidden_size"], encoder=stack, head=head)
 

@@ -1,49 +1,32 @@
 """A pretrained model as people are used to it: called with token ids and a mask, answering by the names they know."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, cast, overload
 
 import numpy as np
-import tokenizers
 
-from jaxformer.config import ClassifierConfig
 from jaxformer.errors import InputError, shortened
-from jaxformer.generation import Generated, GenerationConfig, allow_regex, generate
+from jaxformer.generation import Generated, allow_regex, generate
 from jaxformer.generation.api import BESIDE
 from jaxformer.generation.arrays import pad, token_array, until_end
 from jaxformer.generation.config import DEFAULT_NEW_TOKENS, plain
-from jaxformer.model import Transformer
-from jaxformer.pretrained import encoders, languages, tokens
-from jaxformer.pretrained.arguments import checked_ids, flag, optional_mask, positions, token_types
+from jaxformer.pretrained import languages, tokens
+from jaxformer.pretrained.arguments import check_ends, checked_ids, flag, optional_mask, positions, token_types
 from jaxformer.pretrained.chat import ChatTemplate, Messages, chat_template
 from jaxformer.pretrained.forward import Output, forward
 from jaxformer.pretrained.phrases import allowed_automaton
+from jaxformer.pretrained.reader import Reader
 from jaxformer.pretrained.texts import text_list, text_of, token_rows
 
 
 @dataclass(frozen=True, eq=False)
-class Pretrained:
-    """Contents of a checkpoint folder.
+class Pretrained(Reader):
+    """Contents of a checkpoint folder: the fields of `Reader`, and what the model computes of token ids and texts.
 
     The model is a pytree of parameters like any other: train it, replace it.
-
-    Attributes:
-        model: The model.
-        tokenizer: Its tokenizer. None: there is no tokenizer.json.
-        generation: Defaults of `generate`.
-        settings: The folder's config.json.
-        kept: Tensors that the model has no use for, by name; they are saved with it.
-        files: Texts of the other files of the tokenizer, by name; they are saved with it.
     """
-
-    model: Transformer
-    tokenizer: tokenizers.Tokenizer | None
-    generation: GenerationConfig
-    settings: dict[str, Any]
-    kept: dict[str, np.ndarray] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
 
     def quantize(self) -> "Pretrained":
         """Return the same with linear maps of 8 bits, see `Transformer.quantize`: neither to be trained nor saved."""
@@ -77,7 +60,8 @@ class Pretrained:
             InputError: Ids are outside the vocabulary, shapes do not fit, or sequences are longer than the positions.
         """
         encoder, decoder = self.model.config.encoder, self.model.config.decoder
-        if (decoder_input_ids is None) == (encoder is not None and decoder is not None):
+        reads_twice = self.model.config.targets_from is not None
+        if not reads_twice and (decoder_input_ids is None) == (encoder is not None and decoder is not None):
             raise InputError("give decoder_input_ids to an encoder-decoder, and to no other model")
         if decoder_input_ids is None and decoder_attention_mask is not None:
             raise InputError("decoder_attention_mask belongs to decoder_input_ids, which are not given")
@@ -96,11 +80,12 @@ class Pretrained:
             "position_ids": None if position_ids is None else positions(self.model, position_ids, ids),
             "token_types": None if token_type_ids is None else token_types(self.model, token_type_ids, ids),
         }
+        check_ends(self.model, ids, marks["inputs_mask"])
         seen = forward(self.model, ids, targets, marks, return_intermediates=intermediate)
         encoder, decoder = seen.encoder, seen.decoder
         wanted = {"hidden_states": output_hidden_states, "attentions": output_attentions}
         asked = [name for name, is_asked in wanted.items() if is_asked]
-        if targets is None:
+        if targets is None and not reads_twice:
             trace = decoder if self.model.config.encoder is None else encoder
             return Output(seen.logits, **{name: getattr(trace, name) for name in asked})
         found = {f"encoder_{name}": getattr(encoder, name) for name in asked}
@@ -266,79 +251,6 @@ class Pretrained:
         start = batch["input_ids"].shape[1] if self.model.encoder is None else 1
         ends = self.generation.replace(**{k: v for k, v in settings.items() if k == "eos_token_id"})
         return [text_of(self.tokenizer, until_end(row, ends)) for row in found.sequences[:, start:]]
-
-    @overload
-    def fill_mask(self, texts: str, *, top_k: int = 5) -> list[encoders.Fillings]: ...
-    @overload
-    def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> list[list[encoders.Fillings]]: ...
-    def fill_mask(self, texts: Any, *, top_k: int = 5) -> Any:
-        """Return what may stand in the place of every mask of a text: tokens and their probabilities, best first.
-
-        Args:
-            texts: One text, or several, each with [MASK] (or the tokenizer's own, such as <mask>) once or more.
-            top_k: How many tokens for each mask.
-
-        Returns:
-            For each mask of the text [(token, probability), ...]; a list of these where a list was given.
-
-        Raises:
-            InputError: The model is no encoder with such a head, or a text has no mask or is too long.
-        """
-        found = encoders.fill_mask(self.model, self.tokenizer, text_list(texts), top_k)
-        return found[0] if isinstance(texts, str) else found
-
-    def embed(
-        self, texts: Any, *, pooling: encoders.Pooling = "mean", normalize: bool = False, truncate: bool = False
-    ) -> np.ndarray:
-        """Return a vector for each text, float32 [B, D]; [D] where one text was given.
-
-        Args:
-            texts: One text, or several; those of like length are read together.
-            pooling: "mean" of the last states of a text's tokens, or "cls", the state of the first one.
-            normalize: Whether vectors have length 1, so that their products are cosines.
-            truncate: Whether texts longer than the model's positions are cut.
-
-        Raises:
-            InputError: The model is no encoder, has no tokenizer, or a text is longer than its positions.
-        """
-        rows = encoders.rows_of(self.model, self.tokenizer, text_list(texts), truncate=truncate)
-        found = encoders.embed(self.model, rows, pooling=pooling, normalize=normalize)
-        return found[0] if isinstance(texts, str) else found
-
-    @property
-    def labels(self) -> list[str]:
-        """The labels of a classifier in the order of their numbers; LABEL_0 and so on where they have no names.
-
-        Raises InputError for a model without a classifier.
-        """
-        head, names = self.model.config.head, self.settings.get("id2label") or {}
-        if not isinstance(head, ClassifierConfig):
-            raise InputError("the model has no classifier: train one with --task classify")
-        named = {str(number): str(label) for number, label in names.items()}
-        return [named.get(str(number), f"LABEL_{number}") for number in range(head.classes)]
-
-    @overload
-    def classify(self, texts: str, *, truncate: bool = False) -> dict[str, float]: ...
-    @overload
-    def classify(self, texts: Sequence[str], *, truncate: bool = False) -> list[dict[str, float]]: ...
-    def classify(self, texts: Any, *, truncate: bool = False) -> dict[str, float] | list[dict[str, float]]:
-        """Return the probability of each label, the most likely one first.
-
-        Args:
-            texts: One text, or several.
-            truncate: Whether texts longer than the model's positions are cut.
-
-        Returns:
-            Labels and their probabilities; a list of them where a list was given.
-
-        Raises:
-            InputError: The model has no classifier or no tokenizer, or a text is longer than its positions.
-        """
-        labels = self.labels
-        rows = encoders.rows_of(self.model, self.tokenizer, text_list(texts), truncate=truncate)
-        shares = encoders.classify(self.model, rows)  # [B, classes]
-        found = [{labels[place]: float(row[place]) for place in np.argsort(-row, kind="stable")} for row in shares]
-        return found[0] if isinstance(texts, str) else found
 
     @property
     def context(self) -> int | None:

@@ -9,6 +9,7 @@ import tokenizers
 
 from jaxformer.config import (
     AnyAttentionConfig,
+    AnyClassifierConfig,
     BlockConfig,
     ClassifierConfig,
     DiscriminatorConfig,
@@ -19,7 +20,9 @@ from jaxformer.config import (
     NonPadPositions,
     Rope,
     SinusoidalPositions,
+    SpanConfig,
     StackConfig,
+    TokenClassifierConfig,
     TransformerConfig,
     head_width,
 )
@@ -30,12 +33,13 @@ from jaxformer.ops import sinusoidal_positions
 from jaxformer.pretrained.bundle import Pretrained
 from jaxformer.pretrained.families import FAMILIES
 from jaxformer.pretrained.files import Arrays
+from jaxformer.pretrained.heads import SEQUENCES, SPANS, TOKENS
 from jaxformer.pretrained.inverse import Settings, score_scale, settings_of
 from jaxformer.pretrained.stored import as_stored
 from jaxformer.pretrained.weights import tensors_of
 from jaxformer.schema import check_range, is_integer
 
-TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 # Classes of transformers that are not named for their family and task.
 CLASSES = {
     "GPT2ForCausalLM": "GPT2LMHeadModel",
@@ -89,7 +93,7 @@ def as_pretrained(
 def family_settings(config: TransformerConfig, name: str, generation: GenerationConfig, longest: int) -> Settings:
     """Return the config.json of a family for a model, whether or not the model has its shape."""
     family = FAMILIES[name]
-    tokens = {key: getattr(generation, key) for key in TOKENS}
+    tokens = {key: getattr(generation, key) for key in SPECIAL}
     tokens["eos_token_id"] = list(eos) if isinstance(eos := tokens["eos_token_id"], tuple) else eos
     if generation.decoder_start_token_id is None:
         del tokens["decoder_start_token_id"]  # Marian's class refuses null
@@ -115,8 +119,9 @@ def task_of(config: TransformerConfig) -> str:
         return "Model"
     if isinstance(config.head, DiscriminatorConfig):
         return "ForPreTraining"
-    if isinstance(config.head, ClassifierConfig):
-        return "ForSequenceClassification"
+    for kind, name in ((ClassifierConfig, SEQUENCES), (TokenClassifierConfig, TOKENS), (SpanConfig, SPANS)):
+        if isinstance(config.head, kind):
+            return name
     if config.encoder is None:
         return "ForCausalLM"
     return "ForMaskedLM" if config.decoder is None else "ForConditionalGeneration"
@@ -178,7 +183,7 @@ def explicit(config: TransformerConfig) -> TransformerConfig:
     """
     encoder = config.encoder and explicit_stack(config.encoder, config.dim)
     decoder = config.decoder and explicit_stack(config.decoder, config.dim)
-    head = replace(config.head, dropout=0.0) if isinstance(config.head, ClassifierConfig) else config.head
+    head = replace(config.head, dropout=0.0) if isinstance(config.head, AnyClassifierConfig) else config.head
     return replace(config, encoder=encoder, decoder=decoder, head=head)
 
 

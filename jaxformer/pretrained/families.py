@@ -1,10 +1,9 @@
 """The families of models that can be opened."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jaxformer.config import ClassifierConfig, LastToken, TransformerConfig
+from jaxformer.config import TransformerConfig
 from jaxformer.errors import InputError, listed
 from jaxformer.pretrained import (
     bart,
@@ -28,9 +27,9 @@ from jaxformer.pretrained import (
     phi,
     t5,
 )
-from jaxformer.pretrained.settings import read_settings
-from jaxformer.pretrained.weights import Row, WeightTable
-from jaxformer.schema import Schema, count, integer, list_of, mapping, shown, text
+from jaxformer.pretrained.heads import CLASSIFIED, SHIFTED, TWICE, with_head_rows, with_heads
+from jaxformer.pretrained.weights import WeightTable
+from jaxformer.schema import Schema, count, shown
 
 
 class Family(NamedTuple):
@@ -51,56 +50,16 @@ class Family(NamedTuple):
     ropes_by_layer_type: bool = False
 
 
-SCORED = {
-    "architectures": list_of(text(None)),
-    "id2label": mapping(),
-    "num_labels": count(2),
-    "pad_token_id": integer(None, -1),
-}
-SCORE = "score"  # the name of the map to classes in all decoders
-# Padding where config.json names none.
-PADDING = {"gemma": 0, "gemma2": 0, "gemma3_text": 0, "glm": 151329, "glm4": 151329, "hunyuan_v1_dense": 0, "olmo": 1}
-PADDING |= {"olmo2": 1, "olmo3": 1, "opt": 1, "phi3": 32000, "seed_oss": 1, "smollm3": 128004}
-# Decoders that have no class with it in transformers.
-UNSCORED = {"codegen", "cohere", "cohere2", "ernie4_5", "glm4_moe", "granite", "granitemoe", "olmoe"}
-
-
-def with_score(family: Family, padding: int | None) -> Family:
-    """Return a family whose models without an encoder may classify sequences, by the state of their last token.
-
-    Args:
-        family: The family, of other models.
-        padding: Its token for padding where config.json names none.
-    """
-
-    def config(hf: dict[str, Any]) -> TransformerConfig:
-        found = family.config(hf)
-        name = next(iter(hf.get("architectures") or ()), "")
-        if found.encoder is not None or not name.endswith("ForSequenceClassification"):
-            return found
-        if hf.get("model_type") in UNSCORED:
-            raise InputError(f"{family.classes} has no classifier in transformers: give another decoder")
-        if found.main.embedding.dim not in (None, found.dim):
-            raise InputError(f"{name} with an embedding narrower than the model is not supported")
-        read = read_settings({"pad_token_id": padding} | hf, SCORED)
-        classes = read["num_labels"] if read["id2label"] is None else len(read["id2label"])
-        pad_id = read["pad_token_id"]
-        pooled = LastToken(None if pad_id is None or pad_id < 0 else pad_id)  # no token is -1
-        return replace(found, head=ClassifierConfig(classes, activation=None, pooled=pooled, bias=False))
-
-    def table(config: TransformerConfig) -> WeightTable:
-        found = family.table(config)
-        if not isinstance(config.head, ClassifierConfig) or config.encoder is not None:
-            return found
-        rows = tuple(row for row in found.rows if row.ours != "head.output")
-        return replace(found, rows=(*rows, Row("head.output", SCORE)))
-
-    return family._replace(schema={**SCORED, **family.schema}, config=config, table=table)
+def with_classes(name: str, family: Family) -> Family:
+    """Return a family whose models may have a head of classes: of sequences, of tokens, or of answers in a text."""
+    config = with_heads(name, family.config, family.schema, family.classes)
+    schema = {**CLASSIFIED, **(TWICE if name in SHIFTED else {}), **family.schema}
+    return family._replace(schema=schema, config=config, table=with_head_rows(name, family.table))
 
 
 # Of several that have the shape of a model, `as_pretrained` takes the first.
 OF_NAME = {
-    "bart": Family("Bart", bart.BART, bart.bart_config, bart.bart_table),
+    "bart": Family("Bart", {**bart.BART, "num_labels": count(3)}, bart.bart_config, bart.bart_table),
     "bert": Family("Bert", bert.BERT, bert.bert_config, bert.bert_table),
     "deepseek_v2": Family("DeepseekV2", deepseek.V2, deepseek.deepseek_v2_config, deepseek.deepseek_table),
     "deepseek_v3": Family("DeepseekV3", deepseek.V3, deepseek.deepseek_v3_config, deepseek.deepseek_table),
@@ -215,7 +174,7 @@ REFUSED = {
 }
 
 
-FAMILIES = {name: with_score(family, PADDING.get(name)) for name, family in OF_NAME.items()}
+FAMILIES = {name: with_classes(name, family) for name, family in OF_NAME.items()}
 
 
 def family_of(hf: dict[str, Any]) -> Family:

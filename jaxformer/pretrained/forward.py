@@ -15,7 +15,8 @@ class Output:
     """Result of a forward pass. A field is None where it was not asked for or does not exist.
 
     Attributes:
-        logits: Float32 [B, T, V]; of a bare model the last hidden states.
+        logits: Float32 [B, T, V]; of a bare model the last hidden states, of a classifier [B, classes] or
+            [B, T, classes].
         hidden_states: The input of each block and the stack's output, [B, T, D] each.
         attentions: A map [B, N, T, S] per block.
         encoder_hidden_states: Those of the encoder, in an encoder-decoder.
@@ -33,6 +34,16 @@ class Output:
     decoder_hidden_states: tuple[jax.Array, ...] | None = None
     decoder_attentions: tuple[jax.Array, ...] | None = None
     cross_attentions: tuple[jax.Array, ...] | None = None
+
+    @property
+    def start_logits(self) -> jax.Array:
+        """The first logits [B, T] of the tokens: of a head for answers, that an answer begins there."""
+        return self.logits[..., 0]
+
+    @property
+    def end_logits(self) -> jax.Array:
+        """The second logits [B, T] of the tokens: of a head for answers, that an answer ends there."""
+        return self.logits[..., 1]
 
 
 @compiled(few_rows=False)

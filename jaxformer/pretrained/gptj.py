@@ -55,6 +55,7 @@ GPT_NEO: Schema = {
     "resid_dropout": probability(0.0),
     "embed_dropout": probability(0.0),
     "attention_dropout": probability(0.0),
+    "classifier_dropout": probability(0.1),
     "layer_norm_epsilon": number(1e-5, 0.0, 1.0),
     "tie_word_embeddings": flag(True),
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxformer.config import (
     AnyAttentionConfig,
+    AnyClassifierConfig,
     DynamicScaling,
     LatentAttentionConfig,
     LinearScaling,
@@ -65,7 +66,9 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     **names_of("max_position_embeddings", "n_positions", value=lambda shape: shape.length),
     "relative_attention_num_buckets": lambda shape: getattr(shape.stack.positions, "buckets", None),
     "relative_attention_max_distance": lambda shape: getattr(shape.stack.positions, "max_distance", None),
-    "pad_token_id": lambda shape: getattr(shape.stack.position_ids_from, "pad_id", None),
+    "pad_token_id": lambda shape: shape.pad_id,
+    "eos_token_id": lambda shape: getattr(getattr(shape.classifier, "pooled", None), "eos_id", None),
+    "decoder_start_token_id": lambda shape: shape.config.targets_from and shape.config.targets_from.start,
     # Attention.
     **names_of("num_attention_heads", "n_head", "n_heads", "num_heads", value=of_attention("heads")),
     "num_kv_heads": lambda shape: getattr(shape.attention, "kv_heads", None) or shape.attention.heads,
@@ -169,10 +172,10 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     "tie_word_embeddings": lambda shape: shape.head and shape.head.tied,
     "final_logit_softcapping": lambda shape: shape.head and shape.head.softcap,
     "decoder_bias": lambda shape: shape.head and shape.head.bias,
-    "classifier_bias": lambda shape: shape.head and shape.head.transform and shape.head.transform.bias,
-    "classifier_activation": lambda shape: (
-        shape.head and shape.head.transform and activation_name(shape.head.transform.activation)
-    ),
+    "classifier_bias": lambda shape: inner_layer(shape)[1],
+    "classifier_activation": lambda shape: inner_layer(shape)[0],
+    "classifier_pooling": lambda shape: pooling_name(shape.classifier),
+    "token_classification_bias": lambda shape: shape.classifier and shape.classifier.bias,
     "scale_decoder_outputs": lambda shape: shape.head and shape.head.scale != 1.0,
     "logit_scale": lambda shape: shape.head and shape.head.scale,
     "logits_scaling": lambda shape: shape.head and shape.head.scale and 1 / shape.head.scale,
@@ -192,7 +195,7 @@ KEYS: Mapping[str, Callable[[Shape], Any]] = {
     **names_of("embd_pdrop", "embedding_dropout", "embed_dropout", value=lambda shape: shape.stack.dropout),
     **names_of("activation_dropout", "mlp_dropout", value=lambda shape: shape.network.dropout),
     **names_of(
-        *("classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob"),
+        *("classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob", "qa_dropout"),
         value=lambda shape: shape.classifier and shape.classifier.dropout,
     ),
 }
@@ -286,6 +289,22 @@ def inverse_square(scale: float) -> int | None:
 def activation_name(activation: Activation) -> str | None:
     """Return what transformers calls an activation, None if it has none of the kind."""
     return next((theirs for theirs, ours in ACTIVATIONS.items() if ours == activation), None)
+
+
+def inner_layer(shape: Shape) -> tuple[str | None, bool | None]:
+    """Return the activation and the bias of the layer before the logits; None where there is no such layer."""
+    if shape.head is not None and shape.head.transform is not None:
+        return activation_name(shape.head.transform.activation), shape.head.transform.bias
+    if shape.classifier is not None and shape.classifier.activation is not None:
+        return activation_name(shape.classifier.activation), shape.classifier.hidden_bias
+    return None, None
+
+
+def pooling_name(classifier: AnyClassifierConfig | None) -> str | None:
+    """Return the name of what a classifier reads, in ModernBERT, whose inner layer has a norm, or EuroBERT."""
+    names = {"first": "cls" if classifier and classifier.norm else "bos", "mean": "mean", "mean_logits": "late"}
+    pooled = getattr(classifier, "pooled", None)
+    return names.get(pooled) if isinstance(pooled, str) else None
 
 
 def is_softmax(mixture: MoEConfig) -> bool:

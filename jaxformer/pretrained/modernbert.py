@@ -1,4 +1,4 @@
-"""ModernBERT and EuroBERT: encoders with rotary positions and gated networks, bare or for masked tokens."""
+"""ModernBERT and EuroBERT: encoders with rotary positions and gated networks, and with the heads of encoders."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,15 +6,20 @@ from typing import Any
 from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
+    ClassifierConfig,
     EmbeddingConfig,
     FeedForwardConfig,
     HeadConfig,
     LayerNormConfig,
+    SpanConfig,
     StackConfig,
+    TokenClassifierConfig,
     TransformConfig,
     TransformerConfig,
 )
+from jaxformer.config.heads import AnyHeadConfig, Pooled
 from jaxformer.errors import InputError
+from jaxformer.pretrained.heads import SEQUENCES, SPANS, TOKENS, classes_of
 from jaxformer.pretrained.llama import (
     ATTENTION,
     DECODER,
@@ -34,8 +39,9 @@ from jaxformer.pretrained.settings import (
     read_settings,
 )
 from jaxformer.pretrained.weights import Row, WeightTable, nested
-from jaxformer.schema import Schema, count, flag, layers, list_of, number, only, probability, text
+from jaxformer.schema import Schema, choice, count, flag, layers, list_of, mapping, number, only, probability, text
 
+LABELS: Schema = {"architectures": list_of(text(None)), "id2label": mapping(), "num_labels": count(2)}
 MODERNBERT: Schema = {
     **{key: field for key, field in ROPE.items() if key != "rope_theta"},
     "rope_scaling": only(None),
@@ -61,8 +67,10 @@ MODERNBERT: Schema = {
     "decoder_bias": flag(True),
     "classifier_bias": flag(False),
     "classifier_activation": activation_name("gelu"),
+    "classifier_dropout": probability(0.0),
+    "classifier_pooling": choice("cls", ("cls", "mean")),
     "tie_word_embeddings": flag(True),
-    "architectures": list_of(text(None)),
+    **LABELS,
 }
 # How far a window reaches to each side, which counts more than local_attention where a file says it.
 REACH: Schema = {"sliding_window": count(None)}
@@ -77,8 +85,10 @@ EUROBERT: Schema = {
     "rms_norm_eps": number(1e-5, 0.0, 1.0),
     "attention_bias": flag(False),
     "mlp_bias": flag(False),
-    "architectures": list_of(text(None)),
+    "classifier_pooling": choice("late", ("bos", "mean", "late")),
+    **LABELS,
 }
+POOLED: dict[str, Pooled] = {"cls": "first", "bos": "first", "mean": "mean", "late": "mean_logits"}
 
 
 def modernbert_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -115,13 +125,25 @@ def modernbert_config(hf: dict[str, Any]) -> TransformerConfig:
         position_ids_from="slot",
         dropout=hf["embedding_dropout"],
     )
-    head = None
-    if has_masked_tokens(hf):
-        if not hf["tie_word_embeddings"]:
-            raise InputError("tie_word_embeddings=false is not supported in encoders: only true is")
-        transform = TransformConfig(activation(hf, "classifier_activation"), norm, bias=hf["classifier_bias"])
-        head = HeadConfig(bias=hf["decoder_bias"], transform=transform)
-    return TransformerConfig(hf["hidden_size"], encoder=stack, head=head)
+    return TransformerConfig(hf["hidden_size"], encoder=stack, head=modernbert_head(hf, norm))
+
+
+def modernbert_head(hf: dict[str, Any], norm: LayerNormConfig) -> AnyHeadConfig | None:
+    """Return the head of a ModernBERT's class: all have the same inner layer."""
+    inner, bias = activation(hf, "classifier_activation"), hf["classifier_bias"]
+    layer = {"activation": inner, "norm": norm, "hidden_bias": bias, "dropout": hf["classifier_dropout"]}
+    match kind_of_head(hf):
+        case "ForMaskedLM":
+            if not hf["tie_word_embeddings"]:
+                raise InputError("tie_word_embeddings=false is not supported in encoders: only true is")
+            return HeadConfig(bias=hf["decoder_bias"], transform=TransformConfig(inner, norm, bias=bias))
+        case "ForSequenceClassification":
+            return ClassifierConfig(classes_of(hf), pooled=POOLED[hf["classifier_pooling"]], **layer)
+        case "ForTokenClassification":
+            return TokenClassifierConfig(classes_of(hf), **layer)
+        case "ForQuestionAnswering":
+            return SpanConfig(**layer)
+    return None
 
 
 def eurobert_config(hf: dict[str, Any]) -> TransformerConfig:
@@ -130,19 +152,27 @@ def eurobert_config(hf: dict[str, Any]) -> TransformerConfig:
     head_width(hf, "hidden_size", "num_attention_heads")  # asked by transformers, even where head_dim is given
     attention = attention_config(hf, bias=hf["attention_bias"], output_bias=hf["attention_bias"])
     config = decoder_config(hf, lambda _: attention)
-    head = HeadConfig(tied=hf["tie_word_embeddings"], bias=hf["mlp_bias"]) if has_masked_tokens(hf) else None
+    head: AnyHeadConfig | None = None
+    match kind_of_head(hf):
+        case "ForMaskedLM":
+            head = HeadConfig(tied=hf["tie_word_embeddings"], bias=hf["mlp_bias"])
+        case "ForSequenceClassification":
+            head = ClassifierConfig(classes_of(hf), "gelu", pooled=POOLED[hf["classifier_pooling"]])
+        case "ForTokenClassification":
+            head = TokenClassifierConfig(classes_of(hf))
     return replace(config, encoder=config.decoder, decoder=None, head=head)
 
 
-def has_masked_tokens(hf: dict[str, Any]) -> bool:
-    """Return whether a config.json is of a class with a head for masked tokens, else of a bare model.
-
-    Raises InputError for any other class.
-    """
+def kind_of_head(hf: dict[str, Any]) -> str:
+    """Return the end of the name of the class of a config.json. Raises InputError for a class that is not here."""
     name = next(iter(hf["architectures"] or ()), "Model")
-    if not name.endswith(("ForMaskedLM", "Model")):
-        raise InputError(f"architectures={name!r} is not supported: of this family, ForMaskedLM and bare Model are")
-    return name.endswith("ForMaskedLM")
+    for kind in ("ForMaskedLM", SEQUENCES, TOKENS, SPANS, "Model"):
+        if name.endswith(kind):
+            return kind
+    raise InputError(
+        f"architectures={name!r} is not supported: of this family, ForMaskedLM, {SEQUENCES}, {TOKENS}, {SPANS} and "
+        "bare Model are"
+    )
 
 
 def modernbert_table(config: TransformerConfig) -> WeightTable:
@@ -154,6 +184,9 @@ def modernbert_table(config: TransformerConfig) -> WeightTable:
         Row("head.transform.linear", "head.dense"),
         Row("head.transform.norm", "head.norm"),
         Row("head.bias", "decoder.bias"),
+        Row("head.hidden", "head.dense"),
+        Row("head.norm", "head.norm"),
+        Row("head.output", "classifier"),
         *nested(
             "encoder.blocks.#",
             "model.layers.#",
@@ -171,5 +204,8 @@ def modernbert_table(config: TransformerConfig) -> WeightTable:
 
 def eurobert_table(config: TransformerConfig) -> WeightTable:
     """Describe the checkpoints of EuroBERT."""
-    rows = decoder_table(*NORMS, *ATTENTION, *FEED_FORWARD, stack="encoder")
-    return replace(rows, rows=(*rows.rows, Row("head.bias", "lm_head.bias")))
+    found = decoder_table(*NORMS, *ATTENTION, *FEED_FORWARD, stack="encoder")
+    rows = (*found.rows, Row("head.bias", "lm_head.bias"), Row("head.hidden", "dense"))
+    if isinstance(config.head, ClassifierConfig):
+        rows = (*(row for row in rows if row.ours != "head.output"), Row("head.output", "classifier"))
+    return replace(found, rows=rows)

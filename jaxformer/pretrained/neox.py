@@ -30,6 +30,7 @@ NEOX: Schema = {
     "attention_bias": flag(True),
     "attention_dropout": probability(0.0),
     "hidden_dropout": probability(0.0),
+    "classifier_dropout": probability(0.1),
     "use_parallel_residual": flag(True),
     "tie_word_embeddings": flag(False),
     "head_dim": count(None),  # which transformers heeds in the rotary positions alone

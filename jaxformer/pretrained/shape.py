@@ -5,7 +5,7 @@ from functools import cached_property
 
 from jaxformer.config import (
     AnyAttentionConfig,
-    ClassifierConfig,
+    AnyClassifierConfig,
     DynamicScaling,
     FeedForwardConfig,
     HeadConfig,
@@ -110,9 +110,18 @@ class Shape:
         return self.config.head if isinstance(self.config.head, HeadConfig) else None
 
     @property
-    def classifier(self) -> ClassifierConfig | None:
-        """The map to classes."""
-        return self.config.head if isinstance(self.config.head, ClassifierConfig) else None
+    def classifier(self) -> AnyClassifierConfig | None:
+        """The map to classes, of sequences or of tokens."""
+        return self.config.head if isinstance(self.config.head, AnyClassifierConfig) else None
+
+    @property
+    def pad_id(self) -> int | None:
+        """The token that is padding wherever it stands, where the model knows one."""
+        pooled = getattr(self.classifier, "pooled", None)
+        found = (
+            getattr(part, "pad_id", None) for part in (self.stack.position_ids_from, pooled, self.config.targets_from)
+        )
+        return next((token for token in found if token is not None), None)
 
     @property
     def length(self) -> int:

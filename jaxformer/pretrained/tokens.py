@@ -5,7 +5,8 @@ the process. So a file is checked before the library reads it, and whatever the 
 """
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxformer.data.tokenizer import library_errors
 from jaxformer.errors import InputError
 
 MAX_PADDING = 2**20
+Text = str | tuple[str, str]  # one text, or a pair of them
 
 
 def read_tokenizer(path: Path, vocab_size: int) -> tokenizers.Tokenizer:
@@ -48,23 +50,68 @@ def encode(
     Raises:
         InputError: The tokenizer cannot encode a text.
     """
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            half = text[error.start]
-            raise InputError(
-                f"{half!a} (character {error.start + 1}) is half a surrogate pair, no text: leave it out"
-            ) from None
+    return [encoding.ids for encoding in encodings(tokenizer, texts, special_tokens=special_tokens, limit=limit)]
+
+
+def encodings(
+    tokenizer: tokenizers.Tokenizer,
+    texts: Sequence[Text],
+    *,
+    special_tokens: bool = True,
+    limit: int | None = None,
+    stride: int | None = None,
+) -> list[tokenizers.Encoding]:
+    """Return texts, or pairs of texts, as tokens with their types and places in the text. See `encode`.
+
+    Args:
+        tokenizer: A tokenizer as `read_tokenizer` returns it.
+        texts: What to encode.
+        special_tokens: Whether the tokenizer adds the tokens that begin and end a text.
+        limit: How many tokens each text or pair may have; what is beyond is cut off. None: any number.
+        stride: With it, what is beyond the limit of a pair's second text follows in its `overflowing`, which repeat so
+            many tokens of the part before. None: it is cut off.
+
+    Raises:
+        InputError: The tokenizer cannot encode a text, or the first text of a pair leaves no room for its second.
+    """
+    for text in chain.from_iterable((text,) if isinstance(text, str) else text for text in texts):
+        check_text(text)
     with library_errors("the tokenizer cannot encode the text"):
         if tokenizer.padding is not None or tokenizer.truncation is not None or limit is not None:
             tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
             tokenizer.no_padding()
             tokenizer.no_truncation()
-            if limit is not None:
+            if limit is not None and stride is not None:
+                tokenizer.enable_truncation(limit, stride=stride, strategy="only_second")
+            elif limit is not None:
                 tokenizer.enable_truncation(limit)
-        encodings = tokenizer.encode_batch(list(texts), add_special_tokens=special_tokens)
-        return [encoding.ids for encoding in encodings]
+        return tokenizer.encode_batch(list(texts), add_special_tokens=special_tokens)
+
+
+def check_text(text: str) -> None:
+    """Raise InputError for half a surrogate pair, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(
+            f"{half!a} (character {error.start + 1}) is half a surrogate pair, no text: leave it out"
+        ) from None
+
+
+def gives_types(files: Mapping[str, str]) -> bool:
+    """Return whether a folder's tokenizer tells the first text of a pair from the second, for models that know both.
+
+    So do classes of transformers that are made for such a model, and none that is made for any.
+
+    Args:
+        files: Texts of the tokenizer's other files, by name.
+    """
+    settings = schema.parse_json(files.get("tokenizer_config.json", "{}"))
+    names = settings.get("model_input_names")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return settings.get("tokenizer_class") not in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def decode(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -22,8 +22,11 @@ from jaxformer.data.rows import RowReader, read_labelled
 from jaxformer.errors import InputError, listed
 from jaxformer.model import Transformer
 from jaxformer.pretrained import TOKENIZER, Pretrained, lora, save_pretrained, with_classifier
+from jaxformer.pretrained.arguments import lacks_end
 from jaxformer.pretrained.classifying import head_modules
 from jaxformer.pretrained.encoders import longest_input
+from jaxformer.pretrained.export import task_of
+from jaxformer.pretrained.heads import SEQUENCES
 from jaxformer.pretrained.tokens import encode
 from jaxformer.tasks.classification_settings import ClassificationSettings
 from jaxformer.tasks.corpora import tokenizer_of
@@ -96,6 +99,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
     defaults = ClassificationSettings()
     reads = InputKind("input", "text to classify", truncate=True, piped=True)
     unit = "text"
+    head = SEQUENCES  # what is classified, by the end of the name of a class of transformers
 
     @classmethod
     def describe(cls) -> str:
@@ -135,15 +139,20 @@ class ClassifyTask(RowTask[ClassificationSettings]):
             if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
                 raise InputError(f'{self.folder / LABELS}: "labels" must be a list of texts')
             return labels
-        found = sorted(
-            {label for _, label in self.rows["train"]}, key=lambda label: (label.isdecimal() and int(label), label)
-        )
+        found = sorted(self._labels_of("train"), key=lambda label: (label.isdecimal() and int(label), label))
         if not 1 < len(found) <= MOST_LABELS:
             raise InputError(f"{self.text.data} has {len(found):,} labels: a classifier needs 2 to {MOST_LABELS:,}")
-        if foreign := {label for _, label in self.rows["validation"]}.difference(found):
+        if foreign := self._labels_of("validation").difference(found):
             names = listed([schema.shown(label) for label in sorted(foreign)])
             raise InputError(f"no training text has the labels {names} of validation texts")
         return found
+
+    def _labels_of(self, split: Split) -> set[str]:
+        return {each for _, label in self.rows[split] for each in self.labels_in(label)}
+
+    def labels_in(self, label: str) -> list[str]:
+        """Return the labels in the second column of a row."""
+        return [label]
 
     def save(self, folder: Path) -> None:
         """Write labels, vocabulary and checksums, and what is kept of a checkpoint."""
@@ -167,6 +176,10 @@ class ClassifyTask(RowTask[ClassificationSettings]):
             rows = self.coder.encode(texts, self.longest)
         return [Pair(row, np.array([numbers[label]], np.int32)) for row, label in zip(rows, labels, strict=True)]
 
+    def amount(self, pairs: int) -> str:
+        """Return how much there is to train on, in words."""
+        return f"{pairs:,} texts of {len(self.labels)} labels"
+
     @cached_property
     def training_pairs(self) -> tuple[list[Pair], Buckets]:
         """The training texts, and their buckets."""
@@ -174,8 +187,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         self.validation_pairs  # noqa: B018  # what is wrong with them is said before training
         buckets = bucket(pairs, tokens=None, rows=settings.batch_size, multiple=settings.accumulate)
         shapes = ", ".join(f"{shape.rows} x {shape.source}" for shape in buckets.shapes)
-        count = f"{len(pairs):,} texts of {len(self.labels)} labels"
-        say(f"{count} in batches of {len(buckets.shapes)} shapes, texts x tokens: {shapes}")
+        say(f"{self.amount(len(pairs))} in batches of {len(buckets.shapes)} shapes, texts x tokens: {shapes}")
         return pairs, buckets
 
     @cached_property
@@ -203,11 +215,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         return dataclasses.replace(config, head=ClassifierConfig(len(self.labels), dropout=sizes["dropout"]))
 
     def check_base(self, lm: Pretrained) -> None:
-        """Raise InputError for a checkpoint with encoder and decoder, or without a tokenizer."""
-        if lm.model.encoder is not None and lm.model.decoder is not None:
-            raise InputError(
-                f"{self.start.model} has encoder and decoder: --task classify needs one alone, such as BERT or GPT-2"
-            )
+        """Raise InputError for a checkpoint without a tokenizer."""
         if lm.tokenizer is None:
             raise InputError("the checkpoint has no tokenizer.json to read texts with: save it with its tokenizer")
 
@@ -215,10 +223,14 @@ class ClassifyTask(RowTask[ClassificationSettings]):
 
     def prepared(self, lm: Pretrained) -> Pretrained:
         """Return the checkpoint with a classifier of the labels: its own where it has one of them."""
-        if isinstance(lm.model.config.head, ClassifierConfig) and set(self.labels) == set(lm.labels):
+        if task_of(lm.model.config) == self.head and set(self.labels) == set(lm.labels):
             self.labels = lm.labels
-            return lm
-        found, new = with_classifier(lm, self.labels, seed=self.settings.seed)
+            if lm.kind_of_scores == "one":  # else its own is trained, but for one right label
+                return lm
+        found, new = with_classifier(lm, self.labels, seed=self.settings.seed, head=self.head)
+        assert lm.tokenizer is not None, "checked before"
+        if (token := lacks_end(found.model, encode(lm.tokenizer, ["a"])[0])) is not None:
+            raise InputError(f"the tokenizer ends no text with token {token}, which this classifier reads")
         if new and self.folder is None and not self._told:
             self._told = True
             say(f"new weights, to be trained: {listed(new)}")
@@ -281,13 +293,17 @@ class ClassifyTask(RowTask[ClassificationSettings]):
         """Return the attention of a model that reads a text (None: the first validation text)."""
         text = self.example_inputs()[0] if text is None else text
         (ids,) = self.coder.encode([text], self.longest)
-        ((found,),) = self._labelled(model, [text], [ids])
         observed = forward(model, ids[None], return_intermediates=True)
         stack, side = (observed.decoder, "decoder") if model.encoder is None else (observed.encoder, "encoder")
         names = Tokenizer("file", self.coder.backend).names(ids)
         maps = first_row(stack.attentions)
-        answer = f"{text}  ->  {found.label} ({found.probability:.1%})"
+        answer = f"{text}  ->  {self.told(model, text, ids)}"
         return AttentionView(answer, (Observation(side, "Self-attention", maps, names, query_label="token"),))
+
+    def told(self, model: Transformer, text: str, ids: np.ndarray) -> str:
+        """Return what the model makes of a text, in a few words."""
+        ((found,),) = self._labelled(model, [text], [ids])
+        return f"{found.label} ({found.probability:.1%})"
 
     def encode(self, text: str) -> np.ndarray:
         """Return the token ids of a text, int32 [S]."""
@@ -299,7 +315,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
 
     def generate(
         self, model: Transformer, inputs: Sequence[str], *, truncate: bool = False, **settings: Any
-    ) -> Iterator[Sequence[Classification]]:
+    ) -> Iterator[Sequence[Output]]:
         """Check the texts, then return an iterator over the label of each."""
         if given := settings.keys() - {"seed", "do_sample"}:
             raise InputError(f"a classifier generates nothing: leave {listed(sorted(given))} out")
@@ -312,9 +328,7 @@ class ClassifyTask(RowTask[ClassificationSettings]):
                 )
         return self._labelled(model, inputs, self.coder.encode(inputs, self.longest))
 
-    def _labelled(
-        self, model: Transformer, texts: Sequence[str], rows: list[np.ndarray]
-    ) -> Iterator[list[Classification]]:
+    def _labelled(self, model: Transformer, texts: Sequence[str], rows: list[np.ndarray]) -> Iterator[list[Any]]:
         """Classify texts of like lengths together, and yield their labels in the order of the texts."""
         pairs = [Pair(row, np.array([index], np.int32)) for index, row in enumerate(rows)]
         found: dict[int, Classification] = {}

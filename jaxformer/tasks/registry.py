@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from jaxformer.config import to_dict
 from jaxformer.errors import InputError, listed, shortened
 from jaxformer.schema import shown
+from jaxformer.tasks.answering import AnswerTask
 from jaxformer.tasks.classification import ClassifyTask
 from jaxformer.tasks.language import LanguageTask
 from jaxformer.tasks.masked import MaskedLanguageTask
 from jaxformer.tasks.sequences import Copy, Reverse, SequenceTask, Sort
 from jaxformer.tasks.settings import TrainSettings, settings_from_dict
 from jaxformer.tasks.spans import SpanTask
+from jaxformer.tasks.tagging import TagTask
 from jaxformer.tasks.task import Task
 from jaxformer.tasks.translation import TranslateTask
 
@@ -28,6 +30,8 @@ TASKS: dict[str, type[Task[Any]]] = {
     "lm": LanguageTask,
     "translate": TranslateTask,
     "classify": ClassifyTask,
+    "tag": TagTask,
+    "answer": AnswerTask,
     "mlm": MaskedLanguageTask,
     "span": SpanTask,
 }

@@ -11,9 +11,11 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from jaxformer.config import (
     AlibiPositions,
     AnyAttentionConfig,
+    AnyClassifierConfig,
     BlockConfig,
     ClassifierConfig,
     DiscriminatorConfig,
+    EndOfText,
     FeedForwardConfig,
     HeadConfig,
     LastToken,
@@ -25,6 +27,7 @@ from jaxformer.config import (
     Positions,
     RelativePositions,
     SinusoidalPositions,
+    SpanConfig,
     StackConfig,
     TransformerConfig,
     head_width,
@@ -253,18 +256,34 @@ def draw_head(pen: Pen, config: TransformerConfig) -> None:
     if isinstance(config.head, DiscriminatorConfig):
         pen.box(Box("Discriminator", (f"{config.dim} \u2192 {config.dim} \u2192 1",), HEAD))
         pen.climb(f"[B, {length}]")
-    elif isinstance(config.head, ClassifierConfig):
-        head, classes = config.head, config.head.classes
-        token = "last" if isinstance(head.pooled, LastToken) else "first"
-        widths = [config.dim] * (1 if head.activation is None else 2) + [classes]
+    elif isinstance(config.head, AnyClassifierConfig):
+        head = config.head
+        widths = [config.dim] * (1 if head.activation is None else 2) + [head.classes]
         way = " \u2192 ".join(map(str, widths))
-        pen.box(Box("Classifier", (f"of the {token} token, {way}",), HEAD))
-        pen.climb(f"[B, {classes}]")
+        pen.box(Box("Classifier", (f"{classified(head)}, {way}",), HEAD))
+        pen.climb(f"[B, {head.classes}]" if isinstance(head, ClassifierConfig) else f"[B, {length}, {head.classes}]")
     else:
         vocabulary = config.main.embedding.vocab_size
         pen.box(head_box(config.head, config.dim, vocabulary))
         pen.climb(f"[B, {length}, {vocabulary}]")
     pen.text("logits", pen.x, pen.y + 0.14, size=9.5, colour=INK, ha="center")
+
+
+def classified(head: AnyClassifierConfig) -> str:
+    """Return what a classifier reads, in words."""
+    match head:
+        case ClassifierConfig(pooled=LastToken()):
+            return "of the last token"
+        case ClassifierConfig(pooled=EndOfText()):
+            return "of the end of the text"
+        case ClassifierConfig(pooled="first"):
+            return "of the first token"
+        case ClassifierConfig():
+            return "of the mean of the tokens"
+        case SpanConfig():
+            return "begin and end of an answer"
+        case _:
+            return "of each token"
 
 
 def folded(blocks: tuple[BlockConfig, ...]) -> list[tuple[tuple[BlockConfig, ...], int]]:

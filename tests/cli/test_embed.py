@@ -52,7 +52,7 @@ def test_vectors_are_those_of_each_sentence_alone(folder: Path, pooling: str, ca
         (["--input-file", "empty.txt"], "holds no input"),
         (["--input-file", "strange.txt"], "the tokenizer cannot encode the text: WordLevel error"),
         (["--input-file", "long.txt"], "line 1 has 40 tokens, more than 37: shorten it, or add --truncate"),
-        (["--model", "gpt2"], "an encoder-only model is needed, such as BERT: this one has a decoder"),
+        (["--model", "gpt2"], "an encoder-only model is needed, such as BERT, or a pooling"),
     ],
 )
 def test_bad_input(folder: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,7 +240,7 @@ def test_commands_are_listed():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["dissect"], "error: unknown command 'dissect': choose one of train, generate, classify, embed, export"),
+        (["dissect"], "error: unknown command 'dissect': choose one of train, generate, answer, classify, embed"),
         (
             ["inspect", "large"],
             "error: unknown preset 'large': choose one of paper-base, paper-big, symbols, tiny, small",

@@ -66,13 +66,13 @@ def problem(end: End) -> str | None:
 def serve() -> None:
     """Carry out the cases that come on standard input, a line of JSON each, and answer on standard output."""
     from jaxformer.__main__ import main as module
-    from jaxformer.cli import classify, embed, export, inspect, perplexity, verify, visualize
+    from jaxformer.cli import answer, classify, embed, export, fill_mask, inspect, perplexity, tag, verify, visualize
     from jaxformer.cli.generate import decode_inputs
     from jaxformer.cli.train import train
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    modules = (classify, embed, export, inspect, perplexity, verify, visualize)
-    names = {each.__name__.rpartition(".")[2]: each.main for each in modules}
+    modules = (answer, classify, embed, export, fill_mask, inspect, perplexity, tag, verify, visualize)
+    names = {each.__name__.rpartition(".")[2].replace("_", "-"): each.main for each in modules}
     programs = names | {"generate": decode_inputs, "train": train, "module": module}
     requests, answers = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     for line in requests:

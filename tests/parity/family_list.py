@@ -5,7 +5,15 @@ from typing import Any
 from hf_encoders import ENCODER, ENCODERS
 from hf_models import DECODER, DECODERS, MODELS, TOKENS
 
-from jaxformer.config import ClassifierConfig, DiscriminatorConfig, HeadConfig, MoEConfig, TransformerConfig
+from jaxformer.config import (
+    ClassifierConfig,
+    DiscriminatorConfig,
+    HeadConfig,
+    MoEConfig,
+    SpanConfig,
+    TokenClassifierConfig,
+    TransformerConfig,
+)
 from jaxformer.errors import InputError
 from jaxformer.pretrained.families import FAMILIES, REFUSED
 
@@ -35,8 +43,22 @@ HEADS = {
     "ForConditionalGeneration": "language model",
     "ForMaskedLM": "masked tokens",
     "ForSequenceClassification": "classes of sequences",
+    "ForTokenClassification": "classes of tokens",
+    "ForQuestionAnswering": "answers",
     "ForPreTraining": "replaced tokens",
 }
+KINDS = {
+    "Model": type(None),
+    "ForSequenceClassification": ClassifierConfig,
+    "ForTokenClassification": TokenClassifierConfig,
+    "ForQuestionAnswering": SpanConfig,
+    "ForPreTraining": DiscriminatorConfig,
+}
+OF_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+
+
+TASKS = {"language model": "lm", "masked tokens": "mlm", "classes of sequences": "classify"}
+TASKS |= {"classes of tokens": "tag", "answers": "answer"}
 
 
 def settings() -> dict[str, dict[str, Any]]:
@@ -60,17 +82,12 @@ def opened(family: str, given: dict[str, Any], head: str) -> TransformerConfig |
 def row(family: str, given: dict[str, Any]) -> str:
     """Return the line of a family."""
     config = FAMILIES[family].config(given)
-    if config.decoder:
-        heads, tasks = ["language model"], ["translate"] if config.encoder else ["lm"]
-        scored = None if config.encoder else opened(family, given, "ForSequenceClassification")
-        if scored is not None and isinstance(scored.head, ClassifierConfig):
-            heads, tasks = [*heads, HEADS["ForSequenceClassification"]], [*tasks, "classify"]
-    else:
-        made = {head: found for head in HEADS if (found := opened(family, given, head))}
-        heads = [name for head, name in HEADS.items() if head in made and fits(made[head], head)]
-        tasks = [
-            task for head, task in (("masked tokens", "mlm"), ("classes of sequences", "classify")) if head in heads
-        ]
+    possible = OF_CLASSES if config.decoder else HEADS
+    made = {head: found for head in possible if (found := opened(family, given, head))}
+    heads = ["language model"] * bool(config.decoder) + [HEADS[head] for head in made if fits(made[head], head)]
+    tasks = [task for head, task in TASKS.items() if head in heads]
+    if config.encoder and config.decoder:
+        tasks[0] = "translate"
     tasks += ["span"] * (family in ("t5", "mt5"))
     experts = any(isinstance(block.feed_forward, MoEConfig) for block in config.main.blocks)
     kind = "encoder-decoder" if config.encoder and config.decoder else "encoder" if config.encoder else "decoder"
@@ -82,8 +99,7 @@ def row(family: str, given: dict[str, Any]) -> str:
 
 def fits(config: TransformerConfig, head: str) -> bool:
     """Return whether a class with this head has it here."""
-    kinds = {"Model": type(None), "ForSequenceClassification": ClassifierConfig, "ForPreTraining": DiscriminatorConfig}
-    return isinstance(config.head, kinds.get(head, HeadConfig))
+    return isinstance(config.head, KINDS.get(head, HeadConfig))
 
 
 def page() -> str:

@@ -180,6 +180,6 @@ def test_given_positions_are_those_of_the_checkpoint(name: str, tmp_path: Path, 
 def test_other_heads_are_refused(tmp_path: Path) -> None:
     save_encoder("bert", "masked", tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(path.read_text().replace("BertForMaskedLM", "BertForQuestionAnswering"))
-    with pytest.raises(InputError, match="'BertForQuestionAnswering' is not supported"):
+    path.write_text(path.read_text().replace("BertForMaskedLM", "BertForMultipleChoice"))
+    with pytest.raises(InputError, match="'BertForMultipleChoice' is not supported"):
         from_pretrained(tmp_path)

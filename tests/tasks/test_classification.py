@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch_training import first_batches, our_losses, their_losses
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from word_models import save_mbart
 
 import jaxformer
 from jaxformer import InputError, from_pretrained
@@ -38,10 +39,18 @@ KINDS = {
     "distilbert": (transformers.DistilBertConfig, {"dropout": 0.1}),
     "roberta": (transformers.RobertaConfig, {"hidden_dropout_prob": 0.1}),
     "llama": (transformers.LlamaConfig, {"num_key_value_heads": 1}),
+    "bart": (transformers.BartConfig, {"eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None}),
+    "t5": (transformers.T5Config, {"eos_token_id": 2, "decoder_start_token_id": 0}),
 }
 OF_KINDS = [pytest.param(kind, marks=() if kind in ("bert", "llama") else pytest.mark.slow) for kind in KINDS]
+STACK = {"layers": 2, "attention_heads": 2, "ffn_dim": 48}
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
+SHAPES = {
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48},
+    "bart": {"d_model": 32, "init_std": 0.1}
+    | {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in STACK.items()},
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +69,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_base(kind: str, folder: Path, made: Any = None) -> Path:
     """A tiny encoder or decoder with a tokenizer of words."""
     usual = transformers.AutoModelForCausalLM if kind == "llama" else transformers.AutoModelForMaskedLM
+    usual = transformers.AutoModelForSeq2SeqLM if kind in ("bart", "t5") else usual
     vocabulary = {
         token: index for index, token in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *GOOD, *BAD, *NEUTRAL])
     }
@@ -68,7 +78,7 @@ def save_base(kind: str, folder: Path, made: Any = None) -> Path:
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     config_class, rates = KINDS[kind]
-    shape = DISTIL if kind == "distilbert" else SHAPE
+    shape = SHAPES.get(kind, SHAPE)
     torch.manual_seed(0)
     config = config_class(
         vocab_size=len(vocabulary), pad_token_id=0, max_position_embeddings=24, initializer_range=0.1, **shape, **rates
@@ -192,6 +202,20 @@ def test_what_a_checkpoint_has_of_a_classifier_stays(rows: Path, tmp_path: Path,
     assert "new weights" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("problem", ["multi_label_classification", "single_label_classification"])
+def test_its_own_labels_are_trained_as_one_right_label(problem: str, rows: Path, tmp_path: Path) -> None:
+    """From a classifier of these labels, whatever it was trained for before."""
+    base = save_base("bert", tmp_path, AutoModelForSequenceClassification)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"problem_type": problem, "id2label": {"0": "good", "1": "bad"}, "label2id": {"good": 0, "bad": 1}}
+    (base / "config.json").write_text(json.dumps(config))
+    task, lm = ClassifyTask(settings(rows, base)), from_pretrained(base)
+    found = task.prepared(lm)
+    assert task.labels == ["good", "bad"]
+    assert found.kind_of_scores == "one"
+    np.testing.assert_array_equal(found.model.head.output.weight[...], lm.model.head.output.weight[...])
+
+
 def train_here(run: Path, rows: Path, *flags: str, steps: int = 8) -> Path:
     sizes = [] if "--model" in flags else ["--layers", "1", "--dim", "32", "--heads", "2", "--tokenizer", "word"]
     common = ["--data", str(rows), "--batch-size", "16", "--steps", str(steps), "--save-every", "4", *sizes]
@@ -296,10 +320,18 @@ def test_bad_input_is_one_line(
 
 
 def test_checkpoints_that_cannot_classify_are_refused(bases: dict[str, Path], rows: Path, tmp_path: Path) -> None:
-    config = transformers.T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
-    with pytest.raises(InputError, match="has encoder and decoder: --task classify needs one alone"):
-        ClassifyTask(settings(rows, tmp_path / "t5")).config  # noqa: B018
+    pegasus = save_mbart(tmp_path / "pegasus")
+    made = transformers.PegasusConfig(vocab_size=20, **SHAPES["bart"])
+    transformers.PegasusForConditionalGeneration(made).save_pretrained(pegasus)
+    with pytest.raises(InputError, match="Pegasus has no ForSequenceClassification in transformers"):
+        ClassifyTask(settings(rows, pegasus)).config  # noqa: B018
+    endless = tmp_path / "endless"
+    save_base("t5", endless)
+    tokenizer = Tokenizer.from_file(str(endless / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    tokenizer.save(str(endless / "tokenizer.json"))
+    with pytest.raises(InputError, match="the tokenizer ends no text with token 2"):
+        ClassifyTask(settings(rows, endless)).config  # noqa: B018
     mute = tmp_path / "mute"
     shutil.copytree(bases["bert"], mute)
     (mute / "tokenizer.json").unlink()

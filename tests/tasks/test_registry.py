@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_tasks_of_the_package_have_their_names() -> None:
-    assert list(TASKS) == ["copy", "reverse", "sort", "lm", "translate", "classify", "mlm", "span"]
+    assert list(TASKS) == ["copy", "reverse", "sort", "lm", "translate", "classify", "tag", "answer", "mlm", "span"]
     assert all(find_task(name).task.name == name for name in TASKS)
 
 
@@ -85,7 +85,7 @@ ANSWER = "\n    def answer(self, source):\n        return source\n"
         (
             None,
             "juggle",
-            "'juggle': choose one of copy, reverse, sort, lm, translate, classify, mlm, span, or write --task FILE",
+            "'juggle': choose one of copy, reverse, sort, lm, translate, classify, tag, answer, mlm, span, or write",
         ),
         (GOOD, "mine.py:Twice", "mine.py has no class Twice: it has Rotate, BigPig"),
         ("x = 1", "mine.py:Twice", "has no class Twice: derive one from jaxformer.tasks.SequenceTask or Task"),
