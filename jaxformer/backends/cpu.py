@@ -21,6 +21,9 @@ LONGEST_PIECE = 4095  # XLA fuses vectors of less than 16 KiB
 # as long as those of Eigen, which it falls back to without. Eigen has none for integers: without YNNPACK, products of
 # these are loops, which take three times as long for one row and far longer for more.
 FEW_ROWS_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# XLA for CPUs removes the barriers of `jax.checkpoint`, finds that what is computed again was computed before, and
+# keeps it all. Without the pass that removes them, a block is computed again, and its memory is free in between.
+TRAINING_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def matmul_transposed(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -141,13 +144,24 @@ def _piece(width: int, rows: int) -> int:
 @cache
 def few_rows_options() -> dict[str, str] | None:
     """Return FEW_ROWS_OPTIONS on CPUs, unless this version of XLA does not know it."""
+    return known_options(FEW_ROWS_OPTIONS)
+
+
+@cache
+def training_options() -> dict[str, str] | None:
+    """Return TRAINING_OPTIONS on CPUs, unless this version of XLA does not know it."""
+    return known_options(TRAINING_OPTIONS)
+
+
+def known_options(options: dict[str, str]) -> dict[str, str] | None:
+    """Return options of the compiler on CPUs; None on other devices, and where XLA does not know one of them."""
     if jax.default_backend() != "cpu":
         return None
     try:
-        jax.jit(lambda: 0, compiler_options=FEW_ROWS_OPTIONS).lower().compile()
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:
         return None
-    return FEW_ROWS_OPTIONS
+    return options
 
 
 def pack(x: jax.Array) -> jax.Array:

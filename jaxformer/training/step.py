@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
+from jaxformer.backends.cpu import training_options
 from jaxformer.layers.variables import QuantizedWeight
 
 Params = Any
@@ -126,7 +127,9 @@ def make_train_step(
         new = TrainState(params, optimizer_state, state.step + 1, skipped, state.key)
         return new, Metrics(loss, norm, ratio, rate, skipped, loads)
 
-    return CompiledStep(jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)), bound)
+    options = training_options()
+    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
+    return CompiledStep(compiled, bound)
 
 
 @dataclass(frozen=True)
