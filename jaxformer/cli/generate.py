@@ -119,8 +119,8 @@ def answer_with_folder(name: str, arguments: Arguments, settings: dict[str, Any]
     prompts = replace(prompts, given=tuple(given), file=None)
     lm = from_pretrained(runs.checkpoint_in(name), dtype=arguments.dtype)
     if lm.model.decoder is None:
-        programs = " or ".join(command_line(program) for program in ("classify", "embed"))
-        raise InputError(f"{name} is an encoder, which generates nothing: give it to {programs}, or call lm.fill_mask")
+        programs = ", ".join(command_line(program) for program in ("classify", "tag", "answer", "fill-mask", "embed"))
+        raise InputError(f"{name} is an encoder, which generates nothing: give it to one of {programs}")
     lm = lm.quantize() if arguments.weights == "int8" else lm
     raw = arguments.raw or runs.reads_plain(name)
     answer_texts(name, lm, settings, prompts, raw=raw, as_json=arguments.json)

@@ -12,6 +12,8 @@ import jaxformer
 from jaxformer import backends
 from jaxformer.presets import modern_decoder_only
 
+import pytest
+
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "tensor"))
 config = modern_decoder_only(40, dim=32, layers=2, heads=4, kv_heads=2)
 model = jaxformer.Transformer(config, rngs=nnx.Rngs(0))
@@ -37,6 +39,7 @@ assert "tensor" in str(cache.layers[0].key.sharding.spec)
 """
 
 
+@pytest.mark.slow
 def test_a_cache_is_sharded_over_rows_and_heads() -> None:
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)

@@ -106,7 +106,7 @@ def test_equal_blocks_are_folded_and_others_are_not():
     assert {"decoder.blocks.0", "decoder.blocks.1", "decoder.blocks.2"} <= set(paths)
 
 
-@pytest.mark.parametrize(("S", "T"), [(64, 61), (2048, 1024)])
+@pytest.mark.parametrize(("S", "T"), [(64, 61), pytest.param(2048, 1024, marks=pytest.mark.slow)])
 def test_flops_are_close_to_those_of_the_matrix_products(S, T):
     config = encoder_decoder(101, dim=128, layers=1, heads=2, dropout=0.0)
     counted = costs(config, Sizes(3, S, T))
@@ -154,6 +154,7 @@ def test_heads_without_a_vocabulary_have_costs(head):
     assert 2 * counted.forward < counted.step
 
 
+@pytest.mark.slow
 def test_the_table_is_aligned_and_fits(capsys):
     text = printed(capsys, "paper-big", "--batch", "2", "--source-length", "17", "--length", "19")
     assert text.startswith("paper-big: batch B = 2, source length S = 17, target length T = 19, model width D = 1024\n")

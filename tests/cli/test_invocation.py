@@ -103,6 +103,7 @@ def test_every_way_to_start(line: list[str], tmp_path: Path) -> None:
     assert process.stdout.startswith(f"jaxformer {__version__} (".encode())
 
 
+@pytest.mark.slow
 def test_train_py_without_a_run_names_itself(tmp_path: Path) -> None:
     said = message(call(tmp_path, "generate.py", "--beam", "4"))
     assert said.endswith(f"train one first with {typed('train.py')} --task copy")

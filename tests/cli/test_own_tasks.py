@@ -43,6 +43,7 @@ def run(line: str, *more: str) -> None:
     program([*words[start:], *more])
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_guide(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Trained for a few steps, resumed, asked and drawn, as the guide says, of a file that the guide shows."""
     assert SECTION.split("```python\n")[1].split("```")[0].strip() in EXAMPLE
@@ -269,7 +270,7 @@ def test_batches_that_cannot_be_returned_to_are_refused(
 RECORDED = json.loads((Path(__file__).parent / "recorded_settings.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["copy", "lm"])
+@pytest.mark.parametrize("name", ["copy", pytest.param("lm", marks=pytest.mark.slow)])
 def test_runs_of_earlier_versions_go_on(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What run.json said of task and settings is read: the run resumes, generates and stays what it is."""
     flags = {

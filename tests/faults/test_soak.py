@@ -6,7 +6,8 @@ from soak import soak
 from jaxformer.generation import compiling
 
 
-@pytest.mark.parametrize(("cases", "most"), [(8, 2), pytest.param(200, 16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("cases", "most"), [(8, 2), (200, 16)])
 def test_memory_stays_bounded(cases: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where more programs are asked for than are kept, alone and by three threads at once."""
     monkeypatch.setattr(compiling.PROGRAMS, "most", most)

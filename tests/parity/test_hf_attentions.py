@@ -49,7 +49,8 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fused")
-@pytest.mark.parametrize("search", [pytest.param("greedy", marks=pytest.mark.slow), "beam"])
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["greedy", "beam"])
 def test_maps_of_every_step_follow_the_beams(pair: tuple[Any, Any], search: str, rng: np.random.Generator) -> None:
     reference, lm = pair
     model, base = lm.model, lm.generation

@@ -179,7 +179,13 @@ def test_an_adapter_over_8_bits_is_the_one_over_the_rounded_weights(
         lora.merge(dataclasses.replace(pair.ours, model=rounded), adapter)
 
 
-@pytest.mark.parametrize("name", ["bert-classes", "roberta-classes", "distilbert-classes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert-classes",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta-classes", "distilbert-classes")),
+    ],
+)
 def test_a_classifier_is_trained_with_the_adapter(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
     pair = open_pair(name, tmp_path / "base")
     targets = ["q_lin", "v_lin"] if name.startswith("distil") else ["query", "value"]

@@ -42,7 +42,7 @@ KINDS = {
     "bart": (transformers.BartConfig, {"eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None}),
     "t5": (transformers.T5Config, {"eos_token_id": 2, "decoder_start_token_id": 0}),
 }
-OF_KINDS = [pytest.param(kind, marks=() if kind in ("bert", "llama") else pytest.mark.slow) for kind in KINDS]
+OF_KINDS = [pytest.param(kind, marks=() if kind == "bert" else pytest.mark.slow) for kind in KINDS]
 STACK = {"layers": 2, "attention_heads": 2, "ffn_dim": 48}
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 SHAPES = {

@@ -157,7 +157,9 @@ def test_a_model_that_chats_is_trained_resumed_and_asked(
     chats_before = chats.read_text()
     try:
         chats.write_text(chats_before.replace("count on", "count off"))
-        assert "the text changed" in refusal(lambda: train.train([*again, "--steps", "34"]), capsys)
+        assert "the text and the validation text changed" in refusal(
+            lambda: train.train([*again, "--steps", "34"]), capsys
+        )
     finally:
         chats.write_text(chats_before)
 

@@ -162,9 +162,8 @@ QLORA = ("--lora", "2", "--weights", "int8")
 FROZEN = ("--freeze", "embedding", "--freeze", "decoder.blocks.0.*")
 
 
-@pytest.mark.parametrize(
-    "flags", [QLORA, *(pytest.param(flags, marks=pytest.mark.slow) for flags in ((), ("--lora", "2"), FROZEN))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [QLORA, (), ("--lora", "2"), FROZEN])
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(
     flags: tuple[str, ...], llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
