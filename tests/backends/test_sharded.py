@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
@@ -11,8 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import jaxformer
 from jaxformer import backends
 from jaxformer.presets import modern_decoder_only
-
-import pytest
 
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "tensor"))
 config = modern_decoder_only(40, dim=32, layers=2, heads=4, kv_heads=2)
