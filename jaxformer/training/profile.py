@@ -13,7 +13,6 @@ from jaxformer.training.step import Batch, CompiledStep, Metrics, TrainState
 
 FIRST, LAST = 3, 5  # steps that are traced: the first ones compile, and fill the memory
 SHOWN = 10
-FOLDER = "profile"  # in the folder of a run
 INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"')
 WRAPPER = re.compile(r"^(jit|jvp|transpose|vmap|checkpoint|remat|custom_vjp|pjit)\((.*)\)$")
 INNER = re.compile(r"jit|while|body|cond|branch.*|closed_call|checkpoint|rematted_computation|custom_.*|.*->.*")
@@ -85,26 +84,25 @@ def times(folder: Path, sources: Mapping[str, Operation]) -> dict[Operation, flo
     """Return the seconds of each operation in the newest trace in a folder."""
     traces = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     found: dict[Operation, float] = defaultdict(float)
-    for event in device_events(jax.profiler.ProfileData.from_file(str(traces[-1]))):
-        found[sources.get(event.name, Operation("(step)", event.name.split(".")[0], backward=False))] += (
-            event.duration_ns / 1e9
-        )
+    for name, seconds in instructions(jax.profiler.ProfileData.from_file(str(traces[-1]))):
+        found[sources.get(name, Operation("(step)", name.split(".")[0], backward=False))] += seconds
     return dict(found)
 
 
-def device_events(trace: Any) -> Iterable[Any]:
-    """Yield the events of a trace that are instructions of the training step."""
+def instructions(trace: Any) -> Iterable[tuple[str, float]]:
+    """Yield the names and seconds of the events of a trace that are instructions of the training step."""
     for plane in trace.planes:
         for line in plane.lines:
             for event in line.events:
                 stats = dict(event.stats)
                 if "hlo_op" in stats and "train_step" in str(stats.get("hlo_module", "")):
-                    yield event
+                    yield str(stats["hlo_op"]), event.duration_ns / 1e9
 
 
 def table(found: Mapping[Operation, float], steps: int) -> list[str]:
     """Return the most expensive operations as lines; those that run beside each other add up to more than the time."""
-    total = sum(found.values())
+    if not (total := sum(found.values())):
+        return ["the trace names no operation of the step"]
     lines = [f"the most expensive operations of {steps} steps:", "  share  ms a step  operation"]
     for each, seconds in sorted(found.items(), key=lambda item: -item[1])[:SHOWN]:
         direction = ", backward" if each.backward else ""
