@@ -66,6 +66,7 @@ from jaxformer.training import (
 from jaxformer.training.loop import Batches
 
 DIVERGED = 1  # exit status
+PROFILE, PROFILED = "profile", 5  # folder in that of a run, and how many steps a profile needs
 KEPT = 2  # checkpoints, besides the best one
 S = TypeVar("S")
 
@@ -313,9 +314,11 @@ def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, argum
             state, position = checkpoints.restore(state)
             go_to(batches, position)
         taken = int(state.step)
+        if arguments.profile and settings.steps - taken < PROFILED:
+            note(f"--profile traces the third to the fifth step of a run: {settings.steps - taken} are too few")
         board = {"tensorboard": arguments.tensorboard, "peak": peak_flops(jnp.dtype(settings.dtype))}
         with MetricLogger(home, first_step=taken, steps=settings.steps, **board) as recorder:
-            take = StepProfiler(step, home / "profile") if arguments.profile else step
+            take = StepProfiler(step, home / PROFILE) if arguments.profile else step
 
             def step_on_devices(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
                 return take(state, parallel.shard_batch(batch))

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from jaxformer.data.pipeline import IGNORED
 from jaxformer.model import Transformer
 from jaxformer.ops import Routing, chunked_cross_entropy, cross_entropy, expert_load
-from jaxformer.parallel.rules import divided
+from jaxformer.parallel import divided
 from jaxformer.tasks.task import Task
 from jaxformer.training import BalanceConfig, Loss, LossFunction, Trainable, cast, penalty
 

@@ -40,6 +40,7 @@ def test_instructions_are_found_in_a_program() -> None:
 
 def test_the_table_is_sorted_and_shares_are_of_all() -> None:
     found = {Operation("head", "dot_general", backward=True): 3.0, Operation("optimizer", "add", backward=False): 1.0}
+    assert table({}, 2) == ["the trace names no operation of the step"]
     assert table(found, 2)[2:] == [
         "  75.0%    1500.00  head: dot_general, backward",
         "  25.0%     500.00  optimizer: add",
