@@ -307,8 +307,16 @@ def train_run(folder: Path, home: Path, task: Task[Any], batches: Batches, argum
         note(f"trains {trained:,} parameters; {frozen:,} are frozen, in {held}")
     every = task.evaluate_every
     evaluate = None if every is None else partial(validate, task, trainable)
-    flops = partial(training_flops, task.config, trained=trained / (trained + frozen))
-    plan = LoopConfig(settings.steps, settings.save_every, task.count_tokens, evaluate, every or 1, flops)
+    share = trained / (trained + frozen)
+
+    def flops(batch: Any) -> float | None:
+        here = training_flops(task.config, batch, trained=share)
+        return None if here is None else here * jax.process_count()  # all have as many rows
+
+    def tokens(batch: Any) -> int:
+        return task.count_tokens(batch) * jax.process_count()
+
+    plan = LoopConfig(settings.steps, settings.save_every, tokens, evaluate, every or 1, flops)
     with Checkpoints(folder / CHECKPOINTS, keep=max(KEPT, settings.average)) as checkpoints:
         if checkpoints.latest is not None:
             state, position = checkpoints.restore(state)
