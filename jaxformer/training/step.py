@@ -129,7 +129,7 @@ def make_train_step(
 
     options = training_options()
     compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
-    return CompiledStep(compiled, bound)
+    return CompiledStep(compiled, jax.jit(train_step), bound)
 
 
 @dataclass(frozen=True)
@@ -138,15 +138,18 @@ class CompiledStep:
 
     Attributes:
         function: (state, batch, loss function) -> (new state, metrics).
+        inner: The same as a part of another program, which has its own options and donates as it wants.
         loss_function: The loss, with the arrays that it binds.
     """
 
     function: Any
+    inner: Any
     loss_function: Partial
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take a step: return the new state, in the memory of the old one, and what was measured."""
-        return self.function(state, batch, self.loss_function)
+        inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, batch)))
+        return (self.inner if inside else self.function)(state, batch, self.loss_function)
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
         """Return the program for a state and a batch, or their shapes and types, before it is compiled."""

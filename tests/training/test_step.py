@@ -170,3 +170,19 @@ def test_rematerialized_blocks_take_less_memory() -> None:
         found[rematerialize] = (memory.temp_size_in_bytes, metrics.loss.item(), metrics.grad_norm.item())
     assert found[True][0] < found[False][0] / 2
     np.testing.assert_allclose(found[True][1:], found[False][1:], rtol=1e-6)
+
+
+def test_a_step_is_part_of_other_programs() -> None:
+    """Under `jax.jit`, in a `lax.scan` over batches and for several states at once by `jax.vmap`."""
+    batches = [{"x": jnp.arange(4.0) + n, "y": jnp.ones(4)} for n in range(3)]
+    expected, metrics = take_steps(batches)
+    optimizer = optax.adam(0.1)
+    step = make_train_step(line_loss, optimizer, lambda count: 0.1 + count)
+    state = init_state({"weight": jnp.float32(0.0)}, optimizer, 0)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    last, seen = jax.jit(lambda state: jax.lax.scan(step, state, stacked))(state)
+    np.testing.assert_allclose(last.params["weight"], expected.params["weight"], rtol=1e-6)
+    np.testing.assert_allclose(seen.loss, [each.loss for each in metrics], rtol=1e-6)
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    both, _ = jax.vmap(step, in_axes=(0, None))(states, batches[0])
+    np.testing.assert_array_equal(both.params["weight"][0], both.params["weight"][1])
