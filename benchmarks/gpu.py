@@ -110,7 +110,7 @@ def seconds_of(run: Callable[[], Any], rounds: int = 5) -> float:
 
 
 def parity(arguments: Arguments) -> Iterator[Callable[[], Row]]:
-    """Attention in bfloat16, by whatever kernel is chosen, beside the dense form in float32: values and gradients."""
+    """Compare attention in bfloat16 with the dense form in float32, values and gradients."""
     length = 64 if arguments.small else 1024
     masks = {
         "causal": AttentionMask(causal=True),
@@ -245,7 +245,7 @@ def torch_there() -> Any:
 
 
 def decoding(arguments: Arguments) -> Iterator[Callable[[], Row]]:
-    """Greedy decoding of random models, beside the time in which the memory gives their weights."""
+    """Decode greedily with random models; compare a token's time with the time to read their weights once."""
     shapes = {
         "GPT-2 124M": decoder_only(VOCABULARY, length=1024, dim=768, layers=12, heads=12),
         "GPT-2 1.5B": decoder_only(VOCABULARY, length=1024, dim=1600, layers=48, heads=25),

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py
 
-Each measurement has a process of its own, whose largest resident memory is read at its end: weights, gradients,
-optimizer, activations, the program and all that its libraries hold.
+Each measurement runs in its own process and reads the largest resident memory at the end. That memory holds weights,
+gradients, optimizer, activations, the compiled program and the libraries.
 """
 
 import json

@@ -19,6 +19,13 @@ CHATML = (
 )
 
 
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+# Words of sentences that say who was where.
+PEOPLE, PLACES, OTHERS = (
+    ("Ada", "Alan", "Grace"),
+    ("Paris", "Rome", "Oslo"),
+    ("went", "to", "and", "saw", "lives", "in"),
+)
 PAIR = "[CLS] $A [SEP] $B:1 [SEP]:1"
 
 
@@ -33,21 +40,19 @@ def save_tokenizer(folder: Path, single: str, special: list[str], pair: str | No
     fast.save_pretrained(folder)
 
 
+def bert_config(
+    vocab_size: int, std: float, kind: type = transformers.BertConfig, **settings: object
+) -> transformers.PretrainedConfig:
+    """A tiny encoder: 2 layers of width 32, 24 positions, padding 0, weights drawn with deviation `std`."""
+    sizes = {"vocab_size": vocab_size, "pad_token_id": 0, "max_position_embeddings": 24, "initializer_range": std}
+    return kind(**sizes, **SHAPE, **settings)
+
+
 def save_bert(folder: Path, mask: str = "[MASK]") -> Path:
     special = ["[PAD]", "[CLS]", "[SEP]", "<unk>", mask]
     save_tokenizer(folder, "[CLS] $A [SEP]", special, pad_token="[PAD]", mask_token=mask)
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(special) + len(WORDS),
-        pad_token_id=0,
-        max_position_embeddings=24,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        initializer_range=0.3,
-    )
-    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    AutoModelForMaskedLM.from_config(bert_config(len(special) + len(WORDS), 0.3)).save_pretrained(folder)
     return folder
 
 
@@ -59,18 +64,7 @@ def save_headed(
     special = ["[PAD]", "[CLS]", "[SEP]", "<unk>"]
     save_tokenizer(folder, "[CLS] $A [SEP]", special, pad_token="[PAD]", cls_token="[CLS]", pair=PAIR, **names)
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(special) + len(WORDS),
-        pad_token_id=0,
-        max_position_embeddings=24,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        initializer_range=std,
-        **settings,
-    )
-    model = opener.from_config(config).eval()
+    model = opener.from_config(bert_config(len(special) + len(WORDS), std, **settings)).eval()
     model.save_pretrained(folder)
     return model
 

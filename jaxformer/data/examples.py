@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxformer.data.rows import json_object, lines_of, parsed, settle
+from jaxformer.data.rows import json_object, lines_of, parsed, settled
 from jaxformer.data.tokenizer import check_text
 from jaxformer.errors import InputError
 from jaxformer.schema import shown
@@ -44,9 +44,7 @@ def read_prompts(path: Path, *, skip_bad: bool, say: Callable[[str], None]) -> l
     Raises:
         InputError: The file cannot be read, has no such line, or has another one.
     """
-    rows, bad = parsed(path, prompt_row)
-    settle(path, len(rows), bad, skip_bad=skip_bad, say=say)
-    return [row for _, row in rows]
+    return settled(path, prompt_row, skip_bad=skip_bad, say=say)
 
 
 def prompt_row(line: str) -> tuple[str, str]:

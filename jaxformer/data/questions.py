@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxformer.data.rows import filled, json_object, parsed, settle
+from jaxformer.data.rows import filled, json_object, settled
 from jaxformer.errors import InputError
 from jaxformer.schema import is_integer, shown
 
@@ -42,9 +42,7 @@ def read_questions(path: Path, *, skip_bad: bool = False, say: Callable[[str], N
     Raises:
         InputError: The file cannot be read, has no such line, or has another one.
     """
-    rows, bad = parsed(path, question_row)
-    settle(path, len(rows), bad, skip_bad=skip_bad, say=say)
-    return [row for _, row in rows]
+    return settled(path, question_row, skip_bad=skip_bad, say=say)
 
 
 def question_row(line: str) -> Question:

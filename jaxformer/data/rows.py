@@ -70,9 +70,7 @@ def read_tagged(
     Raises:
         InputError: The file cannot be read, has no such line, or has another one.
     """
-    rows, bad = parsed(path, tagged_row)
-    settle(path, len(rows), bad, skip_bad=skip_bad, say=say)
-    return [row for _, row in rows]
+    return settled(path, tagged_row, skip_bad=skip_bad, say=say)
 
 
 def tagged_row(line: str) -> tuple[str, str]:
@@ -121,6 +119,15 @@ def parsed(path: Path, parse: Callable[[str], T]) -> tuple[list[tuple[int, T]], 
         except InputError as error:
             bad.append((number, str(error)))
     return rows, bad
+
+
+def settled(
+    path: Path, parse: Callable[[str], T], *, skip_bad: bool, say: Callable[[str], None] | None = None
+) -> list[T]:
+    """Return what `parse` makes of the lines of a file; `settle` says what happens to bad ones."""
+    rows, bad = parsed(path, parse)
+    settle(path, len(rows), bad, skip_bad=skip_bad, say=say)
+    return [row for _, row in rows]
 
 
 def settle(

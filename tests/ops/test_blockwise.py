@@ -231,6 +231,7 @@ def test_dropout_drops_the_same_weights_in_both_directions(name: str) -> None:
     weights = attention_weights(query, key, **options_of(S, **options))
     factors = jnp.where(weights > 1e-6, left / jnp.maximum(weights, 1e-6), 0)
     kept = factors > 0.5
+    # The factor is a quotient of weights as small as 1e-6, each rounded at 1e-7 of the largest one.
     np.testing.assert_allclose(factors[kept], 1 / (1 - rate), rtol=1e-3)
     seen = (weights > 1e-6).sum()
     assert abs(kept.sum() / seen - (1 - rate)) < 0.05

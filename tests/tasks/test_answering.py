@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch_training import first_batches, our_losses, their_losses
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
+from word_models import OTHERS, PEOPLE, PLACES, bert_config
 
 from jaxformer import from_pretrained
 from jaxformer.cli import train
@@ -26,13 +27,7 @@ from jaxformer.tasks.start import StartSettings
 from jaxformer.training import OptimizerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-PEOPLE, PLACES, OTHERS = (
-    ("Ada", "Alan", "Grace"),
-    ("Paris", "Rome", "Oslo"),
-    ("went", "to", "and", "saw", "lives", "in"),
-)
 STEPS = 50
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +60,7 @@ def save_base(folder: Path, types: bool = True) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **names)
     fast.save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(vocabulary), "pad_token_id": 0, "max_position_embeddings": 24, "initializer_range": 0.1}
-    transformers.AutoModel.from_config(transformers.BertConfig(**sizes, **SHAPE)).save_pretrained(folder)
+    transformers.AutoModel.from_config(bert_config(len(vocabulary), 0.1)).save_pretrained(folder)
     return folder
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch_training import first_batches, our_losses, their_losses
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
+from word_models import OTHERS, PEOPLE, PLACES, bert_config
 
 from jaxformer import InputError, from_pretrained
 from jaxformer.cli import train
@@ -25,13 +26,7 @@ from jaxformer.tasks.tagging_settings import TaggedSettings, TaggingSettings
 from jaxformer.training import OptimizerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-PEOPLE, PLACES, OTHERS = (
-    ("Ada", "Alan", "Grace"),
-    ("Paris", "Rome", "Oslo"),
-    ("went", "to", "and", "saw", "lives", "in"),
-)
 STEPS = 50
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +53,7 @@ def save_base(folder: Path, config_class: type = transformers.BertConfig, opener
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(vocabulary), "pad_token_id": 0, "max_position_embeddings": 24, "initializer_range": 0.1}
-    config = config_class(**sizes, **SHAPE)
+    config = bert_config(len(vocabulary), 0.1, config_class)
     (opener or transformers.AutoModel).from_config(config).save_pretrained(folder)
     return folder
 
